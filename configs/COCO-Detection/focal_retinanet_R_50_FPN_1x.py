@@ -1,0 +1,19 @@
+"""The Lazy twin of focal_retinanet_R_50_FPN_1x.yaml, for Detectron2's lazyconfig_train_net.py."""
+
+from detectron2.config import LazyCall as L
+from detectron2.model_zoo import get_config
+
+from focal_det.head import FocalRetinaNetHead
+from focal_det.losses import FocalLoss
+from focal_det.meta_arch import FocalRetinaNet
+from focal_det.normalizers import EMAPosCount
+
+stock = get_config("COCO-Detection/retinanet_R_50_FPN_1x.py")
+dataloader, lr_multiplier, optimizer, train = stock.dataloader, stock.lr_multiplier, stock.optimizer, stock.train
+
+model = stock.model
+model._target_ = FocalRetinaNet
+model.cls_loss = L(FocalLoss)(alpha=model.pop("focal_loss_alpha"), gamma=model.pop("focal_loss_gamma"))
+model.normalizer = L(EMAPosCount)()
+model.head._target_ = FocalRetinaNetHead
+model.head.cls_loss = "${..cls_loss}"

@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""Install a pure-Python Detectron2 0.5 from PyPI where no Detectron2 is installed.
+
+Detectron2 is not on PyPI under its own name. The source distribution detectron2-cdo 0.5 has its
+Python files, model zoo configs and tools, byte for byte, but not its C++ sources. This script makes
+a wheel of it that runs with current torch, numpy, Pillow and setuptools. Training, inference and
+evaluation of RetinaNet need nothing more. The operations that Detectron2 compiles (rotated boxes,
+deformable convolution) raise an error that says so when they are used.
+
+A Detectron2 that is installed already is left alone. Needs only the standard library and pip.
+"""
+
+import argparse
+import hashlib
+import html
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence
+
+PROJECT = "detectron2-cdo"
+SDIST_NAME = "detectron2_cdo-0.5.tar.gz"
+SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
+WHEEL_VERSION = "0.5+pure.1"
+
+
+class BuildError(Exception):
+    """A reason to stop; its message is all that the person running the script sees."""
+
+
+class Substitution(NamedTuple):
+    """In `file`, `old` becomes `new`; `old` must occur there exactly `count` times."""
+
+    file: str
+    old: str
+    new: str
+    count: int
+
+
+_COMPILED = ("from detectron2 import _C", "from detectron2.no_compiled_ops import _C", 1)
+SUBSTITUTIONS = tuple(
+    Substitution(f"detectron2/{file}", old, new, count)
+    for file, old, new, count in [
+        # numpy 1.24 removed its aliases of Python's own types.
+        ("data/build.py", "dtype=np.int", "dtype=int", 2),
+        ("data/datasets/pascal_voc.py", "dtype=np.str", "dtype=str", 1),
+        ("evaluation/pascal_voc_evaluation.py", "astype(np.bool)", "astype(bool)", 2),
+        ("evaluation/sem_seg_evaluation.py", "dtype=np.int)", "dtype=int)", 2),
+        ("evaluation/sem_seg_evaluation.py", "dtype=np.float", "dtype=float", 2),
+        ("evaluation/sem_seg_evaluation.py", "astype(np.float)", "astype(float)", 3),
+        ("structures/masks.py", "np.bool", "bool", 2),
+        ("utils/video_visualizer.py", "np.bool", "bool", 1),
+        ("utils/visualizer.py", "np.bool", "bool", 3),
+        # Pillow 10 removed this other name of BILINEAR.
+        ("data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR", 1),
+        # setuptools 82 removed pkg_resources; environments of Python 3.12 have no setuptools.
+        ("model_zoo/model_zoo.py", "import pkg_resources\n", "", 1),
+        ("model_zoo/model_zoo.py", "pkg_resources.resource_filename(", "os.path.join(", 1),
+        (
+            "model_zoo/model_zoo.py",
+            '"detectron2.model_zoo", os.path.join("configs", config_path)',
+            'os.path.dirname(__file__), "configs", config_path',
+            1,
+        ),
+        # torch 2 made _LRScheduler a subclass of LRScheduler: a scheduler's state was not saved.
+        (
+            "engine/hooks.py",
+            "torch.optim.lr_scheduler._LRScheduler",
+            "torch.optim.lr_scheduler.LRScheduler",
+            2,
+        ),
+        # torch 2 has no caffe2: what does not need it can be imported, as in newer Detectron2.
+        (
+            "export/__init__.py",
+            "from .api import *\n",
+            "try:\n    from .api import *\nexcept ImportError:  # needs caffe2 and onnx\n    pass\n",
+            1,
+        ),
+        # Operations that Detectron2 compiles: importing them works, using them raises.
+        ("layers/deform_conv.py", *_COMPILED),
+        ("layers/roi_align_rotated.py", *_COMPILED),
+        ("layers/rotated_boxes.py", *_COMPILED),
+        ("layers/nms.py", "import torch\n", f"import torch\n{_COMPILED[1]}\n", 1),
+        ("layers/nms.py", "torch.ops.detectron2.nms_rotated(", "_C.nms_rotated(", 1),
+        # The fast COCO evaluation is compiled: pycocotools' own is used, and the log says so.
+        (
+            "evaluation/coco_evaluation.py",
+            "from detectron2.evaluation.fast_eval_api import COCOeval_opt",
+            "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
+            1,
+        ),
+        (
+            "evaluation/coco_evaluation.py",
+            '"unofficial" if self._use_fast_impl else "official"',
+            '"official"',
+            1,
+        ),
+        (
+            "utils/collect_env.py",
+            'f"not built correctly: {e}"',
+            '"none: a pure-Python build without compiled operations"',
+            1,
+        ),
+    ]
+)
+
+PLACEHOLDER = f'''"""Stands in for detectron2._C, the compiled operations, which this build does not have."""
+
+
+class _NoCompiledOps:
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RuntimeError(
+            f"{{name}} is a compiled operation of Detectron2, and this Detectron2 ({WHEEL_VERSION}) "
+            "is a pure-Python build that has none. Install the full Detectron2 instead: from "
+            "https://github.com/facebookresearch/detectron2 or with "
+            "'conda install -c conda-forge detectron2'."
+        )
+
+
+_C = _NoCompiledOps()
+'''
+
+PYPROJECT = f"""[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "detectron2"
+version = "{WHEEL_VERSION}"
+description = "Detectron2 0.5 as a pure-Python build, without its compiled operations"
+readme = "README.md"
+authors = [{{name = "FAIR"}}]
+license = "Apache-2.0"
+license-files = ["LICENSE", "CHANGES"]
+requires-python = ">=3.9"
+dependencies = [
+    "cloudpickle", "fvcore>=0.1.5", "hydra-core>=1.1", "iopath>=0.1.9", "matplotlib>=3.5", "numpy>=1.21",
+    "omegaconf>=2.1", "Pillow>=9.1", "pycocotools>=2.0.2", "PyYAML>=5.1", "tabulate", "tensorboard",
+    "termcolor>=1.1", "tqdm>4.29.0", "yacs>=0.1.8",
+]
+
+[project.urls]
+Homepage = "https://github.com/facebookresearch/detectron2"
+
+[tool.setuptools]
+include-package-data = false
+
+[tool.setuptools.packages.find]
+include = ["detectron2*", "tools*"]
+namespaces = false
+
+[tool.setuptools.package-data]
+"detectron2.model_zoo" = ["configs/**/*.yaml", "configs/**/*.py"]
+"""
+
+
+def say(message: str) -> None:
+    """Print one line for the person watching, at once."""
+    print(message, flush=True)
+
+
+def find_installed() -> Optional[str]:
+    """Version and folder of the Detectron2 that this interpreter would import, None without one."""
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r'^__version__ = "(.*)"', Path(spec.origin).read_text(), re.MULTILINE)
+    return f"{found.group(1) if found else '(version unknown)'} in {Path(spec.origin).parent}"
+
+
+def find_package_index() -> str:
+    """The address of the package index that pip uses here, by its settings and environment."""
+    command = [sys.executable, "-m", "pip", "download", "--help"]
+    # A wide terminal keeps pip from breaking the address over two lines.
+    shown = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "500"}
+    )
+    found = re.search(r"--index-url <url>[^<]*?\(default:?\s+([^\s)]+)\)", shown.stdout)
+    if found is None:
+        raise BuildError(
+            f"Cannot find pip's package index in the output of {' '.join(command)!r} "
+            f"(exit status {shown.returncode}). Download {SDIST_NAME} yourself and name it with "
+            f"--sdist. {shown.stderr.strip()}"
+        )
+    return found.group(1)
+
+
+def read_url(url: str) -> bytes:
+    """What is at `url`."""
+    request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.read()
+    except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
+        raise BuildError(
+            f"Cannot read {url} ({error}). Check the network and pip's settings, or download "
+            f"{SDIST_NAME} elsewhere and name it with --sdist."
+        ) from error
+
+
+def find_sdist_url(page: str, page_url: str) -> str:
+    """The address of the source distribution, by the package's page on the package index."""
+    for link in re.findall(r"""href\s*=\s*["']([^"']+)["']""", page):
+        url = urllib.parse.urljoin(page_url, urllib.parse.urldefrag(html.unescape(link)).url)
+        if urllib.parse.urlparse(url).path.endswith("/" + SDIST_NAME):
+            return url
+    raise BuildError(f"{page_url} lists no {SDIST_NAME}. Name a copy of it with --sdist.")
+
+
+def download_sdist(folder: Path) -> Path:
+    """Download the source distribution from pip's package index into `folder`."""
+    page_url = f"{find_package_index().rstrip('/')}/{PROJECT}/"
+    url = find_sdist_url(read_url(page_url).decode(), page_url)
+    say(f"Downloading {url}")
+    sdist = folder / SDIST_NAME
+    sdist.write_bytes(read_url(url))
+    return sdist
+
+
+def verify_sha256(file: Path, expected: str = SDIST_SHA256) -> None:
+    """Stop unless the sha256 of `file` is `expected`."""
+    actual = hashlib.sha256(file.read_bytes()).hexdigest()
+    if actual != expected:
+        raise BuildError(f"{file} is not the expected file: sha256 {actual}, not {expected}.")
+    say(f"Verified sha256 {actual}")
+
+
+def unpack(sdist: Path, folder: Path) -> Path:
+    """Unpack the verified `sdist` into `folder`; returns the root of the source tree."""
+    with tarfile.open(sdist) as archive:
+        if hasattr(tarfile, "data_filter"):
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(folder)
+    return folder / SDIST_NAME[: -len(".tar.gz")]
+
+
+def apply_substitutions(root: Path, substitutions: Sequence[Substitution]) -> None:
+    """Edit the files under `root`; stop where a text is not there as often as the table says."""
+    for file, old, new, count in substitutions:
+        text = (root / file).read_text(encoding="utf-8")
+        found = text.count(old)
+        if found != count:
+            raise BuildError(f"{file}: expected {old!r} {count} times, found it {found} times.")
+        (root / file).write_text(text.replace(old, new), encoding="utf-8")
+    files = {substitution.file for substitution in substitutions}
+    for file in files:  # the licence asks for a notice in every changed file
+        with open(root / file, "a", encoding="utf-8") as changed:
+            changed.write("\n# Changed from Detectron2 0.5: see CHANGES beside the licence.\n")
+    say(f"Applied {len(substitutions)} substitutions in {len(files)} files")
+
+
+def describe_changes(substitutions: Sequence[Substitution]) -> str:
+    """The text of the CHANGES file: what this build changes in Detectron2 0.5."""
+    lines = [
+        f"Detectron2 {WHEEL_VERSION} is Detectron2 0.5 (https://github.com/facebookresearch/detectron2,",
+        "Copyright (c) Facebook, Inc. and its affiliates, Apache License 2.0) without its compiled",
+        "operations, with detectron2/no_compiled_ops.py added and these texts replaced:",
+        "",
+    ]
+    lines += [f"{file} ({count}x): {old!r} -> {new!r}" for file, old, new, count in substitutions]
+    return "\n".join(lines) + "\n"
+
+
+def arrange_source(root: Path) -> None:
+    """Add this build's own files and move Detectron2's projects to where its wheel has them."""
+    for unwanted in ("setup.py", "setup.cfg"):
+        (root / unwanted).unlink()
+    shutil.rmtree(root / "detectron2_cdo.egg-info")
+    (root / "detectron2/no_compiled_ops.py").write_text(PLACEHOLDER, encoding="utf-8")
+    (root / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    (root / "CHANGES").write_text(describe_changes(SUBSTITUTIONS), encoding="utf-8")
+    for package in ("PointRend/point_rend", "DeepLab/deeplab", "Panoptic-DeepLab/panoptic_deeplab"):
+        shutil.move(str(root / "projects" / package), str(root / "detectron2/projects"))
+
+
+def run_pip(*arguments: str) -> None:
+    """Run pip of this interpreter, quietly, and stop if it fails."""
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet"]
+    if subprocess.run(command).returncode != 0:
+        raise BuildError(f"This command failed, its own message is above: {' '.join(command)}")
+
+
+def build_wheel(sdist: Optional[Path], work_dir: Path, wheel_dir: Path) -> Path:
+    """Make the wheel in `wheel_dir` out of `sdist`, downloaded if None; returns its path."""
+    sdist = sdist or download_sdist(work_dir)
+    verify_sha256(sdist)
+    root = unpack(sdist, work_dir)
+    apply_substitutions(root, SUBSTITUTIONS)
+    arrange_source(root)
+    run_pip("wheel", "--no-deps", "--wheel-dir", str(wheel_dir), str(root))
+    wheel = wheel_dir / f"detectron2-{WHEEL_VERSION}-py3-none-any.whl"
+    say(f"Built {wheel.name}")
+    return wheel
+
+
+def install_wheel(wheel: Path, replace: bool) -> None:
+    """Install `wheel` and what it requires; `replace` installs it over any other Detectron2."""
+    if replace:
+        run_pip("install", "--force-reinstall", "--no-deps", str(wheel))
+    run_pip("install", str(wheel))
+    say(f"Installed detectron2 {WHEEL_VERSION} for {sys.executable}")
+
+
+def parse_arguments(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a Detectron2 that is installed already"
+    )
+    parser.add_argument(
+        "--sdist", type=Path, metavar="FILE", help=f"use this copy of {SDIST_NAME}, download nothing"
+    )
+    parser.add_argument(
+        "--wheel-dir", type=Path, metavar="DIR", help="only make the wheel, in DIR; install nothing"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run the script; returns its exit status."""
+    options = parse_arguments(arguments)
+    installed = find_installed()
+    if installed and not (options.force or options.wheel_dir):
+        say(f"Detectron2 {installed} is installed: nothing to do")
+        return 0
+    try:
+        with tempfile.TemporaryDirectory() as work_dir:
+            wheel_dir = options.wheel_dir or Path(work_dir, "wheel")
+            wheel = build_wheel(options.sdist, Path(work_dir), wheel_dir)
+            if not options.wheel_dir:
+                install_wheel(wheel, replace=options.force)
+    except (BuildError, OSError, tarfile.TarError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

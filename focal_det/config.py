@@ -1,0 +1,64 @@
+"""MODEL.FOCAL_DET: the config node for what Detectron2 has no key for, and the components built from it.
+
+gamma, alpha and the prior pi keep Detectron2's keys: MODEL.RETINANET.FOCAL_LOSS_GAMMA, FOCAL_LOSS_ALPHA and PRIOR_PROB.
+"""
+
+import inspect
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from detectron2.config import CfgNode
+from torch import nn
+
+from focal_det import losses, normalizers  # noqa: F401  (registers the components)
+from focal_det.losses import ClsLoss
+from focal_det.registry import CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY, ComponentRegistry, get_constructor_args
+
+# Constructor arguments that have a key of Detectron2's.
+_RETINANET_KEYS = {"alpha": "FOCAL_LOSS_ALPHA", "gamma": "FOCAL_LOSS_GAMMA"}
+
+
+def add_focal_det_config(cfg: CfgNode) -> None:
+    """Add `MODEL.FOCAL_DET` with its defaults, and make FocalRetinaNet known to Detectron2.
+
+    A component's `ARGS.<its name>` holds its constructor's arguments, so that they can be set from a file or the command line;
+    only the entry of `NAME` is read. Components registered before this call are included.
+    """
+    import focal_det.meta_arch  # noqa: F401  (registers the architecture)
+
+    node = CfgNode()
+    # Classification loss: a name of CLS_LOSS_REGISTRY.
+    node.CLS_LOSS = CfgNode({"NAME": "FocalLoss", "ARGS": _default_args(CLS_LOSS_REGISTRY)})
+    # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
+    node.NORMALIZER = CfgNode({"NAME": "EMAPosCount", "ARGS": _default_args(NORMALIZER_REGISTRY)})
+    # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
+    node.DATASETS = []
+    cfg.MODEL.FOCAL_DET = node
+
+
+def build_cls_loss(cfg: CfgNode) -> ClsLoss:
+    """Build `MODEL.FOCAL_DET.CLS_LOSS`."""
+    retinanet = {arg: cfg.MODEL.RETINANET[key] for arg, key in _RETINANET_KEYS.items()}
+    return _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **retinanet)
+
+
+def build_normalizer(cfg: CfgNode) -> nn.Module:
+    """Build `MODEL.FOCAL_DET.NORMALIZER`."""
+    return _build(NORMALIZER_REGISTRY, "NORMALIZER", cfg)
+
+
+def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **defaults: float) -> nn.Module:
+    node = cfg.MODEL.FOCAL_DET[key]
+    try:
+        return registry.build(node.NAME, node.ARGS.get(node.NAME, {}), **defaults)
+    except (KeyError, ValueError) as error:
+        raise type(error)(f"MODEL.FOCAL_DET.{key}: {error.args[0]}") from error
+
+
+def _default_args(registry: ComponentRegistry) -> CfgNode:
+    """One node per registered component; new keys are let in so that the component itself can name the nearest match."""
+    node = CfgNode(new_allowed=True)
+    for name, component in registry:
+        args = get_constructor_args(component).items()
+        defaults = {k: v for k, v in args if k not in _RETINANET_KEYS and v is not inspect.Parameter.empty}
+        node[name] = CfgNode(defaults, new_allowed=True)
+    return node

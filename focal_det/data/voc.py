@@ -1,0 +1,98 @@
+"""PASCAL VOC folders with any classes and image type, to Detectron2's dataset dicts.
+
+Detectron2's `load_voc_instances` gives the same dicts for correct `.jpg` data; this one also names the file, the class and the fix
+where the data is not correct, and leaves out boxes without area, saying which.
+"""
+
+import logging
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any, Sequence
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
+
+from focal_det.registry import describe_unknown
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
+
+
+def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[dict[str, Any]]:
+    """Read `ImageSets/Main/<split>.txt` and the annotations it names.
+
+    Boxes become XYXY in absolute pixels, 0-based: VOC counts pixels from 1 and includes the last one, so 1 is taken from xmin and ymin.
+
+    Args:
+        root: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`.
+        classes: names in the order of the class ids 0..K-1.
+        name: name of the data set, for messages.
+
+    Returns:
+        One dict per image with "file_name", "image_id" (the name without suffix), "height", "width" and "annotations".
+
+    Raises:
+        FileNotFoundError: the list of the split, an annotation or an image does not exist.
+        ValueError: an annotation that is not valid, or of a class that is not in `classes`; names the file.
+    """
+    records, without_area = [], []
+    for image_id in _read_split(root, split, name):
+        record = _read_image(root, image_id, classes)
+        kept = [x for x in record["annotations"] if _has_area(x["bbox"])]
+        dropped = [x for x in record["annotations"] if not _has_area(x["bbox"])]
+        without_area += [f"{image_id} ({classes[x['category_id']]} {x['bbox']})" for x in dropped]
+        for annotation in kept:
+            annotation["bbox"] = [annotation["bbox"][0] - 1, annotation["bbox"][1] - 1, *annotation["bbox"][2:]]
+        records.append({**record, "annotations": kept})
+    report_boxes_without_area(name, without_area)
+    return records
+
+
+def report_boxes_without_area(name: str, boxes: Sequence[str]) -> None:
+    """Warn about the boxes of data set `name` that are left out because they have no area or are not finite."""
+    if boxes:
+        shown = "; ".join(boxes[:5]) + ("; ..." if len(boxes) > 5 else "")
+        message = f"Data set {name}: {len(boxes)} boxes without area are left out: {shown}. Correct the annotations."
+        log_first_n(logging.WARNING, message, name=__name__, key="message")
+
+
+def _has_area(box: Sequence[float]) -> bool:
+    return box[2] > box[0] and box[3] > box[1]
+
+
+def _read_split(root: Path, split: str, name: str) -> list[str]:
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        known = [p.stem for p in path.parent.glob("*.txt")]
+        raise FileNotFoundError(f"Data set {name}: {path} does not exist. {describe_unknown('split', split, known)}")
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, Any]:
+    annotation_file = root / "Annotations" / f"{image_id}.xml"
+    candidates = (root / "JPEGImages" / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
+    image_file = next((path for path in candidates if path.is_file()), None)
+    if image_file is None:
+        raise FileNotFoundError(f"{root / 'JPEGImages'} has no image {image_id} ({', '.join(IMAGE_SUFFIXES[:6])})")
+    try:
+        tree = ElementTree.parse(annotation_file)
+        size = {key: int(tree.find(f"size/{key}").text) for key in ("height", "width")}
+        objects = [_read_object(node) for node in tree.findall("object")]
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{annotation_file} is not a VOC annotation ({error}): it needs size/width, size/height and, per object, name and "
+            "bndbox with xmin, ymin, xmax, ymax"
+        ) from error
+    for class_name, _ in objects:
+        if class_name not in classes:
+            raise ValueError(f"{annotation_file}: {describe_unknown('class', class_name, classes)}")
+    annotations = [
+        {"category_id": classes.index(class_name), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
+        for class_name, box in objects
+    ]
+    return {"file_name": str(image_file), "image_id": image_id, **size, "annotations": annotations}
+
+
+def _read_object(node: ElementTree.Element) -> tuple[str, list[float]]:
+    box = node.find("bndbox")
+    return node.find("name").text, [float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")]

@@ -1,0 +1,27 @@
+"""The installed Detectron2: one clear error when there is none, and the few places where 0.5 and main differ for us."""
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
+    raise ImportError(
+        "This part of focal_det needs Detectron2, which is not installed. Get it in one of these ways:\n"
+        "  pip install 'git+https://github.com/facebookresearch/detectron2.git'   (newest; compiles C++)\n"
+        "  conda install -c conda-forge detectron2                                (0.6, compiled)\n"
+        "  python dev/build_detectron2.py                                         (in a checkout of focal_det: 0.5, nothing to compile)\n"
+        "focal_det.losses and focal_det.normalizers work without it."
+    ) from None
+
+from detectron2.utils import events
+
+
+def has_event_storage() -> bool:
+    """Whether a trainer (or a user's `EventStorage`) is there to receive scalars; main has this function, 0.5 has not."""
+    return len(events._CURRENT_STORAGE_STACK) > 0
+
+
+def put_scalar(name: str, value: float) -> None:
+    """Record a number with the trainer, if there is one."""
+    if has_event_storage():
+        events.get_event_storage().put_scalar(name, value)

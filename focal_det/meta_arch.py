@@ -1,0 +1,239 @@
+"""FocalRetinaNet: Detectron2's RetinaNet with a classification loss and a normalizer of choice.
+
+Shapes: N images, A anchors per cell, R anchors per image, K classes, C = `cls_loss.num_outputs(K)` logits per anchor.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any, Optional, Sequence
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+import torch
+from detectron2.config import configurable
+from detectron2.layers import batched_nms, cat
+from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.logger import log_first_n
+from torch import Tensor, nn
+
+from focal_det.box_loss import BOX_LOSS_TYPES, box_loss_per_image, iou_of_predictions
+from focal_det.config import build_cls_loss, build_normalizer
+from focal_det.data.catalog import check_datasets, register_datasets
+from focal_det.head import FocalRetinaNetHead
+from focal_det.host import has_event_storage, put_scalar
+from focal_det.labeling import check_gt_classes, label_anchors_of_image
+from focal_det.losses import ClsLoss
+from focal_det.registry import describe_unknown
+from focal_det.targets import DenseTargets
+
+
+@META_ARCH_REGISTRY.register()
+class FocalRetinaNet(RetinaNet):
+    """RetinaNet of arXiv 1708.02002 on Detectron2's parts; parameter names, config keys and checkpoints are RetinaNet's.
+
+    Args:
+        cls_loss: sums the classification loss per image and turns logits into scores.
+        normalizer: turns positives per image into the divisor of both losses.
+        retinanet_args: the other arguments of Detectron2's RetinaNet (backbone, head, anchor_generator, ...), but not
+            `focal_loss_alpha` and `focal_loss_gamma`, which belong to `cls_loss`.
+    """
+
+    @configurable
+    def __init__(self, *, cls_loss: ClsLoss, normalizer: nn.Module, **retinanet_args: Any) -> None:
+        for key in ("focal_loss_alpha", "focal_loss_gamma"):
+            if key in retinanet_args:
+                raise ValueError(f"{key} belongs to the loss: write cls_loss=FocalLoss(alpha=..., gamma=...)")
+        super().__init__(**retinanet_args)
+        if self.box_reg_loss_type not in BOX_LOSS_TYPES:
+            key = "box regression loss (MODEL.RETINANET.BBOX_REG_LOSS_TYPE)"
+            raise ValueError(describe_unknown(key, self.box_reg_loss_type, BOX_LOSS_TYPES))
+        self.cls_loss = cls_loss
+        self.normalizer = normalizer
+
+    @classmethod
+    def from_config(cls, cfg) -> dict[str, Any]:
+        register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+        check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.MODEL.RETINANET.NUM_CLASSES)
+        args = super().from_config(cfg)
+        del args["focal_loss_alpha"], args["focal_loss_gamma"]
+        cls_loss = build_cls_loss(cfg)
+        backbone_shape = args["backbone"].output_shape()
+        feature_shapes = [backbone_shape[f] for f in cfg.MODEL.RETINANET.IN_FEATURES]
+        head = FocalRetinaNetHead(cfg, feature_shapes, cls_loss=cls_loss)
+        return {**args, "head": head, "cls_loss": cls_loss, "normalizer": build_normalizer(cfg)}
+
+    def forward(self, batched_inputs: list[dict[str, Any]]):
+        """Losses in training, detections otherwise.
+
+        Args:
+            batched_inputs: outputs of Detectron2's DatasetMapper: "image" (3, H, W); in training "instances" with `gt_boxes` and
+                `gt_classes`; otherwise optionally "height" and "width", the size to return boxes in.
+
+        Returns:
+            In training {"loss_cls": (), "loss_box_reg": ()}; otherwise a list of {"instances": Instances}.
+
+        Raises:
+            ValueError: in training, an image without "instances" or with a class id outside 0..K-1.
+        """
+        if self.training:
+            names = [self._check_training_input(i, x) for i, x in enumerate(batched_inputs)]
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[f] for f in self.head_in_features]
+        anchors = self.anchor_generator(features)
+        pred_logits, pred_anchor_deltas = self.head(features)
+        num_outputs = self.cls_loss.num_outputs(self.num_classes)
+        pred_logits = [permute_to_N_HWA_K(x, num_outputs) for x in pred_logits]
+        pred_anchor_deltas = [permute_to_N_HWA_K(x, 4) for x in pred_anchor_deltas]
+
+        if self.training:
+            gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+            gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, names)
+            losses = self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+            if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
+                with torch.no_grad():
+                    results = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
+                self.visualize_training(batched_inputs, results)
+            return losses
+
+        results = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
+        processed = []
+        for result, batch_item, (height, width) in zip(results, batched_inputs, images.image_sizes):
+            size = batch_item.get("height", height), batch_item.get("width", width)
+            processed.append({"instances": detector_postprocess(result, *size)})
+        return processed
+
+    def _check_training_input(self, index: int, batch_item: dict[str, Any]) -> str:
+        """Check one training image where it still is on the CPU; return the name to report it by."""
+        name = str(batch_item.get("file_name", batch_item.get("image_id", f"{index} of the batch")))
+        if "instances" not in batch_item:
+            raise ValueError(f"Image {name} has no 'instances' to train on; does the data set have annotations?")
+        check_gt_classes(batch_item["instances"].gt_classes, self.num_classes, name)
+        return name
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances], image_names: Optional[Sequence[str]] = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Label the anchors of each image; boxes that overlap no anchor are reported and get none.
+
+        Args:
+            anchors: per level.
+            gt_instances: per image, on the device of the anchors.
+            image_names: for the report.
+
+        Returns:
+            Per image, labels (R,) int64 in {-1 ignore, 0..K-1, K background} and matched boxes (R, 4).
+        """
+        image_names = image_names or [f"{i} of the batch" for i in range(len(gt_instances))]
+        all_anchors = Boxes.cat(anchors)
+        gt_labels, gt_boxes, num_without_anchor = [], [], 0
+        for name, gt in zip(image_names, gt_instances):
+            labels, boxes, without_anchor = label_anchors_of_image(
+                all_anchors, gt, self.anchor_matcher, self.num_classes
+            )
+            gt_labels.append(labels)
+            gt_boxes.append(boxes)
+            if without_anchor.any():
+                num_without_anchor += int(without_anchor.sum())
+                _report_boxes_without_anchor(name, gt.gt_boxes.tensor[without_anchor])
+        put_scalar("focal_det/num_gt_boxes_without_anchor", num_without_anchor)
+        return gt_labels, gt_boxes
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Normalized losses.
+
+        Args:
+            anchors: per level.
+            pred_logits: per level (N, Ri, C).
+            gt_labels, gt_boxes: per image (R,) and (R, 4), see `label_anchors`.
+            pred_anchor_deltas: per level (N, Ri, 4).
+
+        Returns:
+            {"loss_cls": (), "loss_box_reg": ()}.
+        """
+        targets = DenseTargets.from_labels(torch.stack(gt_labels), torch.stack(gt_boxes), self.num_classes)
+        put_scalar("num_pos_anchors", targets.pos_idxs[0].numel() / len(gt_labels))
+        all_anchors, deltas = Boxes.cat(anchors).tensor, cat(pred_anchor_deltas, dim=1)
+        box_sums = box_loss_per_image(
+            deltas,
+            all_anchors,
+            targets,
+            self.box2box_transform,
+            loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        if "iou" in self.cls_loss.needs:
+            iou = iou_of_predictions(deltas, all_anchors, targets, self.box2box_transform)
+            targets = replace(targets, iou=iou)
+        if "anchors" in self.cls_loss.needs:
+            targets = replace(targets, anchors=all_anchors)
+        cls_sums = self.cls_loss(pred_logits, targets)
+        divisor = self.normalizer(targets.num_pos)
+        loss_cls = cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()
+        return {"loss_cls": loss_cls, "loss_box_reg": (box_sums / divisor).sum()}
+
+    def inference(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Instances]:
+        """Detections of each image from per-level (N, Ri, C) logits and (N, Ri, 4) deltas; changes neither."""
+        scores = [self.cls_loss.scores(x) for x in pred_logits]
+        return [
+            self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in pred_anchor_deltas], size)
+            for i, size in enumerate(image_sizes)
+        ]
+
+    def inference_single_image(
+        self, anchors: list[Boxes], box_cls: list[Tensor], box_delta: list[Tensor], image_size: tuple[int, int]
+    ) -> Instances:
+        """Per level threshold and top k, then NMS per class over all levels (section 4.1 of arXiv 1708.02002).
+
+        Args:
+            anchors: per level.
+            box_cls: per level (Ri, K) *scores* in [0, 1], with any Detectron2.
+            box_delta: per level (Ri, 4).
+            image_size: (height, width) in pixels.
+
+        Returns:
+            At most `max_detections_per_image` with `pred_boxes`, `scores`, `pred_classes`, by falling score.
+        """
+        per_level = [self._decode_level(*level) for level in zip(anchors, box_cls, box_delta)]
+        boxes, scores, classes = (cat(x) for x in zip(*per_level))
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
+        return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
+
+    def _decode_level(self, anchors: Boxes, scores: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (T, 4), scores (T,) and classes (T,) of a level's T best candidates above the threshold."""
+        anchor_idxs, class_idxs = torch.nonzero(scores > self.test_score_thresh, as_tuple=True)
+        candidates = scores[anchor_idxs, class_idxs]
+        num_topk = min(self.test_topk_candidates, len(candidates))
+        candidates, order = candidates.topk(num_topk)
+        anchor_idxs, class_idxs = anchor_idxs[order], class_idxs[order]
+        boxes = self.box2box_transform.apply_deltas(deltas[anchor_idxs], anchors.tensor[anchor_idxs])
+        return boxes, candidates, class_idxs
+
+
+def _report_boxes_without_anchor(image_name: str, boxes: Tensor) -> None:
+    """Warn about (M, 4) boxes that nothing can learn from; the first ten images only, the count goes to the metrics."""
+    shown = ", ".join(str([round(x, 1) for x in box]) for box in boxes[:3].tolist())
+    log_first_n(
+        logging.WARNING,
+        f"Image {image_name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: {shown} (XYXY in the resized "
+        "image). They have no area, are not finite or lie off the canvas; correct the annotations.",
+        n=10,
+        name=__name__,
+    )

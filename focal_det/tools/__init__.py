@@ -1,0 +1,1 @@
+"""Programs of focal_det, one per file: `focal-det <name>` or `python -m focal_det.tools.<name>`."""

@@ -1,0 +1,33 @@
+"""The command `focal-det`: runs the program named by its first argument."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+from focal_det.registry import describe_unknown
+
+
+def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
+    """Run `argv[0]` with the rest of `argv`; without arguments, list the programs."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    tools = _find_tools()
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: focal-det <program> [arguments]\n")
+        print("\n".join(f"  {name:<10} {summary}" for name, summary in tools.items()))
+        return 0
+    if argv[0] not in tools:
+        print(describe_unknown("program", argv[0], tools), file=sys.stderr)
+        return 2
+    return importlib.import_module(f"focal_det.tools.{argv[0]}").main(argv[1:])
+
+
+def _find_tools() -> dict[str, str]:
+    """Name and first docstring line of each program, without importing it."""
+    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return {file.stem: ast.get_docstring(ast.parse(file.read_text())).splitlines()[0] for file in files}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

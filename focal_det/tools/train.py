@@ -1,0 +1,81 @@
+"""Train and evaluate: the flags of Detectron2's tools/train_net.py, for installs that do not have that file."""
+
+import sys
+from typing import Optional, Sequence
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    verify_results,
+)
+from detectron2.utils import comm
+
+from focal_det.env import setup_environment
+from focal_det.registry import describe_unknown
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer with the box evaluators chosen by a data set's `evaluator_type`."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None) -> DatasetEvaluator:
+        output_folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
+        evaluators = {
+            "coco": lambda: COCOEvaluator(dataset_name, output_dir=output_folder),
+            "lvis": lambda: LVISEvaluator(dataset_name, output_dir=output_folder),
+            "pascal_voc": lambda: PascalVOCDetectionEvaluator(dataset_name),
+        }
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
+        if kind not in evaluators:
+            raise ValueError(f"Data set {dataset_name}: {describe_unknown('evaluator_type', kind, evaluators)}")
+        return evaluators[kind]()
+
+
+def run(args) -> Optional[dict]:
+    """One process of a training or evaluation; returns the metrics."""
+    if "FOCAL_DET" not in get_cfg().MODEL:
+        setup_environment()
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    model = Trainer.build_model(cfg)
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Entry point; see `--help`."""
+    parser = default_argument_parser(epilog="Keys of focal_det: MODEL.FOCAL_DET; see focal_det/config.py.")
+    parser.prog = "focal-det train"
+    args = parser.parse_args(argv)
+    if not args.config_file.endswith((".yaml", ".yml")):
+        parser.error(f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run under Detectron2's "
+                     "tools/lazyconfig_train_net.py")
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

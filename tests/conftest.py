@@ -1,0 +1,93 @@
+"""Fixtures shared by all tests: the environment a user sets, a small model and a batch with every kind of anchor."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["DETECTRON2_ENV_MODULE"] = "focal_det.env"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_report_header() -> str:
+    import detectron2
+
+    return f"detectron2 {detectron2.__version__} at {Path(detectron2.__file__).parent}, torch {torch.__version__}"
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_cfg():
+    """A function that returns the config of a small five-class FocalRetinaNet, with overrides as for the command line."""
+    from detectron2.config import get_cfg
+
+    from focal_det.model_zoo import get_config_file
+
+    def make(*overrides):
+        cfg = get_cfg()
+        cfg.merge_from_file(get_config_file("Base-FocalRetinaNet.yaml"))
+        small = {
+            "MODEL.DEVICE": "cpu",
+            "MODEL.WEIGHTS": "",
+            "MODEL.PIXEL_STD": [58.0, 58.0, 58.0],
+            "MODEL.BACKBONE.FREEZE_AT": 0,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+            "MODEL.RESNETS.NORM": "BN",
+            "MODEL.FPN.OUT_CHANNELS": 32,
+            "MODEL.RETINANET.NUM_CLASSES": 5,
+            "MODEL.RETINANET.NUM_CONVS": 1,
+            "DATASETS.TRAIN": (),
+            "DATASETS.TEST": (),
+            "SEED": 1,
+        }
+        cfg.merge_from_list([x for pair in small.items() for x in pair])
+        cfg.merge_from_list(list(overrides))
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    """Three 128 px images: objects on three pyramid levels, one object, none."""
+    return make_batch([[16, 16, 52, 52], [30, 40, 110, 120], [0, 0, 128, 128]], [[70, 60, 100, 90]], [])
+
+
+def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:
+    """Inputs of a model in training: random images with the given XYXY boxes, whose classes go round."""
+    from detectron2.structures import Boxes, Instances
+
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for boxes in boxes_per_image:
+        image = torch.randint(0, 256, (3, size, size), generator=generator).float()
+        instances = Instances((size, size))
+        instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        instances.gt_classes = torch.arange(len(boxes)) % num_classes
+        for box, label in zip(boxes, instances.gt_classes.tolist()):
+            x0, y0, x1, y1 = (int(v) if abs(v) < size else 0 for v in box)
+            image[:, y0:y1, x0:x1] = 40.0 * label
+        batch.append({"image": image, "instances": instances, "height": size, "width": size})
+    return batch
+
+
+def run_python(*args: str, env: dict | None = None, check: bool = True, cwd=None, timeout: int = 600):
+    """Run the tests' interpreter in a process of its own; with `check`, show its output if it fails."""
+    environ = {**os.environ, "PYTHONWARNINGS": "ignore", **(env or {})}
+    environ = {k: v for k, v in environ.items() if v is not None}
+    command = [sys.executable, *map(str, args)]
+    done = subprocess.run(command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, f"{command} exited with {done.returncode}:\n{output[-5000:]}"
+    return done.returncode, output

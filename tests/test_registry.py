@@ -1,0 +1,29 @@
+"""Components by name: what is unknown is named, with the nearest match."""
+
+import pytest
+
+from focal_det.normalizers import NORMALIZER_REGISTRY
+from focal_det.registry import CLS_LOSS_REGISTRY, describe_unknown, get_constructor_args
+
+
+def test_unknown_name_names_the_nearest():
+    with pytest.raises(KeyError, match="Unknown classification loss 'FocaLoss'. Did you mean 'FocalLoss'"):
+        CLS_LOSS_REGISTRY.get("FocaLoss")
+
+
+def test_unknown_argument_names_the_nearest():
+    with pytest.raises(ValueError, match="Unknown argument of EMAPosCount 'momentun'. Did you mean 'momentum'"):
+        NORMALIZER_REGISTRY.build("EMAPosCount", {"momentun": 0.5})
+
+
+def test_only_arguments_of_the_constructor_are_passed_on():
+    assert NORMALIZER_REGISTRY.build("GlobalPosCount", {}, alpha=0.25, gamma=2.0) is not None
+    assert CLS_LOSS_REGISTRY.build("FocalLoss", {}, alpha=0.5, gamma=1.0, delta=3).alpha == 0.5
+
+
+def test_constructor_arguments_in_order():
+    assert get_constructor_args(CLS_LOSS_REGISTRY.get("FocalLoss")) == {"alpha": 0.25, "gamma": 2.0}
+
+
+def test_nothing_near_and_nothing_known():
+    assert describe_unknown("thing", "x", []) == "Unknown thing 'x'. Known: none."
