@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Install a pure-Python Detectron2 0.5 from PyPI where no Detectron2 is installed.
 
-Detectron2 is not on PyPI under its own name. The source distribution detectron2-cdo 0.5 has its
-Python files, model zoo configs and tools, byte for byte, but not its C++ sources. This script makes
-a wheel of it that runs with current torch, numpy, Pillow and setuptools. Training, inference and
-evaluation of RetinaNet need nothing more. The operations that Detectron2 compiles (rotated boxes,
-deformable convolution) raise an error that says so when they are used.
+Detectron2 is not on PyPI under its own name. The source distribution detectron2-cdo 0.5 has its Python files,
+model zoo configs and tools, byte for byte, but not its C++ sources. This script makes a wheel of it that runs
+with current torch, numpy, Pillow and setuptools. Training, inference and evaluation of RetinaNet need nothing
+more. The operations that Detectron2 compiles (rotated boxes, deformable convolution on GPUs) raise an error
+that says so when they are used.
 
 A Detectron2 that is installed already is left alone. Needs only the standard library and pip.
 """
@@ -13,6 +13,7 @@ A Detectron2 that is installed already is left alone. Needs only the standard li
 import argparse
 import hashlib
 import html
+import http.client
 import importlib.util
 import os
 import re
@@ -21,11 +22,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional
 
 PROJECT = "detectron2-cdo"
 SDIST_NAME = "detectron2_cdo-0.5.tar.gz"
@@ -47,6 +48,10 @@ class Substitution(NamedTuple):
 
 
 _COMPILED = ("from detectron2 import _C", "from detectron2.no_compiled_ops import _C", 1)
+_SCHEDULER = "torch.optim.lr_scheduler."
+_TRY_API = "try:\n    from .api import *\nexcept ImportError:  # needs caffe2 and onnx\n    pass\n"
+_COCO_EVAL = "from detectron2.evaluation.fast_eval_api import COCOeval_opt"
+_PURE = '"none: a pure-Python build without compiled operations"'
 SUBSTITUTIONS = tuple(
     Substitution(f"detectron2/{file}", old, new, count)
     for file, old, new, count in [
@@ -65,26 +70,13 @@ SUBSTITUTIONS = tuple(
         # setuptools 82 removed pkg_resources; environments of Python 3.12 have no setuptools.
         ("model_zoo/model_zoo.py", "import pkg_resources\n", "", 1),
         ("model_zoo/model_zoo.py", "pkg_resources.resource_filename(", "os.path.join(", 1),
-        (
-            "model_zoo/model_zoo.py",
-            '"detectron2.model_zoo", os.path.join("configs", config_path)',
-            'os.path.dirname(__file__), "configs", config_path',
-            1,
-        ),
-        # torch 2 made _LRScheduler a subclass of LRScheduler: a scheduler's state was not saved.
-        (
-            "engine/hooks.py",
-            "torch.optim.lr_scheduler._LRScheduler",
-            "torch.optim.lr_scheduler.LRScheduler",
-            2,
-        ),
+        ("model_zoo/model_zoo.py", '"detectron2.model_zoo", os.path.join(', "os.path.dirname(__file__), os.path.join(", 1),
+        # torch is about to require the argument that says how meshgrid orders its result.
+        ("modeling/anchor_generator.py", "meshgrid(shifts_y, shifts_x)", 'meshgrid(shifts_y, shifts_x, indexing="ij")', 1),
+        # torch 2 turned these classes round: the state of torch's own schedulers was not saved.
+        ("engine/hooks.py", _SCHEDULER + "_LRScheduler", _SCHEDULER + "LRScheduler", 2),
         # torch 2 has no caffe2: what does not need it can be imported, as in newer Detectron2.
-        (
-            "export/__init__.py",
-            "from .api import *\n",
-            "try:\n    from .api import *\nexcept ImportError:  # needs caffe2 and onnx\n    pass\n",
-            1,
-        ),
+        ("export/__init__.py", "from .api import *\n", _TRY_API, 1),
         # Operations that Detectron2 compiles: importing them works, using them raises.
         ("layers/deform_conv.py", *_COMPILED),
         ("layers/roi_align_rotated.py", *_COMPILED),
@@ -92,24 +84,9 @@ SUBSTITUTIONS = tuple(
         ("layers/nms.py", "import torch\n", f"import torch\n{_COMPILED[1]}\n", 1),
         ("layers/nms.py", "torch.ops.detectron2.nms_rotated(", "_C.nms_rotated(", 1),
         # The fast COCO evaluation is compiled: pycocotools' own is used, and the log says so.
-        (
-            "evaluation/coco_evaluation.py",
-            "from detectron2.evaluation.fast_eval_api import COCOeval_opt",
-            "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
-            1,
-        ),
-        (
-            "evaluation/coco_evaluation.py",
-            '"unofficial" if self._use_fast_impl else "official"',
-            '"official"',
-            1,
-        ),
-        (
-            "utils/collect_env.py",
-            'f"not built correctly: {e}"',
-            '"none: a pure-Python build without compiled operations"',
-            1,
-        ),
+        ("evaluation/coco_evaluation.py", _COCO_EVAL, "from pycocotools.cocoeval import COCOeval as COCOeval_opt", 1),
+        ("evaluation/coco_evaluation.py", '"unofficial" if self._use_fast_impl else "official"', '"official"', 1),
+        ("utils/collect_env.py", 'f"not built correctly: {e}"', _PURE, 1),
     ]
 )
 
@@ -145,16 +122,13 @@ license = "Apache-2.0"
 license-files = ["LICENSE", "CHANGES"]
 requires-python = ">=3.9"
 dependencies = [
-    "cloudpickle", "fvcore>=0.1.5", "hydra-core>=1.1", "iopath>=0.1.9", "matplotlib>=3.5", "numpy>=1.21",
-    "omegaconf>=2.1", "Pillow>=9.1", "pycocotools>=2.0.2", "PyYAML>=5.1", "tabulate", "tensorboard",
-    "termcolor>=1.1", "tqdm>4.29.0", "yacs>=0.1.8",
+    "cloudpickle", "fvcore>=0.1.5", "hydra-core>=1.1", "iopath>=0.1.7", "matplotlib", "numpy", "omegaconf>=2.1",
+    "Pillow>=7.1", "pycocotools>=2.0.2", "PyYAML>=5.1", "tabulate", "tensorboard", "termcolor>=1.1",
+    "tqdm>4.29.0", "yacs>=0.1.6",
 ]
 
 [project.urls]
 Homepage = "https://github.com/facebookresearch/detectron2"
-
-[tool.setuptools]
-include-package-data = false
 
 [tool.setuptools.packages.find]
 include = ["detectron2*", "tools*"]
@@ -175,7 +149,8 @@ def find_installed() -> Optional[str]:
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
         return None
-    found = re.search(r'^__version__ = "(.*)"', Path(spec.origin).read_text(), re.MULTILINE)
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.*)"', source, re.MULTILINE)
     return f"{found.group(1) if found else '(version unknown)'} in {Path(spec.origin).parent}"
 
 
@@ -183,34 +158,31 @@ def find_package_index() -> str:
     """The address of the package index that pip uses here, by its settings and environment."""
     command = [sys.executable, "-m", "pip", "download", "--help"]
     # A wide terminal keeps pip from breaking the address over two lines.
-    shown = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "500"}
-    )
+    shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "500"})
     found = re.search(r"--index-url <url>[^<]*?\(default:?\s+([^\s)]+)\)", shown.stdout)
     if found is None:
         raise BuildError(
-            f"Cannot find pip's package index in the output of {' '.join(command)!r} "
-            f"(exit status {shown.returncode}). Download {SDIST_NAME} yourself and name it with "
-            f"--sdist. {shown.stderr.strip()}"
+            f"Cannot find pip's package index in what {' '.join(command)!r} prints (exit status "
+            f"{shown.returncode}). Download {SDIST_NAME} yourself and name it with --sdist. {shown.stderr.strip()}"
         )
     return found.group(1)
 
 
-def read_url(url: str) -> bytes:
-    """What is at `url`."""
+def read_url(url: str) -> tuple[bytes, str]:
+    """What is at `url`, and its address after redirections."""
     request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
-            return response.read()
-    except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
+            return response.read(), response.geturl()
+    except (OSError, http.client.HTTPException) as error:  # every error of urllib.request is an OSError
         raise BuildError(
-            f"Cannot read {url} ({error}). Check the network and pip's settings, or download "
-            f"{SDIST_NAME} elsewhere and name it with --sdist."
+            f"Cannot read {url} ({error}). Check the network and pip's settings, or download {SDIST_NAME} "
+            "elsewhere and name it with --sdist."
         ) from error
 
 
 def find_sdist_url(page: str, page_url: str) -> str:
-    """The address of the source distribution, by the package's page on the package index."""
+    """The address of the source distribution, by its project's `page` on the package index."""
     for link in re.findall(r"""href\s*=\s*["']([^"']+)["']""", page):
         url = urllib.parse.urljoin(page_url, urllib.parse.urldefrag(html.unescape(link)).url)
         if urllib.parse.urlparse(url).path.endswith("/" + SDIST_NAME):
@@ -220,11 +192,11 @@ def find_sdist_url(page: str, page_url: str) -> str:
 
 def download_sdist(folder: Path) -> Path:
     """Download the source distribution from pip's package index into `folder`."""
-    page_url = f"{find_package_index().rstrip('/')}/{PROJECT}/"
-    url = find_sdist_url(read_url(page_url).decode(), page_url)
+    page, page_url = read_url(f"{find_package_index().rstrip('/')}/{PROJECT}/")
+    url = find_sdist_url(page.decode(), page_url)
     say(f"Downloading {url}")
     sdist = folder / SDIST_NAME
-    sdist.write_bytes(read_url(url))
+    sdist.write_bytes(read_url(url)[0])
     return sdist
 
 
@@ -232,7 +204,7 @@ def verify_sha256(file: Path, expected: str = SDIST_SHA256) -> None:
     """Stop unless the sha256 of `file` is `expected`."""
     actual = hashlib.sha256(file.read_bytes()).hexdigest()
     if actual != expected:
-        raise BuildError(f"{file} is not the expected file: sha256 {actual}, not {expected}.")
+        raise BuildError(f"{file} is not the expected file: its sha256 is {actual}, not {expected}.")
     say(f"Verified sha256 {actual}")
 
 
@@ -276,7 +248,6 @@ def arrange_source(root: Path) -> None:
     """Add this build's own files and move Detectron2's projects to where its wheel has them."""
     for unwanted in ("setup.py", "setup.cfg"):
         (root / unwanted).unlink()
-    shutil.rmtree(root / "detectron2_cdo.egg-info")
     (root / "detectron2/no_compiled_ops.py").write_text(PLACEHOLDER, encoding="utf-8")
     (root / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     (root / "CHANGES").write_text(describe_changes(SUBSTITUTIONS), encoding="utf-8")
@@ -285,7 +256,7 @@ def arrange_source(root: Path) -> None:
 
 
 def run_pip(*arguments: str) -> None:
-    """Run pip of this interpreter, quietly, and stop if it fails."""
+    """Run this interpreter's pip, quietly, and stop if it fails."""
     command = [sys.executable, "-m", "pip", *arguments, "--quiet"]
     if subprocess.run(command).returncode != 0:
         raise BuildError(f"This command failed, its own message is above: {' '.join(command)}")
@@ -305,7 +276,7 @@ def build_wheel(sdist: Optional[Path], work_dir: Path, wheel_dir: Path) -> Path:
 
 
 def install_wheel(wheel: Path, replace: bool) -> None:
-    """Install `wheel` and what it requires; `replace` installs it over any other Detectron2."""
+    """Install `wheel` and what it requires; `replace` puts it in the place of another Detectron2."""
     if replace:
         run_pip("install", "--force-reinstall", "--no-deps", str(wheel))
     run_pip("install", str(wheel))
@@ -314,18 +285,10 @@ def install_wheel(wheel: Path, replace: bool) -> None:
 
 def parse_arguments(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a Detectron2 that is installed already"
-    )
-    parser.add_argument(
-        "--sdist", type=Path, metavar="FILE", help=f"use this copy of {SDIST_NAME}, download nothing"
-    )
-    parser.add_argument(
-        "--wheel-dir", type=Path, metavar="DIR", help="only make the wheel, in DIR; install nothing"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--force", action="store_true", help="replace a Detectron2 that is installed already")
+    parser.add_argument("--sdist", type=Path, metavar="FILE", help=f"use this copy of {SDIST_NAME}, download nothing")
+    parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="only make the wheel, in DIR; install nothing")
     return parser.parse_args(arguments)
 
 

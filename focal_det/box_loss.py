@@ -3,6 +3,7 @@
 from typing import Callable
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
 from fvcore.nn import giou_loss, smooth_l1_loss

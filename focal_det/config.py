@@ -6,6 +6,7 @@ gamma, alpha and the prior pi keep Detectron2's keys: MODEL.RETINANET.FOCAL_LOSS
 import inspect
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
 from detectron2.config import CfgNode
 from torch import nn
 

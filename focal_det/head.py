@@ -1,6 +1,7 @@
 """The RetinaNet head whose number of outputs and initial bias are those of a classification loss."""
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -24,9 +25,7 @@ class FocalRetinaNetHead(RetinaNetHead):
     """
 
     @configurable
-    def __init__(
-        self, *, cls_loss: ClsLoss, num_classes: int, num_anchors: int, prior_prob: float = 0.01, **head_args
-    ) -> None:
+    def __init__(self, *, cls_loss: ClsLoss, num_classes: int, num_anchors: int, prior_prob: float = 0.01, **head_args) -> None:
         bias = cls_loss.bias(prior_prob, num_classes)
         num_outputs = cls_loss.num_outputs(num_classes)
         super().__init__(num_classes=num_outputs, num_anchors=num_anchors, prior_prob=prior_prob, **head_args)

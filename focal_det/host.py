@@ -7,9 +7,9 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(
         "This part of focal_det needs Detectron2, which is not installed. Get it in one of these ways:\n"
-        "  pip install 'git+https://github.com/facebookresearch/detectron2.git'   (newest; compiles C++)\n"
-        "  conda install -c conda-forge detectron2                                (0.6, compiled)\n"
-        "  python dev/build_detectron2.py                                         (in a checkout of focal_det: 0.5, nothing to compile)\n"
+        "  pip install 'git+https://github.com/facebookresearch/detectron2.git'  (newest; compiles C++)\n"
+        "  conda install -c conda-forge detectron2                               (0.6, compiled)\n"
+        "  python dev/build_detectron2.py                                        (in a checkout of focal_det; no compiler)\n"
         "focal_det.losses and focal_det.normalizers work without it."
     ) from None
 

@@ -4,6 +4,7 @@ Shapes: M boxes in an image, R anchors (all levels), K classes.
 """
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances, pairwise_iou

@@ -4,10 +4,12 @@ Shapes: N images, A anchors per cell, R anchors per image, K classes, C = `cls_l
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from focal_det.host import has_event_storage, put_scalar
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import batched_nms, cat
@@ -23,7 +25,6 @@ from focal_det.box_loss import BOX_LOSS_TYPES, box_loss_per_image, iou_of_predic
 from focal_det.config import build_cls_loss, build_normalizer
 from focal_det.data.catalog import check_datasets, register_datasets
 from focal_det.head import FocalRetinaNetHead
-from focal_det.host import has_event_storage, put_scalar
 from focal_det.labeling import check_gt_classes, label_anchors_of_image
 from focal_det.losses import ClsLoss
 from focal_det.registry import describe_unknown
@@ -132,9 +133,7 @@ class FocalRetinaNet(RetinaNet):
         all_anchors = Boxes.cat(anchors)
         gt_labels, gt_boxes, num_without_anchor = [], [], 0
         for name, gt in zip(image_names, gt_instances):
-            labels, boxes, without_anchor = label_anchors_of_image(
-                all_anchors, gt, self.anchor_matcher, self.num_classes
-            )
+            labels, boxes, without_anchor = label_anchors_of_image(all_anchors, gt, self.anchor_matcher, self.num_classes)
             gt_labels.append(labels)
             gt_boxes.append(boxes)
             if without_anchor.any():

@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fvcore.common.registry import Registry
 

@@ -7,12 +7,12 @@ from focal_det.registry import CLS_LOSS_REGISTRY, describe_unknown, get_construc
 
 
 def test_unknown_name_names_the_nearest():
-    with pytest.raises(KeyError, match="Unknown classification loss 'FocaLoss'. Did you mean 'FocalLoss'"):
+    with pytest.raises(KeyError, match=r"Unknown classification loss 'FocaLoss'\. Did you mean 'FocalLoss'"):
         CLS_LOSS_REGISTRY.get("FocaLoss")
 
 
 def test_unknown_argument_names_the_nearest():
-    with pytest.raises(ValueError, match="Unknown argument of EMAPosCount 'momentun'. Did you mean 'momentum'"):
+    with pytest.raises(ValueError, match=r"Unknown argument of EMAPosCount 'momentun'\. Did you mean 'momentum'"):
         NORMALIZER_REGISTRY.build("EMAPosCount", {"momentun": 0.5})
 
 

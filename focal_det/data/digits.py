@@ -149,9 +149,7 @@ def _sample_labels(rng: np.random.Generator, probs: np.ndarray) -> list[int]:
     return rng.choice(len(probs), size=num_digits, p=probs).tolist()
 
 
-def _draw_canvas(
-    rng: np.random.Generator, scans: list[np.ndarray], probs: np.ndarray
-) -> tuple[np.ndarray, list[Box], list[int]]:
+def _draw_canvas(rng: np.random.Generator, scans: list[np.ndarray], probs: np.ndarray) -> tuple[np.ndarray, list[Box], list[int]]:
     """One picture: (S, S, 3) uint8, its M tight boxes and their M labels in 0..K-1."""
     labels, num_fragments = _sample_labels(rng, probs), int(rng.integers(_MAX_FRAGMENTS + 1))
     image = _draw_background(rng).astype(np.float32)

@@ -6,10 +6,12 @@ where the data is not correct, and leaves out boxes without area, saying which.
 
 import logging
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
@@ -21,7 +23,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JP
 def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[dict[str, Any]]:
     """Read `ImageSets/Main/<split>.txt` and the annotations it names.
 
-    Boxes become XYXY in absolute pixels, 0-based: VOC counts pixels from 1 and includes the last one, so 1 is taken from xmin and ymin.
+    Boxes become 0-based XYXY in absolute pixels: VOC counts pixels from 1 and includes the last one, so 1 is taken from xmin and ymin.
 
     Args:
         root: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`.
@@ -87,8 +89,7 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
         if class_name not in classes:
             raise ValueError(f"{annotation_file}: {describe_unknown('class', class_name, classes)}")
     annotations = [
-        {"category_id": classes.index(class_name), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
-        for class_name, box in objects
+        {"category_id": classes.index(class_name), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS} for class_name, box in objects
     ]
     return {"file_name": str(image_file), "image_id": image_id, **size, "annotations": annotations}
 

@@ -1,7 +1,7 @@
 """The interface of a classification loss for dense heads."""
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from focal_det.targets import DenseTargets
 class ClsLoss(nn.Module):
     """Base of all classification losses: sums per image, never divides.
 
-    A subclass says what makes it different; nobody asks for its class. Register it with `@CLS_LOSS_REGISTRY.register()` under its own
-    name. Constructor arguments are keyword-only with defaults; those called `alpha` and `gamma` are filled from
+    A subclass says what makes it different; nobody asks for its class. Register it with `@CLS_LOSS_REGISTRY.register()` under
+    its own name. Constructor arguments are keyword-only with defaults; those called `alpha` and `gamma` are filled from
     `MODEL.RETINANET.FOCAL_LOSS_ALPHA` and `FOCAL_LOSS_GAMMA`, the others from `MODEL.FOCAL_DET.CLS_LOSS.ARGS.<name>`.
 
     Attributes:

@@ -1,11 +1,12 @@
 """Focal loss: equations 4 and 5 of "Focal Loss for Dense Object Detection", arXiv 1708.02002.
 
-With p_t the probability of the right answer, FL = -alpha_t (1 - p_t)^gamma log(p_t). Here (1 - p_t)^gamma is exp(gamma * log(1 - p_t)) with
-the logarithm taken from the logit, and the derivative is written in closed form, so that both are finite and precise at every
-finite logit for every gamma >= 0; differentiating the textbook form gives NaN at saturated logits for 0 < gamma < 1.
+With p_t the probability of the right answer, FL = -alpha_t (1 - p_t)^gamma log(p_t). Here (1 - p_t)^gamma is
+exp(gamma * log(1 - p_t)) with the logarithm taken from the logit, and the derivative is written in closed form, so that both are
+finite and precise at every finite logit for every gamma >= 0; differentiating the textbook form gives NaN at saturated logits
+for 0 < gamma < 1.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +19,7 @@ from focal_det.targets import DenseTargets
 _REDUCTIONS = {"none": lambda loss: loss, "mean": Tensor.mean, "sum": Tensor.sum}
 
 
-def sigmoid_focal_loss(
-    inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none"
-) -> Tensor:
+def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none") -> Tensor:
     """Focal loss of independent binary targets; takes the place of the function of this name in fvcore and torchvision.
 
     Args:

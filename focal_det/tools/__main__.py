@@ -3,8 +3,9 @@
 import ast
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional
 
 from focal_det.registry import describe_unknown
 

@@ -1,9 +1,11 @@
 """Train and evaluate: the flags of Detectron2's tools/train_net.py, for installs that do not have that file."""
 
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
@@ -65,8 +67,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.prog = "focal-det train"
     args = parser.parse_args(argv)
     if not args.config_file.endswith((".yaml", ".yml")):
-        parser.error(f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run under Detectron2's "
-                     "tools/lazyconfig_train_net.py")
+        parser.error(
+            f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run under Detectron2's "
+            "tools/lazyconfig_train_net.py"
+        )
     launch(
         run,
         args.num_gpus,

@@ -218,5 +218,5 @@ def test_bias_gives_the_prior(prior):
 
 @pytest.mark.parametrize("prior", [0, 1, -0.1, math.nan])
 def test_a_prior_out_of_range_names_its_key(prior):
-    with pytest.raises(ValueError, match="MODEL.RETINANET.PRIOR_PROB"):
+    with pytest.raises(ValueError, match=r"MODEL\.RETINANET\.PRIOR_PROB"):
         FocalLoss().bias(prior, 3)

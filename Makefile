@@ -1,0 +1,54 @@
+# `make` lists the targets. PYTHON=... uses another interpreter with its own torch and Detectron2 instead of .venv.
+.DEFAULT_GOAL := help
+VENV := .venv
+PYTHON ?= $(VENV)/bin/python
+TORCH := torch==2.14.1 torchvision==0.29.1
+# Detectron2's own script, or ours where Detectron2 is installed without its tools/.
+TRAIN = $(shell $(PYTHON) -c "from importlib.util import find_spec as find; \
+  print('tools.train_net' if find('tools') and find('tools.train_net') else 'focal_det.tools.train')")
+
+export OMP_NUM_THREADS ?= 2
+export DETECTRON2_ENV_MODULE = focal_det.env
+# fvcore compiles its own losses with torch.jit on import, which current torch warns about twice per start.
+export PYTHONWARNINGS = ignore:`torch.jit
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.PHONY: env
+env: $(VENV)/ready ## create .venv with everything in it; nothing to do with PYTHON=...
+ifneq ($(PYTHON),$(VENV)/bin/python)
+.PHONY: $(VENV)/ready
+$(VENV)/ready:
+	@$(PYTHON) -c "import detectron2, torch, torchvision; print('using', detectron2.__file__, 'torch', torch.__version__)"
+else
+$(VENV)/ready: setup.py dev/build_detectron2.py Makefile
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -c "import torchvision; torchvision.ops.nms" 2>/dev/null || $(PYTHON) -m pip install $(TORCH)
+	$(PYTHON) dev/build_detectron2.py
+	$(PYTHON) -m pip install -e ".[dev]"
+	touch $@
+endif
+
+.PHONY: demo
+demo: env ## train on digits for about 5 minutes, evaluate, draw: output/demo
+	$(PYTHON) -m $(TRAIN) --config-file configs/digits/focal_retinanet_tiny.yaml OUTPUT_DIR output/demo
+	$(PYTHON) -m focal_det.tools report output/demo
+
+.PHONY: test
+test: env ## the tests that take minutes in all
+	$(PYTHON) -m pytest -m "not slow"
+
+.PHONY: test-slow
+test-slow: env ## the tests that train for minutes
+	$(PYTHON) -m pytest -m slow
+
+.PHONY: lint
+lint: env ## ruff
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+.PHONY: readme
+readme: env ## render the README's tables from the records
+	$(PYTHON) dev/render_readme.py

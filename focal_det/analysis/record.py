@@ -1,0 +1,71 @@
+"""The record of a run: its figures, and everything needed to say how they were measured."""
+
+import platform
+import subprocess
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Optional
+
+from focal_det.analysis.curves import read_metrics
+
+_PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "opencv-python", "focal-det")
+
+
+def make_record(run_dir: Path, command: str) -> dict[str, Any]:
+    """Collect a finished run of Detectron2.
+
+    Args:
+        run_dir: its OUTPUT_DIR, with config.yaml and metrics.json.
+        command: what was typed.
+
+    Returns:
+        A dict for json: "figures" (see `get_figures`), "command", "commit", "date", "device", "versions", "minutes" (wall time with
+        evaluation), "config" (text of config.yaml) and "metrics" (lines of metrics.json).
+    """
+    config_file, metrics_file = run_dir / "config.yaml", run_dir / "metrics.json"
+    metrics = read_metrics(metrics_file)
+    return {
+        "figures": get_figures(metrics),
+        "command": command,
+        "commit": _get_commit(),
+        "date": date.today().isoformat(),
+        "device": _get_device(),
+        "versions": {"python": platform.python_version(), **{x: _get_version(x) for x in _PACKAGES}},
+        "minutes": round((metrics_file.stat().st_mtime - config_file.stat().st_mtime) / 60, 1),
+        "config": config_file.read_text(),
+        "metrics": metrics,
+    }
+
+
+def get_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """The last value of every evaluation metric, such as "bbox/AP" in percent, of lines from `read_metrics`."""
+    figures: dict[str, float] = {}
+    for line in metrics:
+        figures.update({key: value for key, value in line.items() if "bbox/" in key})
+    return figures
+
+
+def _get_commit() -> Optional[str]:
+    """Commit of the checkout that focal_det runs from, "+changes" if it has any; None if it is not a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if done.returncode:
+        return None
+    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def _get_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _get_version(package: str) -> Optional[str]:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

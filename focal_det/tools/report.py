@@ -1,0 +1,67 @@
+"""Pictures of a finished run: detections beside ground truth, loss and AP curves; optionally its record."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model  # noqa: F401  (registers Detectron2's parts)
+
+from focal_det.analysis.curves import draw_curves, read_metrics
+from focal_det.analysis.detections import draw_detections
+from focal_det.analysis.record import make_record
+from focal_det.data.catalog import register_datasets
+from focal_det.env import setup_environment
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; see `--help`."""
+    parser = argparse.ArgumentParser(prog="focal-det report", description=__doc__)
+    parser.add_argument("run", type=Path, help="OUTPUT_DIR of a finished training that was evaluated with COCO metrics")
+    parser.add_argument("--images", type=int, default=12, help="pictures in the grid (default: %(default)s)")
+    parser.add_argument("--score-thresh", type=float, default=0.5, help="lowest score drawn (default: %(default)s)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="also write a json record of the run; needs --command")
+    parser.add_argument("--command", metavar="TEXT", help="the command that made the run, for the record")
+    args = parser.parse_args(argv)
+    if args.record and not args.command:
+        parser.error("--record needs --command")
+    results_file = args.run / "inference" / "coco_instances_results.json"
+    for file in (args.run / "config.yaml", args.run / "metrics.json", results_file):
+        if not file.is_file():
+            parser.error(f"{file} does not exist: {args.run} is not the OUTPUT_DIR of a run that was evaluated with COCO metrics")
+
+    dataset_name = _read_dataset_name(args.run / "config.yaml")
+    draw_curves(read_metrics(args.run / "metrics.json"), args.run / "curves.png")
+    draw_detections(
+        dataset_name, results_file, args.run / "detections.png", num_images=args.images, score_thresh=args.score_thresh
+    )
+    if args.record:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        args.record.write_text(json.dumps(make_record(args.run, args.command), indent=1) + "\n")
+        print(f"record: {args.record}")
+    print(f"detections.png, curves.png, metrics.json, TensorBoard events and checkpoints are in {args.run.resolve()}")
+    return 0
+
+
+def _read_dataset_name(config_file: Path) -> str:
+    """The first test set with COCO metrics of a dumped config, registered."""
+    if "FOCAL_DET" not in get_cfg().MODEL:
+        setup_environment()
+    from detectron2.data import MetadataCatalog
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(config_file))
+    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    coco_sets = [x for x in cfg.DATASETS.TEST if MetadataCatalog.get(x).get("evaluator_type") == "coco"]
+    if not coco_sets:
+        raise ValueError(f"{config_file}: none of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} is evaluated with COCO metrics")
+    return coco_sets[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""MODEL.FOCAL_DET: what it has, how it is set, and what a typo says."""
+
+import pytest
+import yaml
+from detectron2.config import get_cfg
+
+from focal_det.config import add_focal_det_config, build_cls_loss, build_normalizer
+from focal_det.losses import FocalLoss
+from focal_det.normalizers import GlobalPosCount
+
+
+def test_gamma_alpha_and_prior_are_the_keys_of_detectron2(make_cfg):
+    cfg = make_cfg("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 1.5, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.5)
+    loss = build_cls_loss(cfg)
+    assert isinstance(loss, FocalLoss) and (loss.gamma, loss.alpha) == (1.5, 0.5)
+
+
+def test_the_node_is_small():
+    def count(node):
+        return sum(1 if not hasattr(v, "items") else count(v) for k, v in node.items() if k != "ARGS")
+
+    assert count(get_cfg().MODEL.FOCAL_DET) <= 12
+
+
+def test_arguments_are_set_from_the_command_line(make_cfg):
+    cfg = make_cfg("MODEL.FOCAL_DET.NORMALIZER.ARGS.EMAPosCount.momentum", 0.5)
+    assert build_normalizer(cfg).momentum == 0.5
+    assert isinstance(build_normalizer(make_cfg("MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount")), GlobalPosCount)
+
+
+def test_only_the_entry_of_the_name_is_read(make_cfg):
+    cfg = make_cfg("MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount")
+    cfg.MODEL.FOCAL_DET.NORMALIZER.ARGS.EMAPosCount.momentum = 7.0
+    assert isinstance(build_normalizer(cfg), GlobalPosCount)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"NAME": "GlobalPoscount"}, r"MODEL\.FOCAL_DET\.NORMALIZER: Unknown loss normalizer .*Did you mean 'GlobalPosCount'"),
+        ({"ARGS": {"EMAPosCount": {"momentun": 0.5}}}, r"Unknown argument of EMAPosCount 'momentun'.*'momentum'"),
+        ({"ARGS": {"EMAPosCount": {"momentum": 1.5}}}, r"MODEL\.FOCAL_DET\.NORMALIZER: momentum must be in \[0, 1\), got 1.5"),
+    ],
+)
+def test_a_typo_in_a_file_names_the_key_and_the_nearest_match(make_cfg, tmp_path, node, message):
+    file = tmp_path / "typo.yaml"
+    file.write_text(yaml.safe_dump({"MODEL": {"FOCAL_DET": {"NORMALIZER": node}}, "VERSION": 2}))
+    cfg = make_cfg()
+    cfg.merge_from_file(str(file))
+    with pytest.raises((KeyError, ValueError), match=message):
+        build_normalizer(cfg)
+
+
+def test_a_typo_on_the_command_line_fails(make_cfg):
+    with pytest.raises((KeyError, AssertionError), match="momentun"):
+        make_cfg("MODEL.FOCAL_DET.NORMALIZER.ARGS.EMAPosCount.momentun", 0.5)
+
+
+def test_adding_the_node_to_a_config_by_hand():
+    cfg = get_cfg()
+    del cfg.MODEL["FOCAL_DET"]
+    add_focal_det_config(cfg)
+    assert cfg.MODEL.FOCAL_DET == get_cfg().MODEL.FOCAL_DET
+
+
+def test_a_dumped_config_reads_back_equal(make_cfg, tmp_path):
+    cfg = make_cfg("MODEL.FOCAL_DET.DATASETS", [{"name": "a", "format": "coco"}])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = get_cfg()
+    again.merge_from_file(str(tmp_path / "config.yaml"), allow_unsafe=False)
+    assert again == cfg
+
+
+def test_an_unknown_box_loss_names_the_known_ones(make_cfg):
+    from detectron2.modeling import build_model
+
+    with pytest.raises(ValueError, match="BBOX_REG_LOSS_TYPE.*Did you mean 'giou'"):
+        build_model(make_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "gioi"))

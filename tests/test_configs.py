@@ -1,0 +1,88 @@
+"""Every shipped config: safe yaml, equal to Detectron2's where that has one, builds and makes a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2 import model_zoo
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from focal_det.model_zoo import get_config_file
+from tests.conftest import ROOT, make_batch
+
+YAMLS = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")])
+LAZY = sorted(ROOT.glob("configs/**/*.py"))
+ZOO = {
+    "Base-FocalRetinaNet.yaml": "Base-RetinaNet.yaml",
+    **{f"COCO-Detection/focal_retinanet_{x}.yaml": f"COCO-Detection/retinanet_{x}.yaml" for x in ("R_50_FPN_1x", "R_50_FPN_3x", "R_101_FPN_3x")},
+}  # fmt: skip
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def load(path: Path):
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path), allow_unsafe=False)
+    return cfg
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name)
+def test_it_is_safe_yaml_and_only_the_difference_to_its_base(path):
+    content = yaml.safe_load(path.read_text())
+    assert isinstance(content, dict) and "!!" not in path.read_text()
+    if "_BASE_" in content:
+        assert (path.parent / content["_BASE_"]).is_file()
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name)
+def test_it_builds_and_makes_a_step(path, monkeypatch):
+    monkeypatch.setenv("FOCAL_DET_BCCD", "/nowhere")
+    cfg = load(path)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FOCAL_DET.DATASETS", [], "DATASETS.TRAIN", (), "DATASETS.TEST", ()])
+    make_step(build_model(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)
+
+
+@pytest.mark.parametrize("path", LAZY, ids=name)
+def test_a_lazy_config_builds_and_makes_a_step(path):
+    cfg = LazyConfig.load(str(path))
+    assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
+    make_step(instantiate(cfg.model), cfg.model.num_classes)
+
+
+def make_step(model, num_classes):
+    batch = make_batch([[16, 16, 80, 80], [30, 40, 66, 76]], num_classes=num_classes)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.0001)
+    with EventStorage():
+        losses = model(batch)
+    assert set(losses) == {"loss_cls", "loss_box_reg"} and all(x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), ZOO.items())
+def test_it_equals_detectron2s_but_for_the_architecture(ours, theirs):
+    cfg, stock = load(Path(get_config_file(ours))), get_cfg()
+    stock.merge_from_file(model_zoo.get_config_file(theirs))
+    assert cfg.MODEL.META_ARCHITECTURE == "FocalRetinaNet"
+    cfg.MODEL.META_ARCHITECTURE = stock.MODEL.META_ARCHITECTURE
+    assert cfg == stock
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_the_lazy_twin_has_the_values_of_the_yaml(depth):
+    cfg = load(Path(get_config_file(f"COCO-Detection/focal_retinanet_R_{depth}_FPN_1x.yaml")))
+    lazy = LazyConfig.load(get_config_file(f"COCO-Detection/focal_retinanet_R_{depth}_FPN_1x.py"))
+    assert lazy.model.backbone.bottom_up.stages.depth == cfg.MODEL.RESNETS.DEPTH
+    assert lazy.train.init_checkpoint == cfg.MODEL.WEIGHTS
+    assert lazy.train.max_iter == cfg.SOLVER.MAX_ITER and lazy.optimizer.lr == cfg.SOLVER.BASE_LR
+    assert (lazy.model.cls_loss.alpha, lazy.model.cls_loss.gamma) == (0.25, 2.0)
+
+
+def test_an_unknown_config_names_the_nearest():
+    with pytest.raises(FileNotFoundError, match="Did you mean 'COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml'"):
+        get_config_file("COCO-Detection/focal_retinanet_R50_FPN_1x.yaml")

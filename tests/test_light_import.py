@@ -1,0 +1,43 @@
+"""Importing is cheap, and what needs no Detectron2 works without it."""
+
+from tests.conftest import run_python
+
+BLOCK = "import sys\nfor name in {names}: sys.modules[name] = None\n"
+
+
+def run_blocked(code: str, *names: str, check: bool = True):
+    return run_python("-c", BLOCK.format(names=names) + code, env={"DETECTRON2_ENV_MODULE": None}, check=check)
+
+
+def test_focal_det_imports_without_torch():
+    run_blocked("import focal_det; assert focal_det.__version__", "torch", "detectron2", "fvcore")
+
+
+def test_losses_and_normalizers_need_torch_and_fvcores_registry_only():
+    code = "import focal_det.losses, focal_det.normalizers, torch\n"
+    code += "print(focal_det.losses.sigmoid_focal_loss(torch.zeros(1), torch.ones(1)).item())"
+    _, output = run_blocked(code, "detectron2", "torchvision", "cv2", "pycocotools", "matplotlib", "sklearn")
+    assert abs(float(output) - 0.1733) < 1e-3
+
+
+def test_parts_for_detectron2_say_how_to_get_it():
+    for part in ("meta_arch", "head", "labeling", "config", "data.catalog", "tools.train", "tools.report"):
+        code, output = run_blocked(f"import focal_det.{part}", "detectron2", check=False)
+        assert code != 0
+    error = output[output.index("ImportError") :]
+    for way in ("facebookresearch/detectron2.git", "conda-forge", "dev/build_detectron2.py"):
+        assert way in error
+    assert "During handling" not in output
+
+
+def test_import_changes_nothing_of_detectron2():
+    code = "from detectron2.config import get_cfg\nfrom detectron2.data import DatasetCatalog\nimport focal_det.meta_arch\n"
+    code += "assert 'FOCAL_DET' not in get_cfg().MODEL and 'digits_val' not in DatasetCatalog.list()"
+    run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
+
+
+def test_names_of_the_package_are_found_lazily():
+    code = "import focal_det, sys\nassert 'torch' not in sys.modules\nfor name in dir(focal_det): getattr(focal_det, name)\n"
+    code += "try: focal_det.FocalRetinaNets\nexcept AttributeError as e: print(e)"
+    _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
+    assert "no attribute 'FocalRetinaNets'" in output
