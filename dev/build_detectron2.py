@@ -132,7 +132,6 @@ Homepage = "https://github.com/facebookresearch/detectron2"
 
 [tool.setuptools.packages.find]
 include = ["detectron2*", "tools*"]
-namespaces = false
 
 [tool.setuptools.package-data]
 "detectron2.model_zoo" = ["configs/**/*.yaml", "configs/**/*.py"]

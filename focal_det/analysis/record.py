@@ -1,6 +1,7 @@
 """The record of a run: its figures, and everything needed to say how they were measured."""
 
 import platform
+import re
 import subprocess
 from datetime import date
 from importlib import metadata
@@ -12,22 +13,25 @@ from focal_det.analysis.curves import read_metrics
 _PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "opencv-python", "focal-det")
 
 
-def make_record(run_dir: Path, command: str) -> dict[str, Any]:
+def make_record(run_dir: Path, command: str, dataset: str) -> dict[str, Any]:
     """Collect a finished run of Detectron2.
 
     Args:
         run_dir: its OUTPUT_DIR, with config.yaml and metrics.json.
-        command: what was typed.
+        command: what was typed, with its `--config-file`.
+        dataset: what it was evaluated on.
 
     Returns:
-        A dict for json: "figures" (see `get_figures`), "command", "commit", "date", "device", "versions", "minutes" (wall time with
-        evaluation), "config" (text of config.yaml) and "metrics" (lines of metrics.json).
+        A dict for json: "figures" (see `get_figures`), "dataset", "command", "config_file", "commit", "date", "device", "versions",
+        "minutes" (wall time with evaluation), "config" (text of config.yaml) and "metrics" (lines of metrics.json).
     """
     config_file, metrics_file = run_dir / "config.yaml", run_dir / "metrics.json"
     metrics = read_metrics(metrics_file)
     return {
         "figures": get_figures(metrics),
+        "dataset": dataset,
         "command": command,
+        "config_file": re.search(r"--config-file[ =](\S+)", command).group(1),
         "commit": _get_commit(),
         "date": date.today().isoformat(),
         "device": _get_device(),

@@ -10,7 +10,7 @@ from typing import Optional
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model  # noqa: F401  (registers Detectron2's parts)
+from detectron2.data import MetadataCatalog
 
 from focal_det.analysis.curves import draw_curves, read_metrics
 from focal_det.analysis.detections import draw_detections
@@ -28,8 +28,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--record", type=Path, metavar="FILE", help="also write a json record of the run; needs --command")
     parser.add_argument("--command", metavar="TEXT", help="the command that made the run, for the record")
     args = parser.parse_args(argv)
-    if args.record and not args.command:
-        parser.error("--record needs --command")
+    if args.record and "--config-file" not in (args.command or ""):
+        parser.error("--record needs --command, the whole command with its --config-file")
     results_file = args.run / "inference" / "coco_instances_results.json"
     for file in (args.run / "config.yaml", args.run / "metrics.json", results_file):
         if not file.is_file():
@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     if args.record:
         args.record.parent.mkdir(parents=True, exist_ok=True)
-        args.record.write_text(json.dumps(make_record(args.run, args.command), indent=1) + "\n")
+        args.record.write_text(json.dumps(make_record(args.run, args.command, dataset_name), indent=1) + "\n")
         print(f"record: {args.record}")
     print(f"detections.png, curves.png, metrics.json, TensorBoard events and checkpoints are in {args.run.resolve()}")
     return 0
@@ -52,8 +52,6 @@ def _read_dataset_name(config_file: Path) -> str:
     """The first test set with COCO metrics of a dumped config, registered."""
     if "FOCAL_DET" not in get_cfg().MODEL:
         setup_environment()
-    from detectron2.data import MetadataCatalog
-
     cfg = get_cfg()
     cfg.merge_from_file(str(config_file))
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")

@@ -1,25 +1,224 @@
-"""dev/build_detectron2.py on little source trees of its own, and the Detectron2 it built where that is installed."""
+"""dev/build_detectron2.py on small files of the test's own, and the Detectron2 it made where that is installed."""
 
 import hashlib
+import http.server
 import importlib.util
 import os
-import runpy
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import detectron2
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "dev" / "build_detectron2.py"
-UPSTREAM_TRAIN_NET_SHA256 = "a3e47504ec6a4ae1f651c686f7b6a3faec1bec0829511951e325b9c6eab2dd87"
+SCRIPT = Path(__file__).parents[2] / "dev" / "build_detectron2.py"
+TRAIN_NET_SHA256 = "a3e47504ec6a4ae1f651c686f7b6a3faec1bec0829511951e325b9c6eab2dd87"  # of tools/ in Detectron2 0.5
+needs_our_build = pytest.mark.skipif(
+    importlib.util.find_spec("detectron2.no_compiled_ops") is None,
+    reason=f"Detectron2 {detectron2.__version__} here was not made by dev/build_detectron2.py",
+)
 
 
 def load_script():
     spec = importlib.util.spec_from_file_location("build_detectron2", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # NamedTuple looks its module up
     spec.loader.exec_module(module)
     return module
 
 
 build = load_script()
+
+
+def run_script(*arguments, **environment):
+    """Run the script as a person does, with `environment` added to the process's own."""
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+
+
+def write_tree(root, text):
+    (root / "detectron2").mkdir()
+    (root / "detectron2/a.py").write_text(text)
+    return root
+
+
+def read_all_times(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.py")}
+
+
+# --- substitutions
+
+
+@pytest.mark.parametrize("text, found", [("x = 1\n", 0), ("np.int np.int\n", 2), ("np.int64 np.int\n", 2)])
+def test_substitution_with_another_count_stops_and_names_file_text_and_counts(tmp_path, text, found):
+    root = write_tree(tmp_path, text)
+    with pytest.raises(build.BuildError) as error:
+        build.apply_substitutions(root, [build.Substitution("detectron2/a.py", "np.int", "int", 1)])
+    assert str(error.value) == f"detectron2/a.py: expected 'np.int' 1 times, found it {found} times."
+
+
+def test_substitution_keeps_line_numbers_and_marks_the_file_as_changed(tmp_path):
+    root = write_tree(tmp_path, "import numpy as np\ny = np.bool\n")
+    (root / "detectron2/b.py").write_text("y = np.bool\n")
+    build.apply_substitutions(root, [build.Substitution("detectron2/a.py", "np.bool", "bool", 1)])
+    lines = (root / "detectron2/a.py").read_text().splitlines()
+    assert lines[:2] == ["import numpy as np", "y = bool"]
+    assert "Changed from Detectron2 0.5" in lines[-1]
+    assert (root / "detectron2/b.py").read_text() == "y = np.bool\n"
+
+
+def test_every_substitution_is_outside_the_stock_tools():
+    assert build.SUBSTITUTIONS
+    assert all(substitution.file.startswith("detectron2/") for substitution in build.SUBSTITUTIONS)
+
+
+def test_every_substitution_changes_something_and_is_listed_in_the_wheel():
+    changes = build.describe_changes(build.SUBSTITUTIONS)
+    for file, old, new, count in build.SUBSTITUTIONS:
+        assert old != new and count > 0
+        assert f"{file} ({count}x): {old!r} -> {new!r}" in changes
+
+
+def test_no_substitution_leaves_text_that_a_later_one_counts():
+    for i, earlier in enumerate(build.SUBSTITUTIONS):
+        for later in build.SUBSTITUTIONS[i + 1 :]:
+            assert later.file != earlier.file or later.old not in earlier.new
+
+
+# --- the source distribution
+
+
+@pytest.fixture
+def package_index(tmp_path):
+    """Address of a package index in the layout of PEP 503 whose detectron2-cdo is not the real one."""
+    (tmp_path / "simple/detectron2-cdo").mkdir(parents=True)
+    (tmp_path / "simple/detectron2-cdo/index.html").write_text(
+        '<a href="../../detectron2_cdo-0.4.tar.gz">older</a> '
+        '<a data-requires-python="&gt;=3.6" href="../../files/detectron2_cdo-0.5.tar.gz#sha256=0">0.5</a>'
+    )
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/detectron2_cdo-0.5.tar.gz").write_bytes(b"something else")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/simple"
+        server.shutdown()
+
+
+def test_wrong_sha256_stops_and_names_both(tmp_path):
+    sdist = tmp_path / "detectron2_cdo-0.5.tar.gz"
+    sdist.write_bytes(b"something else")
+    done = run_script("--sdist", sdist, "--wheel-dir", tmp_path / "wheels")
+    assert done.returncode == 1
+    assert str(sdist) in done.stderr and build.SDIST_SHA256 in done.stderr
+    assert hashlib.sha256(b"something else").hexdigest() in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "wheels").exists()
+
+
+def test_what_pips_own_package_index_serves_is_downloaded_and_verified(tmp_path, package_index):
+    done = run_script("--wheel-dir", tmp_path / "wheels", PIP_INDEX_URL=package_index, no_proxy="*")
+    assert f"Downloading {package_index[: -len('simple')]}files/detectron2_cdo-0.5.tar.gz" in done.stdout
+    assert done.returncode == 1 and "sha256" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_network_is_one_line_that_says_what_was_tried_and_what_helps(tmp_path):
+    index = "http://127.0.0.1:9/simple/"  # nobody listens there
+    done = run_script("--wheel-dir", tmp_path, PIP_INDEX_URL=index, no_proxy="*")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: Cannot read {index}detectron2-cdo/ (") and "--sdist" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "400"])
+def test_package_index_is_read_whatever_the_width_of_the_terminal(monkeypatch, columns):
+    index = "https://index.invalid/a-rather-long/name-of-an/index-that-some/would-break/simple"
+    monkeypatch.setenv("PIP_INDEX_URL", index)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert build.find_package_index() == index
+
+
+def test_pip_that_names_no_index_is_an_error_that_says_what_helps(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # a "Python" whose pip prints nothing
+    with pytest.raises(build.BuildError, match=r"Cannot find pip's package index.*exit status 0.*--sdist"):
+        build.find_package_index()
+
+
+@pytest.mark.parametrize(
+    "link, url",
+    [
+        ("../../f/detectron2_cdo-0.5.tar.gz#sha256=1", "https://a.invalid/f/detectron2_cdo-0.5.tar.gz"),
+        ("/f/detectron2_cdo-0.5.tar.gz?a=1&amp;b=2", "https://a.invalid/f/detectron2_cdo-0.5.tar.gz?a=1&b=2"),
+        ("https://b.invalid/detectron2_cdo-0.5.tar.gz", "https://b.invalid/detectron2_cdo-0.5.tar.gz"),
+    ],
+)
+def test_links_of_the_index_are_resolved(link, url):
+    assert build.find_sdist_url(f'<a href="{link}">x</a>', "https://a.invalid/simple/detectron2-cdo/") == url
+
+
+def test_index_without_the_file_is_an_error_that_names_it():
+    with pytest.raises(build.BuildError, match=r"lists no detectron2_cdo-0\.5\.tar\.gz.*--sdist"):
+        build.find_sdist_url('<a href="detectron2_cdo-0.5.tar.gz.asc">x</a>', "https://a.invalid/")
+
+
+# --- what is installed
+
+
+def test_installed_detectron2_is_named_and_left_alone():
+    folder = Path(detectron2.__file__).parent
+    before = read_all_times(folder)
+    done = run_script(PIP_INDEX_URL="http://127.0.0.1:9/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"Detectron2 {detectron2.__version__} in {folder} is installed: nothing to do\n"
+    assert read_all_times(folder) == before
+
+
+def test_placeholder_raises_when_used_and_not_when_inspected():
+    names = {}
+    exec(build.PLACEHOLDER, names)
+    assert not hasattr(names["_C"], "__wrapped__")
+    with pytest.raises(RuntimeError, match=r"nms_rotated is a compiled operation.*facebookresearch/detectron2.*conda-forge"):
+        names["_C"].nms_rotated()
+
+
+@needs_our_build
+def test_compiled_operation_raises_an_error_that_says_how_to_get_it():
+    import torch
+    from detectron2.layers import nms_rotated
+    from detectron2.layers.rotated_boxes import pairwise_iou_rotated
+
+    boxes = torch.ones(2, 5)
+    with pytest.raises(RuntimeError, match=r"box_iou_rotated is a compiled operation.*facebookresearch/detectron2"):
+        pairwise_iou_rotated(boxes, boxes)
+    with pytest.raises(RuntimeError, match=r"nms_rotated is a compiled operation.*conda-forge"):
+        nms_rotated(boxes, torch.ones(2), 0.5)
+    assert importlib.util.find_spec("detectron2._C") is None
+
+
+@needs_our_build
+def test_stock_training_script_is_upstreams_byte_for_byte():
+    script = Path(importlib.util.find_spec("tools.train_net").origin)
+    assert hashlib.sha256(script.read_bytes()).hexdigest() == TRAIN_NET_SHA256
+
+
+@needs_our_build
+def test_installed_files_are_those_the_table_makes():
+    root = Path(detectron2.__file__).parents[1]
+    for file, old, new, _ in build.SUBSTITUTIONS:
+        text = (root / file).read_text(encoding="utf-8")
+        assert new in text and (old in new or old not in text), (file, old)
+
+
+@needs_our_build
+def test_coco_evaluation_is_pycocotools_own():
+    from detectron2.evaluation import coco_evaluation
+    from pycocotools.cocoeval import COCOeval
+
+    assert coco_evaluation.COCOeval_opt is COCOeval

@@ -1,0 +1,70 @@
+"""Render the tables of the README and the project pages from the records of runs; `--check` only says whether they are up to date."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def render_results(records: list[Path], page: Path) -> str:
+    """One row per record: its figures in percent, how long it took and where."""
+    lines = ["| config | evaluated on | AP | AP50 | AP75 | minutes | device | record |", "|---|---|---|---|---|---|---|---|"]
+    for file in records:
+        record = json.loads(file.read_text())
+        cells = [f"`{record['config_file']}`", record["dataset"]]
+        cells += [f"{get_figure(record, name):.1f}" for name in ("AP", "AP50", "AP75")]
+        cells += [str(record["minutes"]), record["device"], f"[json]({file.relative_to(page.parent)})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def render_classes(records: list[Path], page: Path) -> str:
+    """One row per record: average precision of each class, with COCO metrics."""
+    lines = []
+    for file in records:
+        record = json.loads(file.read_text())
+        classes = [x.split("AP-")[1] for x in record["figures"] if is_of(record, x) and "AP-" in x]
+        if not lines:
+            lines = [f"| record | {' | '.join(f'AP {x}' for x in classes)} |", "|---|" + "---|" * len(classes)]
+        cells = [f"[{file.stem}]({file.relative_to(page.parent)})", *(f"{get_figure(record, f'AP-{x}'):.1f}" for x in classes)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def is_of(record: dict, name: str) -> bool:
+    """Whether a metric is of the record's data set; where several were evaluated Detectron2 puts the set's name before it."""
+    return name.startswith(("bbox/", f"{record['dataset']}/bbox/"))
+
+
+def get_figure(record: dict, metric: str) -> float:
+    """A COCO metric of the record's data set, in percent."""
+    return next(value for name, value in record["figures"].items() if is_of(record, name) and name.endswith(f"bbox/{metric}"))
+
+
+def render(page: Path) -> str:
+    """The page with its generated parts filled in: `<!-- results -->` and `<!-- classes -->`, of its own folder's records."""
+    text = page.read_text()
+    records = sorted(page.parent.glob("**/records/*.json" if page.parent != ROOT else "projects/*/records/*.json"))
+    for name, table in (("results", render_results), ("classes", render_classes)):
+        pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda m, table=table: f"{m.group(1)}{table(records, page)}\n{m.group(2)}", text)
+    return text
+
+
+def main() -> int:
+    """Render all pages, or with `--check` return 1 if one is not as it would be rendered."""
+    status = 0
+    for page in (ROOT / "README.md", *sorted(ROOT.glob("projects/*/README.md"))):
+        new = render(page)
+        if new != page.read_text():
+            print(f"{page.relative_to(ROOT)}: " + ("not up to date, run `make readme`" if "--check" in sys.argv else "rendered"))
+            status = int("--check" in sys.argv)
+            if not status:
+                page.write_text(new)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

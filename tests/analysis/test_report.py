@@ -1,0 +1,94 @@
+"""The report of a run: pictures that show the data, curves, a record, and what it says of a folder that is no run."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from focal_det.analysis.curves import draw_curves, read_metrics
+from focal_det.analysis.record import get_figures
+from focal_det.tools.report import main
+from tests.data.make_data import write_coco
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a run on four images, one of which has detections."""
+    from detectron2.config import get_cfg
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    write_coco(tmp_path)
+    folder = tmp_path / "run"
+    (folder / "inference").mkdir(parents=True)
+    cfg = get_cfg()
+    images, annotations = str(tmp_path / "images"), str(tmp_path / "coco.json")
+    cfg.MODEL.FOCAL_DET.DATASETS = [{"name": "report_set", "format": "coco", "json": annotations, "images": images}]
+    cfg.DATASETS.TEST = ("report_set",)
+    (folder / "config.yaml").write_text(cfg.dump())
+    lines = [{"iteration": 19, "total_loss": 2.0, "loss_cls": 1.5, "loss_box_reg": 0.5}, {"iteration": 39, "total_loss": 1.0}]
+    lines += [{"iteration": 39, "total_loss": 0.9, "bbox/AP": 41.5, "bbox/AP50": 60.0, "bbox/AP-circle": 30.0}]
+    (folder / "metrics.json").write_text("\n".join(json.dumps(x) for x in lines))
+    results = [{"image_id": 1, "category_id": 2, "bbox": [50, 40, 40, 40], "score": 0.9}]
+    results += [{"image_id": 2, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.1}]
+    (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
+    yield folder
+    DatasetCatalog.pop("report_set")
+    MetadataCatalog.pop("report_set")
+
+
+def test_it_draws_and_says_where_everything_is(run, capsys):
+    assert main([str(run), "--images", "4"]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(run))
+    grid, curves = (cv2.imread(str(run / f"{name}.png")) for name in ("detections", "curves"))
+    # Four images in two rows of two pairs; the square of the first image is drawn on both sides.
+    assert grid.shape[1] == 1300 and curves.shape[1] == 1100
+    assert len(np.unique(grid.reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_score_threshold_decides_what_is_drawn(run):
+    main([str(run), "--images", "4", "--score-thresh", "0.95"])
+    without = cv2.imread(str(run / "detections.png"))
+    main([str(run), "--images", "4", "--score-thresh", "0.05"])
+    assert (cv2.imread(str(run / "detections.png")) != without).any()
+
+
+def test_the_record_says_how_it_was_measured(run, tmp_path):
+    command = "python -m tools.train_net --config-file configs/a.yaml OUTPUT_DIR x"
+    main([str(run), "--record", str(tmp_path / "new" / "a.json"), "--command", command])
+    record = json.loads((tmp_path / "new" / "a.json").read_text())
+    assert record["figures"] == {"bbox/AP": 41.5, "bbox/AP50": 60.0, "bbox/AP-circle": 30.0}
+    assert (record["dataset"], record["config_file"], record["command"]) == ("report_set", "configs/a.yaml", command)
+    assert yaml.safe_load(record["config"])["DATASETS"]["TEST"] == ["report_set"]
+    assert record["versions"]["torch"] and record["device"]
+
+
+def test_lines_that_a_resumed_run_wrote_again_count_once(run):
+    metrics = read_metrics(run / "metrics.json")
+    assert [x["iteration"] for x in metrics] == [19, 39] and metrics[1]["total_loss"] == 0.9
+    assert get_figures(metrics)["bbox/AP"] == 41.5
+
+
+def test_curves_of_a_run_without_evaluation(run):
+    draw_curves([{"iteration": 0, "total_loss": 1.0}], run / "bare.png")
+    assert cv2.imread(str(run / "bare.png")) is not None
+
+
+def test_a_folder_that_is_no_run_names_what_is_missing(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "config.yaml does not exist" in capsys.readouterr().err
+
+
+def test_detections_of_another_data_set_are_named(run):
+    results = run / "inference" / "coco_instances_results.json"
+    results.write_text(json.dumps([{"image_id": 77, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9}]))
+    with pytest.raises(ValueError, match="has image id 77, which data set report_set has not"):
+        main([str(run)])
+
+
+def test_a_record_needs_the_command(run, capsys):
+    with pytest.raises(SystemExit):
+        main([str(run), "--record", "a.json", "--command", "make demo"])
+    assert "--config-file" in capsys.readouterr().err
