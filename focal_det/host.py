@@ -15,6 +15,9 @@ except ModuleNotFoundError as error:
 
 from detectron2.utils import events
 
+# A child of the logger that Detectron2's `default_setup` sends to the terminal and to OUTPUT_DIR/log.txt.
+LOGGER_NAME = "detectron2.focal_det"
+
 
 def has_event_storage() -> bool:
     """Whether a trainer (or a user's `EventStorage`) is there to receive scalars; main has this function, 0.5 has not."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
-from focal_det.host import has_event_storage, put_scalar
+from focal_det.host import LOGGER_NAME, has_event_storage, put_scalar
 
 import torch
 from detectron2.config import configurable
@@ -234,5 +234,5 @@ def _report_boxes_without_anchor(image_name: str, boxes: Tensor) -> None:
         f"Image {image_name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: {shown} (XYXY in the resized "
         "image). They have no area, are not finite or lie off the canvas; correct the annotations.",
         n=10,
-        name=__name__,
+        name=LOGGER_NAME,
     )

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Optional
 
 os.environ["DETECTRON2_ENV_MODULE"] = "focal_det.env"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -82,7 +83,7 @@ def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:
     return batch
 
 
-def run_python(*args: str, env: dict | None = None, check: bool = True, cwd=None, timeout: int = 600):
+def run_python(*args: str, env: Optional[dict] = None, check: bool = True, cwd=None, timeout: int = 600):
     """Run the tests' interpreter in a process of its own; with `check`, show its output if it fails."""
     environ = {**os.environ, "PYTHONWARNINGS": "ignore", **(env or {})}
     environ = {k: v for k, v in environ.items() if v is not None}

@@ -58,9 +58,7 @@ def _merge(cfg, with_toy, overrides):
 
 
 def test_its_arguments_come_from_its_signature_and_detectron2s_keys(toy_cfg):
-    model = build_model(
-        toy_cfg("MODEL.FOCAL_DET.CLS_LOSS.ARGS.SoftmaxToyLoss.scale", 3.0, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.7)
-    )
+    model = build_model(toy_cfg("MODEL.FOCAL_DET.CLS_LOSS.ARGS.SoftmaxToyLoss.scale", 3.0, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.7))
     assert (model.cls_loss.scale, model.cls_loss.alpha) == (3.0, 0.7)
 
 

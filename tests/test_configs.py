@@ -43,7 +43,9 @@ def test_it_is_safe_yaml_and_only_the_difference_to_its_base(path):
 def test_it_builds_and_makes_a_step(path, monkeypatch):
     monkeypatch.setenv("FOCAL_DET_BCCD", "/nowhere")
     cfg = load(path)
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FOCAL_DET.DATASETS", [], "DATASETS.TRAIN", (), "DATASETS.TEST", ()])
+    cfg.merge_from_list(
+        ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FOCAL_DET.DATASETS", [], "DATASETS.TRAIN", (), "DATASETS.TEST", ()]
+    )
     make_step(build_model(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)
 
 

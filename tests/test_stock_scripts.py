@@ -13,8 +13,14 @@ from tests.conftest import run_python
 from tests.data.make_data import CLASSES, write_coco, write_voc
 
 SHA256 = {
-    "train_net.py": {"0.5": "a3e47504ec6a4ae1f651c686f7b6a3faec1bec0829511951e325b9c6eab2dd87", "main": "1d52917d176f58bdf0c7da8f9d5ccdea6779a4af8014f888f86a0792a12d21a9"},
-    "lazyconfig_train_net.py": {"0.5": "ea852f4ce6b7e7a5ac8873b7e3b13adb1305f27c236b636e561cd185786d0f1c", "main": "120aea2ee6b55f628d23e42301472f95dcd0dfa461764f66b856f23bc3e4a09e"},
+    "train_net.py": {
+        "0.5": "a3e47504ec6a4ae1f651c686f7b6a3faec1bec0829511951e325b9c6eab2dd87",
+        "main": "1d52917d176f58bdf0c7da8f9d5ccdea6779a4af8014f888f86a0792a12d21a9",
+    },
+    "lazyconfig_train_net.py": {
+        "0.5": "ea852f4ce6b7e7a5ac8873b7e3b13adb1305f27c236b636e561cd185786d0f1c",
+        "main": "120aea2ee6b55f628d23e42301472f95dcd0dfa461764f66b856f23bc3e4a09e",
+    },
 }
 needs_tools = pytest.mark.skipif(
     importlib.util.find_spec("tools.train_net") is None, reason="this Detectron2 is installed without its tools/ scripts"
@@ -49,7 +55,10 @@ def make_config(folder: Path, **overrides) -> Path:
         "OUTPUT_DIR": str(folder / "out"),
         **overrides,
     }
-    content = {k: {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()} if isinstance(v, dict) else v for k, v in content.items()}
+    content = {
+        k: {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()} if isinstance(v, dict) else v
+        for k, v in content.items()
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     return folder / "config.yaml"
 
@@ -155,7 +164,10 @@ def test_an_environment_module_of_the_user_runs_first(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["MODEL.RETINANET.NUM_CLASSES", "3"], "has 2 classes (circle, square), but MODEL.RETINANET.NUM_CLASSES is 3. Set it to 2."),
+        (
+            ["MODEL.RETINANET.NUM_CLASSES", "3"],
+            "has 2 classes (circle, square), but MODEL.RETINANET.NUM_CLASSES is 3. Set it to 2.",
+        ),
         (["MODEL.RETINANET.PRIOR_PROB", "1.5"], "prior must be in (0, 1), got 1.5"),
         (["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"], "MODEL.FOCAL_DET.CLS_LOSS: alpha must be in [0, 1]"),
     ],

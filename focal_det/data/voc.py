@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from focal_det.host import LOGGER_NAME
 
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
@@ -55,7 +55,7 @@ def report_boxes_without_area(name: str, boxes: Sequence[str]) -> None:
     if boxes:
         shown = "; ".join(boxes[:5]) + ("; ..." if len(boxes) > 5 else "")
         message = f"Data set {name}: {len(boxes)} boxes without area are left out: {shown}. Correct the annotations."
-        log_first_n(logging.WARNING, message, name=__name__, key="message")
+        log_first_n(logging.WARNING, message, name=LOGGER_NAME, key="message")
 
 
 def _has_area(box: Sequence[float]) -> bool:

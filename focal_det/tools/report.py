@@ -37,9 +37,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     dataset_name = _read_dataset_name(args.run / "config.yaml")
     draw_curves(read_metrics(args.run / "metrics.json"), args.run / "curves.png")
-    draw_detections(
-        dataset_name, results_file, args.run / "detections.png", num_images=args.images, score_thresh=args.score_thresh
-    )
+    draw_detections(dataset_name, results_file, args.run / "detections.png", num_images=args.images, score_thresh=args.score_thresh)
     if args.record:
         args.record.parent.mkdir(parents=True, exist_ok=True)
         args.record.write_text(json.dumps(make_record(args.run, args.command, dataset_name), indent=1) + "\n")
