@@ -1,4 +1,4 @@
-"""Render the tables of the README and the project pages from the records of runs; `--check` only says whether they are up to date."""
+"""Render the tables of the README and the project pages from the records of runs; `--check` only says if they are current."""
 
 import json
 import re

@@ -19,7 +19,10 @@ __all__ = ["__version__", *_EXPORTS]
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'focal_det' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    module = _EXPORTS[name]
+    if module != "focal_det.losses":
+        import_module("focal_det.host")  # Detectron2 as a whole, before any module that needs it
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:

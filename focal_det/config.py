@@ -28,9 +28,9 @@ def add_focal_det_config(cfg: CfgNode) -> None:
 
     node = CfgNode()
     # Classification loss: a name of CLS_LOSS_REGISTRY.
-    node.CLS_LOSS = CfgNode({"NAME": "FocalLoss", "ARGS": _default_args(CLS_LOSS_REGISTRY)})
+    node.CLS_LOSS = _component_node("FocalLoss", CLS_LOSS_REGISTRY)
     # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
-    node.NORMALIZER = CfgNode({"NAME": "EMAPosCount", "ARGS": _default_args(NORMALIZER_REGISTRY)})
+    node.NORMALIZER = _component_node("EMAPosCount", NORMALIZER_REGISTRY)
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
     cfg.MODEL.FOCAL_DET = node
@@ -55,11 +55,13 @@ def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **defaults: floa
         raise type(error)(f"MODEL.FOCAL_DET.{key}: {error.args[0]}") from error
 
 
-def _default_args(registry: ComponentRegistry) -> CfgNode:
-    """One node per registered component; new keys are let in so that the component itself can name the nearest match."""
-    node = CfgNode(new_allowed=True)
-    for name, component in registry:
+def _component_node(name: str, registry: ComponentRegistry) -> CfgNode:
+    """NAME and, per registered component, ARGS; new keys are let in, so that the component itself can name the nearest match."""
+    node = CfgNode()
+    node.NAME = name
+    node.ARGS = CfgNode(new_allowed=True)
+    for component_name, component in registry:
         args = get_constructor_args(component).items()
         defaults = {k: v for k, v in args if k not in _RETINANET_KEYS and v is not inspect.Parameter.empty}
-        node[name] = CfgNode(defaults, new_allowed=True)
+        node.ARGS[component_name] = CfgNode(defaults, new_allowed=True)
     return node

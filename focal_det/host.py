@@ -1,9 +1,31 @@
 """The installed Detectron2: one clear error when there is none, and the few places where 0.5 and main differ for us."""
 
+# A child of the logger that Detectron2's `default_setup` sends to the terminal and to OUTPUT_DIR/log.txt.
+LOGGER_NAME = "detectron2.focal_det"
+
+
+def has_event_storage() -> bool:
+    """Whether a trainer (or a user's `EventStorage`) is there to receive scalars; main has this function, 0.5 has not."""
+    from detectron2.utils import events
+
+    return len(events._CURRENT_STORAGE_STACK) > 0
+
+
+def put_scalar(name: str, value: float) -> None:
+    """Record a number with the trainer, if there is one."""
+    from detectron2.utils.events import get_event_storage
+
+    if has_event_storage():
+        get_event_storage().put_scalar(name, value)
+
+
+# Last: with DETECTRON2_ENV_MODULE=focal_det.env, importing Detectron2 imports modules that use this one.
 try:
     import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "detectron2":
+except ImportError as error:
+    if "partially initialized module 'focal_det." in str(error):
+        raise ImportError("With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before this module of focal_det") from error
+    if error.name != "detectron2" or not isinstance(error, ModuleNotFoundError):
         raise
     raise ImportError(
         "This part of focal_det needs Detectron2, which is not installed. Get it in one of these ways:\n"
@@ -12,19 +34,3 @@ except ModuleNotFoundError as error:
         "  python dev/build_detectron2.py                                        (in a checkout of focal_det; no compiler)\n"
         "focal_det.losses and focal_det.normalizers work without it."
     ) from None
-
-from detectron2.utils import events
-
-# A child of the logger that Detectron2's `default_setup` sends to the terminal and to OUTPUT_DIR/log.txt.
-LOGGER_NAME = "detectron2.focal_det"
-
-
-def has_event_storage() -> bool:
-    """Whether a trainer (or a user's `EventStorage`) is there to receive scalars; main has this function, 0.5 has not."""
-    return len(events._CURRENT_STORAGE_STACK) > 0
-
-
-def put_scalar(name: str, value: float) -> None:
-    """Record a number with the trainer, if there is one."""
-    if has_event_storage():
-        events.get_event_storage().put_scalar(name, value)

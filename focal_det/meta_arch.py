@@ -58,9 +58,10 @@ class FocalRetinaNet(RetinaNet):
     def from_config(cls, cfg) -> dict[str, Any]:
         register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
         check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.MODEL.RETINANET.NUM_CLASSES)
+        cls_loss = build_cls_loss(cfg)
+        cls_loss.bias(cfg.MODEL.RETINANET.PRIOR_PROB, cfg.MODEL.RETINANET.NUM_CLASSES)  # refuses a prior that stock fails on
         args = super().from_config(cfg)
         del args["focal_loss_alpha"], args["focal_loss_gamma"]
-        cls_loss = build_cls_loss(cfg)
         backbone_shape = args["backbone"].output_shape()
         feature_shapes = [backbone_shape[f] for f in cfg.MODEL.RETINANET.IN_FEATURES]
         head = FocalRetinaNetHead(cfg, feature_shapes, cls_loss=cls_loss)

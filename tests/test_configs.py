@@ -15,10 +15,9 @@ from tests.conftest import ROOT, make_batch
 
 YAMLS = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")])
 LAZY = sorted(ROOT.glob("configs/**/*.py"))
-ZOO = {
-    "Base-FocalRetinaNet.yaml": "Base-RetinaNet.yaml",
-    **{f"COCO-Detection/focal_retinanet_{x}.yaml": f"COCO-Detection/retinanet_{x}.yaml" for x in ("R_50_FPN_1x", "R_50_FPN_3x", "R_101_FPN_3x")},
-}  # fmt: skip
+ZOO = {"Base-FocalRetinaNet.yaml": "Base-RetinaNet.yaml"}
+for model in ("R_50_FPN_1x", "R_50_FPN_3x", "R_101_FPN_3x"):
+    ZOO[f"COCO-Detection/focal_retinanet_{model}.yaml"] = f"COCO-Detection/retinanet_{model}.yaml"
 
 
 def name(path: Path) -> str:
@@ -86,5 +85,5 @@ def test_the_lazy_twin_has_the_values_of_the_yaml(depth):
 
 
 def test_an_unknown_config_names_the_nearest():
-    with pytest.raises(FileNotFoundError, match="Did you mean 'COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml'"):
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml'"):
         get_config_file("COCO-Detection/focal_retinanet_R50_FPN_1x.yaml")

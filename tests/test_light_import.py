@@ -41,3 +41,10 @@ def test_names_of_the_package_are_found_lazily():
     code += "try: focal_det.FocalRetinaNets\nexcept AttributeError as e: print(e)"
     _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
     assert "no attribute 'FocalRetinaNets'" in output
+
+
+def test_the_package_can_be_the_first_import_where_it_is_the_environment_module():
+    code = "from focal_det import FocalRetinaNetHead, add_focal_det_config\nfrom detectron2.config import get_cfg\n"
+    run_python("-c", code + "assert get_cfg().MODEL.FOCAL_DET")
+    code, output = run_python("-c", "import focal_det.head", check=False)
+    assert code == 1 and "import detectron2 before this module of focal_det" in output

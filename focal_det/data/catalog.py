@@ -196,7 +196,7 @@ def _read_classes(spec: dict[str, Any]) -> list[str]:
     if spec["format"] == "digits":
         return spec["classes"]
     if spec["format"] == "voc":
-        load_voc(Path(spec["root"]), spec["split"], spec["classes"], spec["name"])
+        _load(spec)
         return spec["classes"]
     try:
         categories = json.loads(Path(spec["json"]).read_text())["categories"]

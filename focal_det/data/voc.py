@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JP
 def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[dict[str, Any]]:
     """Read `ImageSets/Main/<split>.txt` and the annotations it names.
 
-    Boxes become 0-based XYXY in absolute pixels: VOC counts pixels from 1 and includes the last one, so 1 is taken from xmin and ymin.
+    Boxes become 0-based XYXY in absolute pixels: VOC counts from 1 and includes the last pixel, so 1 is taken from xmin and ymin.
 
     Args:
         root: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`.

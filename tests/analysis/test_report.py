@@ -34,8 +34,9 @@ def run(tmp_path, monkeypatch):
     results += [{"image_id": 2, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.1}]
     (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
     yield folder
-    DatasetCatalog.pop("report_set")
-    MetadataCatalog.pop("report_set")
+    if "report_set" in DatasetCatalog.list():
+        DatasetCatalog.pop("report_set")
+        MetadataCatalog.pop("report_set")
 
 
 def test_it_draws_and_says_where_everything_is(run, capsys):

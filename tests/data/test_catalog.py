@@ -20,12 +20,12 @@ def clean_catalog():
         MetadataCatalog.pop(name)
 
 
-def coco_block(root, **changes):
-    return {"name": "cells", "format": "coco", "json": str(root / "coco.json"), "images": str(root / "images"), **changes}
+def coco_block(folder, **changes):
+    return {"name": "cells", "format": "coco", "json": str(folder / "coco.json"), "images": str(folder / "images"), **changes}
 
 
-def voc_block(root, **changes):
-    block = {"name": "cells", "format": "voc", "root": str(root), "split": "train", "classes": CLASSES}
+def voc_block(folder, **changes):
+    block = {"name": "cells", "format": "voc", "root": str(folder), "split": "train", "classes": CLASSES}
     return {k: v for k, v in {**block, **changes}.items() if v is not None}
 
 
