@@ -36,6 +36,7 @@ def draw_curves(metrics: list[dict[str, Any]], out_file: Path) -> None:
     right.set(xlabel="iteration", ylabel="average precision (%)", title="Evaluation", ylim=(0, 100))
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.set_xlim(0, None)
         if axes.lines:
             axes.legend()
     figure.savefig(out_file, dpi=100)

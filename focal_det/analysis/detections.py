@@ -8,17 +8,18 @@ from typing import Any
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 _TILE = 320  # longer side of a picture in the grid, in pixels
 
 
 def draw_detections(
-    dataset_name: str, results_file: Path, out_file: Path, *, num_images: int = 12, score_thresh: float = 0.5
+    dataset_name: str, results_file: Path, out_file: Path, *, num_images: int = 12, score_thresh: float = 0.4
 ) -> None:
     """Draw pairs of pictures, ground truth on the left and detections on the right.
 
@@ -65,10 +66,14 @@ def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dic
 def _draw_pair(record: dict[str, Any], detections: list[dict[str, Any]], dataset_name: str) -> tuple[np.ndarray, np.ndarray]:
     """Two RGB pictures of one image."""
     image, metadata = read_image(record["file_name"], "RGB"), MetadataCatalog.get(dataset_name)
-    scale = _TILE / max(image.shape[:2])
-    truth = Visualizer(image, metadata, scale=scale).draw_dataset_dict(record)
-    found = Visualizer(image, metadata, scale=scale).draw_instance_predictions(_to_instances(detections, image.shape[:2], metadata))
-    return truth.get_image(), found.get_image()
+    instances = _to_instances(detections, image.shape[:2], metadata)
+    # One colour per class, the same on both sides.
+    colors = [tuple(round(255 * x) for x in colormaps["tab10"](i % 10)[:3]) for i in range(len(metadata.thing_classes))]
+    style = Metadata(thing_classes=metadata.thing_classes, thing_colors=colors)
+    truth, found = (
+        Visualizer(image, style, scale=_TILE / max(image.shape[:2]), instance_mode=ColorMode.SEGMENTATION) for _ in range(2)
+    )
+    return truth.draw_dataset_dict(record).get_image(), found.draw_instance_predictions(instances).get_image()
 
 
 def _to_instances(detections: list[dict[str, Any]], size: tuple[int, int], metadata: Any) -> Instances:

@@ -24,7 +24,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="focal-det report", description=__doc__)
     parser.add_argument("run", type=Path, help="OUTPUT_DIR of a finished training that was evaluated with COCO metrics")
     parser.add_argument("--images", type=int, default=12, help="pictures in the grid (default: %(default)s)")
-    parser.add_argument("--score-thresh", type=float, default=0.5, help="lowest score drawn (default: %(default)s)")
+    parser.add_argument("--score-thresh", type=float, default=0.4, help="lowest score drawn (default: %(default)s)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="also write a json record of the run; needs --command")
     parser.add_argument("--command", metavar="TEXT", help="the command that made the run, for the record")
     args = parser.parse_args(argv)
