@@ -10,7 +10,7 @@ from typing import Optional
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focal_det.analysis.curves import draw_curves, read_metrics
 from focal_det.analysis.detections import draw_detections
@@ -25,7 +25,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("run", type=Path, help="OUTPUT_DIR of a finished training that was evaluated with COCO metrics")
     parser.add_argument("--images", type=int, default=12, help="pictures in the grid (default: %(default)s)")
     parser.add_argument("--score-thresh", type=float, default=0.4, help="lowest score drawn (default: %(default)s)")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="also write a json record of the run; needs --command")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="also write a json record; do so before you change the code")
     parser.add_argument("--command", metavar="TEXT", help="the command that made the run, for the record")
     args = parser.parse_args(argv)
     if args.record and "--config-file" not in (args.command or ""):
@@ -53,6 +53,11 @@ def _read_dataset_name(config_file: Path) -> str:
     cfg = get_cfg()
     cfg.merge_from_file(str(config_file))
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    for name in cfg.DATASETS.TEST:
+        if name not in DatasetCatalog.list():
+            raise ValueError(
+                f"{config_file}: data set {name} is not registered; does FOCAL_DET_DATASETS name the file that has it?"
+            )
     coco_sets = [x for x in cfg.DATASETS.TEST if MetadataCatalog.get(x).get("evaluator_type") == "coco"]
     if not coco_sets:
         raise ValueError(f"{config_file}: none of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} is evaluated with COCO metrics")

@@ -89,6 +89,13 @@ def test_detections_of_another_data_set_are_named(run):
         main([str(run)])
 
 
+def test_a_data_set_that_is_not_registered_is_named(run):
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("- report_set", "- nowhere_set"))
+    with pytest.raises(ValueError, match=r"nowhere_set is not registered; does FOCAL_DET_DATASETS"):
+        main([str(run)])
+
+
 def test_a_record_needs_the_command(run, capsys):
     with pytest.raises(SystemExit):
         main([str(run), "--record", "a.json", "--command", "make demo"])
