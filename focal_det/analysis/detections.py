@@ -15,7 +15,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-_TILE = 320  # longer side of a picture in the grid, in pixels
+_TILE = 420  # longer side of a picture in the grid, in pixels
 
 
 def draw_detections(
@@ -40,7 +40,8 @@ def draw_detections(
         raise ValueError(f"{results_file} has image id {min(unknown)!r}, which data set {dataset_name} has not")
     records = records[:: max(1, len(records) // num_images)][:num_images]
     num_rows = (len(records) + 1) // 2
-    figure = Figure(figsize=(13, 3.3 * num_rows), layout="constrained")
+    aspect = max(x["height"] / x["width"] for x in records)
+    figure = Figure(figsize=(13, (3.25 * aspect + 0.25) * num_rows), layout="constrained")
     axes = figure.subplots(num_rows, 4, squeeze=False).reshape(-1, 2)
     for left, right in axes:
         left.axis("off")
@@ -51,7 +52,7 @@ def draw_detections(
         right.imshow(found)
         left.set_title(f"{Path(record['file_name']).name}: ground truth", fontsize=9)
         right.set_title(f"detections, score ≥ {score_thresh}", fontsize=9)
-    figure.savefig(out_file, dpi=100)
+    figure.savefig(out_file, dpi=130)
 
 
 def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dict[str, Any]]]:

@@ -55,9 +55,7 @@ def _read_dataset_name(config_file: Path) -> str:
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     for name in cfg.DATASETS.TEST:
         if name not in DatasetCatalog.list():
-            raise ValueError(
-                f"{config_file}: data set {name} is not registered; does FOCAL_DET_DATASETS name the file that has it?"
-            )
+            raise ValueError(f"{config_file}: data set {name} is not registered; does FOCAL_DET_DATASETS name its file?")
     coco_sets = [x for x in cfg.DATASETS.TEST if MetadataCatalog.get(x).get("evaluator_type") == "coco"]
     if not coco_sets:
         raise ValueError(f"{config_file}: none of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} is evaluated with COCO metrics")

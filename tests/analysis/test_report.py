@@ -44,7 +44,7 @@ def test_it_draws_and_says_where_everything_is(run, capsys):
     assert capsys.readouterr().out.strip().endswith(str(run))
     grid, curves = (cv2.imread(str(run / f"{name}.png")) for name in ("detections", "curves"))
     # Four images in two rows of two pairs; the square of the first image is drawn on both sides.
-    assert grid.shape[1] == 1300 and curves.shape[1] == 1100
+    assert grid.shape[1] == 1690 and curves.shape[1] == 1100
     assert len(np.unique(grid.reshape(-1, 3), axis=0)) > 100
 
 
