@@ -1,0 +1,24 @@
+"""`make demo`, whole: it reaches the AP that the README shows and leaves what it says."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from focal_det.analysis.curves import read_metrics
+from focal_det.analysis.record import get_figures
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_the_demo_learns_the_digits_and_leaves_its_pictures():
+    out = ROOT / "output" / "demo"
+    shutil.rmtree(out, ignore_errors=True)
+    done = subprocess.run(["make", "demo", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert done.stdout.strip().splitlines()[-1].endswith(str(out))
+    for name in ("detections.png", "curves.png", "metrics.json", "model_final.pth"):
+        assert (out / name).is_file()
+    assert list(out.glob("events.out.tfevents.*")) and "eta:" in done.stdout
+    assert get_figures(read_metrics(out / "metrics.json"))["bbox/AP"] >= 45
