@@ -32,7 +32,7 @@ setup(
         "pycocotools",
         "pyyaml",
         "tensorboard",
-        "torch>=2.1",
+        "torch>=2.3",
         "torchvision",
         "tqdm",
     ],

@@ -12,7 +12,13 @@ from torch import nn
 
 from focal_det import losses, normalizers  # noqa: F401  (registers the components)
 from focal_det.losses import ClsLoss
-from focal_det.registry import CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY, ComponentRegistry, get_constructor_args
+from focal_det.registry import (
+    CLS_LOSS_REGISTRY,
+    NORMALIZER_REGISTRY,
+    ComponentRegistry,
+    describe_unknown,
+    get_constructor_args,
+)
 
 # Constructor arguments that have a key of Detectron2's.
 _RETINANET_KEYS = {"alpha": "FOCAL_LOSS_ALPHA", "gamma": "FOCAL_LOSS_GAMMA"}
@@ -49,6 +55,9 @@ def build_normalizer(cfg: CfgNode) -> nn.Module:
 
 def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **defaults: float) -> nn.Module:
     node = cfg.MODEL.FOCAL_DET[key]
+    for name in node.ARGS:
+        if name not in dict(registry):
+            raise KeyError(describe_unknown(f"{registry.kind} in MODEL.FOCAL_DET.{key}.ARGS", name, dict(registry)))
     try:
         return registry.build(node.NAME, node.ARGS.get(node.NAME, {}), **defaults)
     except (KeyError, ValueError) as error:

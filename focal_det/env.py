@@ -13,6 +13,8 @@ def setup_environment() -> None:
         FOCAL_DET_ENV_MODULE: your own environment module (a module name or a .py file with a `setup_environment`), run first.
         FOCAL_DET_DATASETS: a yaml file of data sets to register, see `focal_det.data.catalog`.
     """
+    import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
     from detectron2.utils.env import setup_custom_environment
 
     own_module = os.environ.get("FOCAL_DET_ENV_MODULE")

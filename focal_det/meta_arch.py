@@ -103,8 +103,8 @@ class FocalRetinaNet(RetinaNet):
 
         results = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
         processed = []
-        for result, batch_item, (height, width) in zip(results, batched_inputs, images.image_sizes):
-            size = batch_item.get("height", height), batch_item.get("width", width)
+        for result, batch_item, image_size in zip(results, batched_inputs, images.image_sizes):
+            size = batch_item.get("height", image_size[0]), batch_item.get("width", image_size[1])
             processed.append({"instances": detector_postprocess(result, *size)})
         return processed
 
@@ -220,8 +220,9 @@ class FocalRetinaNet(RetinaNet):
         """Boxes (T, 4), scores (T,) and classes (T,) of a level's T best candidates above the threshold."""
         anchor_idxs, class_idxs = torch.nonzero(scores > self.test_score_thresh, as_tuple=True)
         candidates = scores[anchor_idxs, class_idxs]
-        num_topk = min(self.test_topk_candidates, len(candidates))
-        candidates, order = candidates.topk(num_topk)
+        # Sorted and cut, as a number of candidates would become a constant of a traced model.
+        candidates, order = candidates.sort(descending=True)
+        candidates, order = candidates[: self.test_topk_candidates], order[: self.test_topk_candidates]
         anchor_idxs, class_idxs = anchor_idxs[order], class_idxs[order]
         boxes = self.box2box_transform.apply_deltas(deltas[anchor_idxs], anchors.tensor[anchor_idxs])
         return boxes, candidates, class_idxs

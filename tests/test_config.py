@@ -38,6 +38,7 @@ def test_only_the_entry_of_the_name_is_read(make_cfg):
     ("node", "message"),
     [
         ({"NAME": "GlobalPoscount"}, r"MODEL\.FOCAL_DET\.NORMALIZER: Unknown loss normalizer .*Did you mean 'GlobalPosCount'"),
+        ({"ARGS": {"EMAPosCuont": {"momentum": 0.5}}}, r"NORMALIZER\.ARGS 'EMAPosCuont'\. Did you mean 'EMAPosCount'"),
         ({"ARGS": {"EMAPosCount": {"momentun": 0.5}}}, r"Unknown argument of EMAPosCount 'momentun'.*'momentum'"),
         ({"ARGS": {"EMAPosCount": {"momentum": 1.5}}}, r"MODEL\.FOCAL_DET\.NORMALIZER: momentum must be in \[0, 1\), got 1.5"),
     ],

@@ -176,3 +176,22 @@ def test_a_pixel_sized_box_and_more_boxes_than_anchors(make_cfg):
         losses = model(batch)
         sum(losses.values()).backward()
         assert all(x.isfinite() for x in losses.values())
+
+
+def test_a_traced_model_detects_on_other_images(make_cfg, batch):
+    from detectron2.export import TracingAdapter
+
+    model = build_model(make_cfg("MODEL.RETINANET.SCORE_THRESH_TEST", 0.1))
+    train(model, batch, 30, lr=0.01)
+    model.eval()
+    images = [{"image": x["image"]} for x in batch]
+    with torch.no_grad():
+        adapter = TracingAdapter(model, images[:1], inference_func=lambda m, x: [m(x)[0]["instances"].get_fields()])
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        counts = set()
+        for x in images:
+            want = model([x])[0]["instances"]
+            (got,) = adapter.outputs_schema(traced(x["image"]))
+            torch.testing.assert_close(got["scores"], want.scores)
+            counts.add(len(want))
+    assert len(counts) > 1

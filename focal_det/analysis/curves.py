@@ -10,12 +10,20 @@ _LOSSES = {"total_loss": "total", "loss_cls": "classification", "loss_box_reg": 
 
 
 def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
-    """The lines of Detectron2's metrics.json by iteration; what a resumed run wrote again replaces what was there before."""
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines() if line.strip()]
-    by_iteration: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        by_iteration[line["iteration"]] = {**by_iteration.get(line["iteration"], {}), **line}
-    return [by_iteration[i] for i in sorted(by_iteration)]
+    """The lines of Detectron2's metrics.json, one per iteration.
+
+    Detectron2 appends to the file: where the iterations go back, a run was resumed or started anew, and what an earlier one wrote
+    from there on is left out.
+    """
+    metrics: list[dict[str, Any]] = []
+    for text in metrics_file.read_text().splitlines():
+        line = json.loads(text)
+        while metrics and metrics[-1]["iteration"] > line["iteration"]:
+            metrics.pop()
+        if metrics and metrics[-1]["iteration"] == line["iteration"]:
+            line = {**metrics.pop(), **line}
+        metrics.append(line)
+    return metrics
 
 
 def draw_curves(metrics: list[dict[str, Any]], out_file: Path) -> None:

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
+import yaml
+
 from focal_det.analysis.curves import read_metrics
 
 _PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "opencv-python", "focal-det")
@@ -34,7 +36,7 @@ def make_record(run_dir: Path, command: str, dataset: str) -> dict[str, Any]:
         "config_file": re.search(r"--config-file[ =](\S+)", command).group(1),
         "commit": _get_commit(),
         "date": date.today().isoformat(),
-        "device": _get_device(),
+        "device": _get_device(config_file),
         "versions": {"python": platform.python_version(), **{x: _get_version(x) for x in _PACKAGES}},
         "minutes": round((metrics_file.stat().st_mtime - config_file.stat().st_mtime) / 60, 1),
         "config": config_file.read_text(),
@@ -60,10 +62,11 @@ def _get_commit() -> Optional[str]:
     return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
-def _get_device() -> str:
+def _get_device(config_file: Path) -> str:
+    """Name of the device that the config asks for."""
     import torch
 
-    if torch.cuda.is_available():
+    if yaml.safe_load(config_file.read_text())["MODEL"]["DEVICE"].startswith("cuda"):
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 

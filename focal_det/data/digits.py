@@ -125,7 +125,7 @@ def _load_scans(split: str) -> list[np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError('the digits data set needs scikit-learn: pip install "focal-det[digits]"') from error
+        raise ImportError("the digits data set needs scikit-learn: pip install scikit-learn") from error
     data = load_digits()
     rng = np.random.default_rng(DIGITS_VERSION)
     scans = []

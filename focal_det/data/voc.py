@@ -1,7 +1,8 @@
 """PASCAL VOC folders with any classes and image type, to Detectron2's dataset dicts.
 
 Detectron2's `load_voc_instances` gives the same dicts for correct `.jpg` data; this one also names the file, the class and the fix
-where the data is not correct, and leaves out boxes without area, saying which.
+where the data is not correct. A box with xmin = xmax or ymin = ymax, a click without a drag, is left out, and the log says which;
+Detectron2 reads it as one pixel wide.
 """
 
 import logging
@@ -96,4 +97,4 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
 
 def _read_object(node: ElementTree.Element) -> tuple[str, list[float]]:
     box = node.find("bndbox")
-    return node.find("name").text, [float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")]
+    return node.find("name").text.strip(), [float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")]

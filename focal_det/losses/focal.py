@@ -22,6 +22,8 @@ _REDUCTIONS = {"none": lambda loss: loss, "mean": Tensor.mean, "sum": Tensor.sum
 def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none") -> Tensor:
     """Focal loss of independent binary targets; takes the place of the function of this name in fvcore and torchvision.
 
+    The defaults are fvcore's; torchvision's default for alpha is 0.25.
+
     Args:
         inputs: logits of any shape and float dtype; float16 and bfloat16 are computed in float32.
         targets: same shape, in [0, 1]; soft targets interpolate p_t and alpha_t linearly, as in fvcore.

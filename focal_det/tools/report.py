@@ -47,7 +47,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _read_dataset_name(config_file: Path) -> str:
-    """The first test set with COCO metrics of a dumped config, registered."""
+    """The last test set with COCO metrics of a dumped config, registered; each set's results replace those of the one before."""
     if "FOCAL_DET" not in get_cfg().MODEL:
         setup_environment()
     cfg = get_cfg()
@@ -59,7 +59,7 @@ def _read_dataset_name(config_file: Path) -> str:
     coco_sets = [x for x in cfg.DATASETS.TEST if MetadataCatalog.get(x).get("evaluator_type") == "coco"]
     if not coco_sets:
         raise ValueError(f"{config_file}: none of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} is evaluated with COCO metrics")
-    return coco_sets[0]
+    return coco_sets[-1]
 
 
 if __name__ == "__main__":

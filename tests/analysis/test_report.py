@@ -26,6 +26,7 @@ def run(tmp_path, monkeypatch):
     images, annotations = str(tmp_path / "images"), str(tmp_path / "coco.json")
     cfg.MODEL.FOCAL_DET.DATASETS = [{"name": "report_set", "format": "coco", "json": annotations, "images": images}]
     cfg.DATASETS.TEST = ("report_set",)
+    cfg.MODEL.DEVICE = "cpu"
     (folder / "config.yaml").write_text(cfg.dump())
     lines = [{"iteration": 19, "total_loss": 2.0, "loss_cls": 1.5, "loss_box_reg": 0.5}, {"iteration": 39, "total_loss": 1.0}]
     lines += [{"iteration": 39, "total_loss": 0.9, "bbox/AP": 41.5, "bbox/AP50": 60.0, "bbox/AP-circle": 30.0}]
@@ -69,6 +70,13 @@ def test_lines_that_a_resumed_run_wrote_again_count_once(run):
     metrics = read_metrics(run / "metrics.json")
     assert [x["iteration"] for x in metrics] == [19, 39] and metrics[1]["total_loss"] == 0.9
     assert get_figures(metrics)["bbox/AP"] == 41.5
+
+
+def test_lines_of_an_earlier_longer_run_in_the_same_folder_are_left_out(run):
+    with open(run / "metrics.json", "a") as file:
+        file.write('\n{"iteration": 19, "total_loss": 5.0}\n{"iteration": 29, "total_loss": 4.0, "bbox/AP": 7.0}\n')
+    metrics = read_metrics(run / "metrics.json")
+    assert [x["iteration"] for x in metrics] == [19, 29] and get_figures(metrics) == {"bbox/AP": 7.0}
 
 
 def test_curves_of_a_run_without_evaluation(run):

@@ -252,7 +252,7 @@ def test_unknown_split_names_the_choices(tmp_path):
 
 def test_missing_scikit_learn_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "focal-det\[digits\]"'):
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
         digits._build("val", tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
