@@ -21,7 +21,7 @@ from focal_det.registry import (
 )
 
 # Constructor arguments that have a key of Detectron2's.
-_RETINANET_KEYS = {"alpha": "FOCAL_LOSS_ALPHA", "gamma": "FOCAL_LOSS_GAMMA"}
+_RETINANET_KEYS = {"alpha": "FOCAL_LOSS_ALPHA", "gamma": "FOCAL_LOSS_GAMMA", "num_classes": "NUM_CLASSES"}
 
 
 def add_focal_det_config(cfg: CfgNode) -> None:
@@ -35,6 +35,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node = CfgNode()
     # Classification loss: a name of CLS_LOSS_REGISTRY.
     node.CLS_LOSS = _component_node("FocalLoss", CLS_LOSS_REGISTRY)
+    # Foreground probability pi at the start, one for each class; empty: MODEL.RETINANET.PRIOR_PROB for all.
+    node.PRIOR_PROB_PER_CLASS = []
     # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
     node.NORMALIZER = _component_node("EMAPosCount", NORMALIZER_REGISTRY)
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
@@ -45,7 +47,12 @@ def add_focal_det_config(cfg: CfgNode) -> None:
 def build_cls_loss(cfg: CfgNode) -> ClsLoss:
     """Build `MODEL.FOCAL_DET.CLS_LOSS`."""
     retinanet = {arg: cfg.MODEL.RETINANET[key] for arg, key in _RETINANET_KEYS.items()}
-    return _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **retinanet)
+    cls_loss = _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **retinanet)
+    try:
+        cls_loss.num_outputs(cfg.MODEL.RETINANET.NUM_CLASSES)
+    except ValueError as error:
+        raise ValueError(f"MODEL.FOCAL_DET.CLS_LOSS: {error}") from error
+    return cls_loss
 
 
 def build_normalizer(cfg: CfgNode) -> nn.Module:
@@ -71,6 +78,7 @@ def _component_node(name: str, registry: ComponentRegistry) -> CfgNode:
     node.ARGS = CfgNode(new_allowed=True)
     for component_name, component in registry:
         args = get_constructor_args(component).items()
+        args = [(k, list(v) if isinstance(v, tuple) else v) for k, v in args]
         defaults = {k: v for k, v in args if k not in _RETINANET_KEYS and v is not inspect.Parameter.empty}
         node.ARGS[component_name] = CfgNode(defaults, new_allowed=True)
     return node

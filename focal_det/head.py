@@ -1,9 +1,12 @@
 """The RetinaNet head whose number of outputs and initial bias are those of a classification loss."""
 
+from collections.abc import Sequence
+from typing import Any, Union
+
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
@@ -20,18 +23,34 @@ class FocalRetinaNetHead(RetinaNetHead):
         cls_loss: decides the number of outputs and their initial bias; not kept.
         num_classes: K, background not counted.
         num_anchors: A, anchors per cell.
-        prior_prob: foreground probability at the start, in (0, 1); `MODEL.RETINANET.PRIOR_PROB`.
+        prior_prob: foreground probability at the start, in (0, 1), for all classes or one for each;
+            `MODEL.RETINANET.PRIOR_PROB`, or `MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS`.
         head_args: the other arguments of RetinaNetHead: `input_shape`, `conv_dims`, `norm`.
     """
 
     @configurable
-    def __init__(self, *, cls_loss: ClsLoss, num_classes: int, num_anchors: int, prior_prob: float = 0.01, **head_args) -> None:
+    def __init__(
+        self,
+        *,
+        cls_loss: ClsLoss,
+        num_classes: int,
+        num_anchors: int,
+        prior_prob: Union[float, Sequence[float]] = 0.01,
+        **head_args: Any,
+    ) -> None:
         bias = cls_loss.bias(prior_prob, num_classes)
-        num_outputs = cls_loss.num_outputs(num_classes)
-        super().__init__(num_classes=num_outputs, num_anchors=num_anchors, prior_prob=prior_prob, **head_args)
+        super().__init__(num_classes=cls_loss.num_outputs(num_classes), num_anchors=num_anchors, **head_args)
+        # What `cls_score` starts with; says how far from the prior a trained one is.
+        self.register_buffer("prior_bias", bias.repeat(num_anchors), persistent=False)
         with torch.no_grad():
-            self.cls_score.bias.copy_(bias.repeat(num_anchors))
+            self.cls_score.bias.copy_(self.prior_bias)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
-        return super().from_config(cfg, input_shape)
+    def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict[str, Any]:
+        args = super().from_config(cfg, input_shape)
+        return {**args, "prior_prob": get_prior_prob(cfg)}
+
+
+def get_prior_prob(cfg: CfgNode) -> Union[float, Sequence[float]]:
+    """The prior of a config, of all classes or one for each."""
+    return cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS or cfg.MODEL.RETINANET.PRIOR_PROB

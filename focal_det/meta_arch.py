@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from focal_det.box_loss import BOX_LOSS_TYPES, box_loss_per_image, iou_of_predictions
 from focal_det.config import build_cls_loss, build_normalizer
 from focal_det.data.catalog import check_datasets, register_datasets
-from focal_det.head import FocalRetinaNetHead
+from focal_det.head import FocalRetinaNetHead, get_prior_prob
 from focal_det.labeling import check_gt_classes, label_anchors_of_image
 from focal_det.losses import ClsLoss
+from focal_det.losses.initial import compute_initial_loss
 from focal_det.registry import describe_unknown
 from focal_det.targets import DenseTargets
 
@@ -53,13 +54,14 @@ class FocalRetinaNet(RetinaNet):
             raise ValueError(describe_unknown(key, self.box_reg_loss_type, BOX_LOSS_TYPES))
         self.cls_loss = cls_loss
         self.normalizer = normalizer
+        self._is_first_step = True
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
         register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
         check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.MODEL.RETINANET.NUM_CLASSES)
         cls_loss = build_cls_loss(cfg)
-        cls_loss.bias(cfg.MODEL.RETINANET.PRIOR_PROB, cfg.MODEL.RETINANET.NUM_CLASSES)  # refuses a prior that stock fails on
+        cls_loss.bias(get_prior_prob(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)  # refuses a prior before the backbone is built
         args = super().from_config(cfg)
         del args["focal_loss_alpha"], args["focal_loss_gamma"]
         backbone_shape = args["backbone"].output_shape()
@@ -178,10 +180,24 @@ class FocalRetinaNet(RetinaNet):
             targets = replace(targets, iou=iou)
         if "anchors" in self.cls_loss.needs:
             targets = replace(targets, anchors=all_anchors)
-        cls_sums = self.cls_loss(pred_logits, targets)
         divisor = self.normalizer(targets.num_pos)
-        loss_cls = cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()
+        initial_loss = self._get_initial_loss(targets, divisor) if self._is_first_step else None
+        loss_cls = self._normalize(self.cls_loss(pred_logits, targets), divisor)
+        if initial_loss is not None:
+            _compare_first_loss(loss_cls.item(), initial_loss.item())
+        self._is_first_step = False
         return {"loss_cls": loss_cls, "loss_box_reg": (box_sums / divisor).sum()}
+
+    def _normalize(self, cls_sums: Tensor, divisor: Tensor) -> Tensor:
+        return cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()
+
+    def _get_initial_loss(self, targets: DenseTargets, divisor: Tensor) -> Optional[Tensor]:
+        """What `loss_cls` is with every score at the prior, or None if `cls_score` does not start there."""
+        prior_bias = getattr(self.head, "prior_bias", None)
+        if prior_bias is None or not torch.equal(self.head.cls_score.bias, prior_bias):
+            return None
+        bias = prior_bias[: self.cls_loss.num_outputs(self.num_classes)]
+        return self._normalize(compute_initial_loss(self.cls_loss, bias, targets), divisor)
 
     def inference(
         self,
@@ -226,6 +242,18 @@ class FocalRetinaNet(RetinaNet):
         anchor_idxs, class_idxs = anchor_idxs[order], class_idxs[order]
         boxes = self.box2box_transform.apply_deltas(deltas[anchor_idxs], anchors.tensor[anchor_idxs])
         return boxes, candidates, class_idxs
+
+
+def _compare_first_loss(first: float, initial: float) -> None:
+    """Say what the classification loss starts with, and warn if it is far from what the prior makes of it."""
+    message = f"loss_cls of the first batch is {first:.4g}; with every score at the prior it would be {initial:.4g}"
+    if initial / 2 <= first <= 2 * initial:
+        logging.getLogger(LOGGER_NAME).info(message)
+    else:
+        logging.getLogger(LOGGER_NAME).warning(
+            f"{message}. Such a difference comes from features that are far too large: compare MODEL.PIXEL_MEAN, PIXEL_STD and the "
+            "NORM keys with what MODEL.WEIGHTS was trained with."
+        )
 
 
 def _report_boxes_without_anchor(image_name: str, boxes: Tensor) -> None:

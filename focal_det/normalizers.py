@@ -2,58 +2,109 @@
 
 A normalizer is a module; `forward` takes `num_pos`, (N,) int64 positives per image, and returns a float32 divisor, () or (N,).
 Register one with `@NORMALIZER_REGISTRY.register()`; its arguments are the keys of `MODEL.FOCAL_DET.NORMALIZER.ARGS.<name>`.
+
+DistributedDataParallel averages gradients over processes. With all but EMAPosCount the average of the divided losses is that of
+the whole batch in one process, if every process has the same number of images.
 """
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from focal_det.buffers import OptionalBuffers
+from focal_det.processes import get_num_processes, sum_over_processes
 from focal_det.registry import NORMALIZER_REGISTRY
 
 
 @NORMALIZER_REGISTRY.register()
-class EMAPosCount(nn.Module):
+class EMAPosCount(OptionalBuffers):
     """Exponential moving average of the positives of this process's batch, as in Detectron2's RetinaNet.
 
     Detectron2 keeps the average in a Python attribute, which a resumed run starts anew; here it is a buffer. A checkpoint
-    without the buffer loads without complaint and starts it at `initial`.
+    without the buffer loads without complaint and leaves it as it is. A batch without positives counts as one.
 
     Args:
         momentum: weight of the old average, in [0, 1).
-        initial: average before the first step, > 0.
+        initial: average before the first step, finite and >= 1.
+
+    Raises:
+        ValueError: momentum or initial out of range.
     """
 
     def __init__(self, *, momentum: float = 0.9, initial: float = 100.0) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        if not initial > 0:
-            raise ValueError(f"initial must be > 0, got {initial}")
+        if not 1 <= initial < float("inf"):
+            raise ValueError(f"initial must be finite and >= 1, got {initial}")
         self.momentum = momentum
         self.register_buffer("average", torch.tensor(float(initial)))
 
     def forward(self, num_pos: Tensor) -> Tensor:
-        count = num_pos.sum().clamp(min=1)
-        average = self.momentum * self.average + (1 - self.momentum) * count
+        return self._update(num_pos.sum())
+
+    def _update(self, count: Tensor) -> Tensor:
+        """The average with `count`, (), in it; kept in training only."""
+        average = self.momentum * self.average + (1 - self.momentum) * count.clamp(min=1)
         if self.training:
             self.average.copy_(average)
         return average
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        state_dict.setdefault(prefix + "average", self.average)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+@NORMALIZER_REGISTRY.register()
+class GlobalEMAPosCount(EMAPosCount):
+    """EMAPosCount over the batches of all processes, divided by the number of processes; with one process it is EMAPosCount.
+
+    Args:
+        momentum: weight of the old average, in [0, 1).
+        initial: average before the first step, positives over all processes; finite and >= 1.
+
+    Raises:
+        ValueError: momentum or initial out of range.
+    """
+
+    def forward(self, num_pos: Tensor) -> Tensor:
+        return self._update(sum_over_processes(num_pos.sum())) / get_num_processes()
 
 
 @NORMALIZER_REGISTRY.register()
 class GlobalPosCount(nn.Module):
-    """Positives of the batch over all processes, divided by the number of processes, at least 1 / processes.
+    """Positives of the batches of all processes, at least 1, divided by the number of processes.
 
-    DistributedDataParallel averages gradients over processes, so this divisor makes the loss of a batch independent of how many
-    processes share it: the paper's "normalized by the number of anchors assigned to a ground-truth box".
+    The paper's "normalized by the number of anchors assigned to a ground-truth box".
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:
-        count = num_pos.sum().float()
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return count.clamp(min=1)
-        distributed.all_reduce(count)
-        return count.clamp(min=1) / distributed.get_world_size()
+        return sum_over_processes(num_pos.sum()).clamp(min=1).float() / get_num_processes()
+
+
+@NORMALIZER_REGISTRY.register()
+class PerImagePosCount(nn.Module):
+    """Each image by its own positives, at least 1, and then the mean over images, as in torchvision's RetinaNet.
+
+    The objects of a crowded image weigh less than that of an image with one.
+    """
+
+    def forward(self, num_pos: Tensor) -> Tensor:
+        return num_pos.clamp(min=1).float() * len(num_pos)
+
+
+@NORMALIZER_REGISTRY.register()
+class Constant(nn.Module):
+    """The same divisor per image whatever is in it, so that the loss of an image does not depend on its batch.
+
+    Args:
+        value: positives that an image is taken to have, finite and > 0. The default is what Detectron2's average starts with,
+            100, for its schedules' two images per process.
+
+    Raises:
+        ValueError: value out of range.
+    """
+
+    def __init__(self, *, value: float = 50.0) -> None:
+        super().__init__()
+        if not 0 < value < float("inf"):
+            raise ValueError(f"value must be finite and > 0, got {value}")
+        self.value = float(value)
+
+    def forward(self, num_pos: Tensor) -> Tensor:
+        return torch.full((), self.value * len(num_pos), device=num_pos.device)

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "focal_det"
 ROWS = [
-    ["__init__", "registry", "targets", "normalizers", "losses"],
+    ["__init__", "registry", "targets", "processes", "buffers", "normalizers", "losses"],
     ["host", "labeling", "box_loss"],
     ["head"],
     ["data", "analysis"],

@@ -21,7 +21,16 @@ def test_losses_and_normalizers_need_torch_and_fvcores_registry_only():
 
 
 def test_parts_for_detectron2_say_how_to_get_it():
-    for part in ("meta_arch", "head", "labeling", "config", "data.catalog", "tools.train", "tools.report"):
+    for part in (
+        "meta_arch",
+        "head",
+        "labeling",
+        "config",
+        "data.catalog",
+        "analysis.class_weights",
+        "tools.train",
+        "tools.weights",
+    ):
         code, output = run_blocked(f"import focal_det.{part}", "detectron2", check=False)
         assert code != 0
     error = output[output.index("ImportError") :]

@@ -2,8 +2,9 @@
 
 import pytest
 
+from focal_det.losses import CLS_LOSS_REGISTRY
 from focal_det.normalizers import NORMALIZER_REGISTRY
-from focal_det.registry import CLS_LOSS_REGISTRY, describe_unknown, get_constructor_args
+from focal_det.registry import describe_unknown, get_constructor_args
 
 
 def test_unknown_name_names_the_nearest():
@@ -22,7 +23,7 @@ def test_only_arguments_of_the_constructor_are_passed_on():
 
 
 def test_constructor_arguments_in_order():
-    assert get_constructor_args(CLS_LOSS_REGISTRY.get("FocalLoss")) == {"alpha": 0.25, "gamma": 2.0}
+    assert get_constructor_args(CLS_LOSS_REGISTRY.get("FocalStarLoss")) == {"alpha": 0.25, "gamma": 2.0, "beta": 1.0}
 
 
 def test_nothing_near_and_nothing_known():

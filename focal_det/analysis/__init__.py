@@ -1,1 +1,1 @@
-"""What a finished run shows: pictures of detections, curves, and a record of how its figures came about."""
+"""Data sets, runs and losses looked at: pictures, weights, and records of how figures came about."""

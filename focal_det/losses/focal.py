@@ -1,20 +1,16 @@
-"""Focal loss: equations 4 and 5 of "Focal Loss for Dense Object Detection", arXiv 1708.02002.
-
-With p_t the probability of the right answer, FL = -alpha_t (1 - p_t)^gamma log(p_t). Here (1 - p_t)^gamma is
-exp(gamma * log(1 - p_t)) with the logarithm taken from the logit, and the derivative is written in closed form, so that both are
-finite and precise at every finite logit for every gamma >= 0; differentiating the textbook form gives NaN at saturated logits
-for 0 < gamma < 1.
-"""
+"""Focal loss: equations 4 and 5 of "Focal Loss for Dense Object Detection", arXiv 1708.02002."""
 
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.cls_loss import ClsLoss
+from focal_det.losses.arguments import check_alpha, check_length, check_number, check_per_class, check_tensor_range, to_float
+from focal_det.losses.binary import Weight, focal_term, get_sides, of_class, sum_over_classes
+from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
-from focal_det.targets import DenseTargets
 
 _REDUCTIONS = {"none": lambda loss: loss, "mean": Tensor.mean, "sum": Tensor.sum}
 
@@ -38,16 +34,17 @@ def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma
         ValueError: shapes differ, logits are not floating point, alpha, gamma or reduction out of range, targets that require a
             gradient; for CPU tensors also a target outside [0, 1].
     """
-    _check_alpha_gamma(alpha, gamma)
+    check_alpha(alpha)
+    check_number("gamma", gamma, "[0, inf)")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
     if inputs.shape != targets.shape:
         raise ValueError(f"targets must have the shape of inputs {tuple(inputs.shape)}, got {tuple(targets.shape)}")
     if targets.requires_grad:
         raise ValueError("targets must not require a gradient; pass targets.detach()")
-    inputs = _to_float(inputs)
+    inputs = to_float(inputs)
     targets = targets.to(inputs.dtype)
-    _check_range("targets", targets, 0, 1)
+    check_tensor_range("targets", targets, 0, 1)
     loss = _SoftFocalTerm.apply(inputs, targets, gamma)
     if alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
@@ -70,67 +67,77 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
         ValueError: shapes do not fit, logits are not floating point, alpha or gamma out of range; for CPU tensors also a label
             outside {-1, 0..K}.
     """
-    _check_alpha_gamma(alpha, gamma)
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
-    _check_range("labels", labels, -1, logits.shape[-1])
-    return _focal_loss_per_anchor(logits, labels, alpha, gamma).sum()
+    check_alpha(alpha)
+    check_number("gamma", gamma, "[0, inf)")
+    pos_weight, neg_weight = get_sides(alpha)
+    return focal_loss_per_anchor(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma).sum()
+
+
+def focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, pos_weight: Weight, neg_weight: Weight, gamma: Weight) -> Tensor:
+    """Focal loss of each anchor, summed over its classes; see `focal_loss_from_labels` for logits and labels.
+
+    Args:
+        pos_weight, neg_weight: factors of the terms of the own class and of all others; numbers or (K,).
+        gamma: focusing parameter, >= 0; a number or (K,).
+
+    Returns:
+        (...) in nats, 0 where ignored.
+    """
+    return sum_over_classes(
+        logits,
+        labels,
+        lambda x, idxs: of_class(pos_weight, idxs) * focal_term(-x, of_class(gamma, idxs)),
+        lambda x: neg_weight * focal_term(x, gamma),
+    )
 
 
 @CLS_LOSS_REGISTRY.register()
-class FocalLoss(ClsLoss):
+class FocalLoss(PointwiseClsLoss):
     """Cross entropy, alpha-balanced cross entropy, focal loss and alpha-balanced focal loss (eq. 5 of arXiv 1708.02002).
 
     Args:
         alpha: weight of the positive class in [0, 1]; -1 for no weighting.
         gamma: focusing parameter, >= 0; 0 is cross entropy.
+        alpha_per_class: one weight per class in [0, 1] instead of `alpha`; class k's positives weigh alpha_k, its negatives
+            1 - alpha_k.
+        gamma_per_class: one focusing parameter per class instead of `gamma`.
     """
 
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        alpha_per_class: Sequence[float] = (),
+        gamma_per_class: Sequence[float] = (),
+    ) -> None:
         super().__init__()
-        _check_alpha_gamma(alpha, gamma)
-        self.alpha = alpha
-        self.gamma = gamma
+        check_alpha(alpha)
+        check_number("gamma", gamma, "[0, inf)")
+        check_per_class("alpha_per_class", alpha_per_class, "[0, 1]")
+        check_per_class("gamma_per_class", gamma_per_class, "[0, inf)")
+        self.alpha, self.gamma = alpha, gamma
+        # Not in the state_dict, whose names stay Detectron2's.
+        self.register_buffer("alpha_per_class", _to_tensor(alpha_per_class), persistent=False)
+        self.register_buffer("gamma_per_class", _to_tensor(gamma_per_class), persistent=False)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, gamma={self.gamma}"
+        lists = [f"{k}={[round(x, 4) for x in v.tolist()]}" for k, v in self.named_buffers() if v is not None]
+        return ", ".join([f"alpha={self.alpha}, gamma={self.gamma}", *lists])
 
-    def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
-        labels = targets.gt_labels.split([x.shape[1] for x in logits], dim=1)
-        per_level = [_focal_loss_per_anchor(x, y, self.alpha, self.gamma).sum(dim=1) for x, y in zip(logits, labels)]
-        return torch.stack(per_level).sum(dim=0)
+    def num_outputs(self, num_classes: int) -> int:
+        for name, values in self.named_buffers():
+            check_length(name, values, num_classes)
+        return num_classes
 
-
-def _focal_loss_per_anchor(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """(..., K) logits and (...) labels to (...) sums over classes; 0 where ignored."""
-    num_classes = logits.shape[-1]
-    logits = _to_float(logits)
-    pos_weight, neg_weight = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-    terms = neg_weight * _FocalTerm.apply(logits, gamma)
-    # One entry per anchor is the class itself; where the anchor has none, the entry is written back as it was.
-    pos_mask = (labels >= 0) & (labels < num_classes)
-    class_idxs = labels.clamp(0, num_classes - 1).unsqueeze(-1)
-    positive_term = pos_weight * _FocalTerm.apply(-logits.gather(-1, class_idxs), gamma)
-    entry = torch.where(pos_mask.unsqueeze(-1), positive_term, terms.gather(-1, class_idxs))
-    per_anchor = terms.scatter(-1, class_idxs, entry).sum(dim=-1)
-    return torch.where(labels >= 0, per_anchor, 0.0)
+    def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        pos_weight, neg_weight = get_sides(self.alpha if self.alpha_per_class is None else self.alpha_per_class)
+        gamma = self.gamma if self.gamma_per_class is None else self.gamma_per_class
+        return focal_loss_per_anchor(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma)
 
 
-class _FocalTerm(torch.autograd.Function):
-    """-(1 - p_t)^gamma log(p_t) of z = -x_t, the logit of the wrong answer: p_z^gamma softplus(z), with p_z = 1 - p_t."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, gamma: float) -> Tensor:
-        ctx.save_for_backward(z)
-        ctx.gamma = gamma
-        return torch.exp(gamma * F.logsigmoid(z)) * -F.logsigmoid(-z)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (z,) = ctx.saved_tensors
-        log_p_z, log_p_t = F.logsigmoid(z), F.logsigmoid(-z)
-        slope = torch.exp(log_p_z) - ctx.gamma * torch.exp(log_p_t) * log_p_t
-        return grad * torch.exp(ctx.gamma * log_p_z) * slope, None
+def _to_tensor(values: Sequence[float]) -> Optional[Tensor]:
+    return torch.tensor(values, dtype=torch.float32) if len(values) else None
 
 
 class _SoftFocalTerm(torch.autograd.Function):
@@ -157,25 +164,3 @@ class _SoftFocalTerm(torch.autograd.Function):
         log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
         log_not_p_t = torch.logaddexp(log_p + torch.log1p(-t), log_not_p + torch.log(t))
         return log_p, log_not_p, log_not_p_t, -(t * log_p + (1 - t) * log_not_p)
-
-
-def _to_float(logits: Tensor) -> Tensor:
-    if not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point, got {logits.dtype}")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _check_alpha_gamma(alpha: float, gamma: float) -> None:
-    if not (0 <= alpha <= 1 or alpha == -1):
-        raise ValueError(f"alpha must be in [0, 1], or -1 for no weighting, got {alpha}")
-    if not 0 <= gamma < float("inf"):
-        raise ValueError(f"gamma must be finite and >= 0, got {gamma}")
-
-
-def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
-    """Refuse CPU values outside [low, high] or NaN; on other devices the look would wait for the device."""
-    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
-        return
-    smallest, largest = values.aminmax()
-    if not (smallest >= low and largest <= high):
-        raise ValueError(f"{name} must be in [{low}, {high}], got values from {smallest} to {largest}")

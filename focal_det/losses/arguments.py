@@ -1,0 +1,60 @@
+"""Checks of the arguments of losses: the message names the argument, its range and the value."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_number(name: str, value: float, interval: str) -> None:
+    """Refuse a number outside an interval.
+
+    Args:
+        interval: such as "[0, 1]", "(0, 1)" or "[0, inf)"; a round bracket leaves the end out.
+
+    Raises:
+        ValueError: outside the interval, or NaN.
+    """
+    low, high = (float(x) for x in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if not (above and below):
+        raise ValueError(f"{name} must be in {interval}, got {value}")
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a weight of the positive class that is neither in [0, 1] nor -1, which stands for no weighting."""
+    if not (0 <= alpha <= 1 or alpha == -1):
+        raise ValueError(f"alpha must be in [0, 1], or -1 for no weighting, got {alpha}")
+
+
+def check_per_class(name: str, values: Sequence[float], interval: str) -> None:
+    """Refuse a list with a value outside an interval; names the class."""
+    for index, value in enumerate(values):
+        check_number(f"{name}[{index}]", value, interval)
+
+
+def check_length(name: str, values: Sequence[float], num_classes: int) -> None:
+    """Refuse a list, unless it is empty, whose length is not the number of classes."""
+    if len(values) not in (0, num_classes):
+        raise ValueError(f"{name} must have one value for each of the {num_classes} classes, got {len(values)}")
+
+
+def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
+    """Refuse CPU values outside [low, high] or NaN; on other devices the look would wait for the device."""
+    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
+        return
+    smallest, largest = values.aminmax()
+    if not (smallest >= low and largest <= high):
+        raise ValueError(f"{name} must be in [{low}, {high}], got values from {smallest} to {largest}")
+
+
+def to_float(logits: Tensor) -> Tensor:
+    """The logits in float32, or as they are if they are wider.
+
+    Raises:
+        ValueError: logits that are not floating point.
+    """
+    if not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point, got {logits.dtype}")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,92 @@
+"""What the losses of K one-against-all classifiers share: the sum over the classes of an anchor, and the term of the focal loss.
+
+x is a logit, p = sigmoid(x); z = -x_t is the logit of the wrong answer, and p_z = sigmoid(z) = 1 - p_t its probability.
+Logarithms of probabilities are taken from logits, log(p) = logsigmoid(x) and log(1 - p) = logsigmoid(-x), and powers are
+exponentials of them: so value and gradient are finite and precise at every finite logit, where the textbook form gives NaN once a
+probability rounds to 1.
+"""
+
+from typing import Callable, Optional, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from focal_det.losses.arguments import check_tensor_range, to_float
+
+Weight = Union[float, Tensor]  # one for all classes, or (K,)
+
+
+def sum_over_classes(
+    logits: Tensor,
+    labels: Tensor,
+    positive_term: Callable[[Tensor, Tensor], Tensor],
+    negative_term: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Per anchor, the positive term of its own class and the negative terms of all others; no one-hot, no mask copy.
+
+    Args:
+        logits: (..., K), any float dtype; computed in float32 or wider.
+        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        positive_term: from the own class's logit (..., 1) and its index (..., 1) to a loss of the same shape. It is called for
+            every anchor; its value counts where the anchor has a class.
+        negative_term: from logits (..., K) to losses of the same shape.
+
+    Returns:
+        (...) sums in nats; 0 where ignored.
+
+    Raises:
+        ValueError: shapes do not fit, logits are not floating point; for CPU tensors also a label outside {-1, 0..K}.
+    """
+    num_classes = logits.shape[-1]
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
+    check_tensor_range("labels", labels, -1, num_classes)
+    logits = to_float(logits)
+    terms = negative_term(logits)
+    # One entry per anchor is the class itself; where the anchor has none, the entry is written back as it was.
+    pos_mask = (labels >= 0) & (labels < num_classes)
+    class_idxs = labels.clamp(0, num_classes - 1).unsqueeze(-1)
+    positive = positive_term(logits.gather(-1, class_idxs), class_idxs)
+    entry = torch.where(pos_mask.unsqueeze(-1), positive, terms.gather(-1, class_idxs))
+    per_anchor = terms.scatter(-1, class_idxs, entry).sum(dim=-1)
+    return torch.where(labels >= 0, per_anchor, 0.0)
+
+
+def of_class(weight: Weight, class_idxs: Tensor) -> Weight:
+    """The entries of a (K,) weight for (..., 1) class indices; a single number is for all classes."""
+    return weight[class_idxs] if isinstance(weight, Tensor) else weight
+
+
+def get_sides(alpha: Weight) -> tuple[Weight, Weight]:
+    """Weights of positives and negatives: alpha and 1 - alpha, or 1 and 1 for alpha = -1."""
+    if not isinstance(alpha, Tensor) and alpha < 0:
+        return 1.0, 1.0
+    return alpha, 1 - alpha
+
+
+def focal_term(z: Tensor, gamma: Weight) -> Tensor:
+    """-(1 - p_t)^gamma log(p_t) = p_z^gamma softplus(z), eq. 4 of arXiv 1708.02002, for the logit z = -x_t of the wrong answer."""
+    return _FocalTerm.apply(z, gamma)
+
+
+def focal_slope(z: Tensor, gamma: Weight) -> Tensor:
+    """Derivative of `focal_term` with respect to z, p_z^gamma (p_z - gamma p_t log(p_t)); it is never negative."""
+    log_p_z, log_p_t = F.logsigmoid(z), F.logsigmoid(-z)
+    return torch.exp(gamma * log_p_z) * (torch.exp(log_p_z) - gamma * torch.exp(log_p_t) * log_p_t)
+
+
+class _FocalTerm(torch.autograd.Function):
+    """Keeps z alone for backward, where automatic differentiation would keep five tensors of its size."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, gamma: Weight) -> Tensor:
+        gamma_tensor: Optional[Tensor] = gamma if isinstance(gamma, Tensor) else None
+        ctx.save_for_backward(z, gamma_tensor)
+        ctx.gamma = None if isinstance(gamma, Tensor) else gamma
+        return torch.exp(gamma * F.logsigmoid(z)) * -F.logsigmoid(-z)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        z, gamma = ctx.saved_tensors
+        return grad * focal_slope(z, ctx.gamma if gamma is None else gamma), None

@@ -1,0 +1,85 @@
+"""Gradient harmonizing mechanism for classification: "Gradient Harmonized Single-stage Detector", arXiv 1811.05181."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from focal_det.buffers import OptionalBuffers
+from focal_det.losses.arguments import check_number, check_tensor_range, to_float
+from focal_det.losses.binary import focal_term, sum_over_classes
+from focal_det.losses.cls_loss import ClsLoss, split_levels
+from focal_det.processes import sum_over_processes
+from focal_det.registry import CLS_LOSS_REGISTRY
+from focal_det.targets import DenseTargets
+
+
+def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
+    """int64 index in 0..M-1 of the unit region of the gradient norm g = |p - y| = sigmoid(z), z the logit of the wrong answer."""
+    return (torch.sigmoid(z) * num_bins).long().clamp(max=num_bins - 1)
+
+
+@CLS_LOSS_REGISTRY.register()
+class GHMCLoss(OptionalBuffers, ClsLoss):
+    """GHM-C: cross entropy divided by the gradient density, the number of terms whose gradient norm is similar.
+
+    The norms g = |p - y| of all terms (anchors times classes, ignored anchors left out) are counted in M unit regions of width
+    1/M, so the density at g is M times the count of its region, and the loss of the batch is the sum of CE / density. Counts are
+    per image and averaged over the images of all processes; their moving average is a buffer, which starts with the first counts.
+
+    Args:
+        num_bins: M, unit regions, >= 1.
+        momentum: weight of the old counts, in [0, 1).
+    """
+
+    self_normalized = True
+    stateful = True
+
+    def __init__(self, *, num_bins: int = 30, momentum: float = 0.75) -> None:
+        super().__init__()
+        check_number("num_bins", num_bins, "[1, inf)")
+        check_number("momentum", momentum, "[0, 1)")
+        self.num_bins, self.momentum = num_bins, momentum
+        self.register_buffer("counts", torch.zeros(num_bins))
+
+    def extra_repr(self) -> str:
+        return f"num_bins={self.num_bins}, momentum={self.momentum}"
+
+    def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        density = self.num_bins * self._update_counts(logits, targets)
+        # A region that is empty now and was before has no term to divide.
+        weights = 1 / density.clamp(min=torch.finfo(density.dtype).tiny)
+        per_level = []
+        for x, labels, _ in split_levels(logits, targets):
+            losses = sum_over_classes(x, labels, lambda x, _: self._term(-x, weights), lambda x: self._term(x, weights))
+            per_level.append(losses.sum(dim=1))
+        return torch.stack(per_level).sum(dim=0)
+
+    def _term(self, z: Tensor, weights: Tensor) -> Tensor:
+        return weights[get_gradient_bins(z.detach(), self.num_bins)] * focal_term(z, 0.0)
+
+    @torch.no_grad()
+    def _update_counts(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        """(M,) moving average of the terms per image in each region, kept in training only."""
+        levels = split_levels(logits, targets)
+        total = sum(_count(to_float(x), labels, targets.num_classes, self.num_bins) for x, labels, _ in levels)
+        num_images = total.new_full((1,), len(targets.gt_labels))
+        total = sum_over_processes(torch.cat([total, num_images])).float()
+        counts = total[:-1] / total[-1].clamp(min=1)
+        average = torch.where(self.counts.sum() > 0, self.momentum * self.counts + (1 - self.momentum) * counts, counts)
+        if self.training:
+            self.counts.copy_(average)
+        return average
+
+
+def _count(logits: Tensor, labels: Tensor, num_classes: int, num_bins: int) -> Tensor:
+    """(M,) int64 number of terms in each region: as if all were negative, then the own class of positives moved."""
+    check_tensor_range("labels", labels, -1, num_classes)
+    valid = (labels >= 0).unsqueeze(-1)
+    pos_mask = ((labels >= 0) & (labels < num_classes)).unsqueeze(-1)
+    own = logits.gather(-1, labels.clamp(0, num_classes - 1).unsqueeze(-1))
+    counts = labels.new_zeros(num_bins)
+    for z, mask, sign in ((logits, valid, 1), (own, pos_mask, -1), (-own, pos_mask, 1)):
+        bins = get_gradient_bins(z, num_bins).flatten()
+        counts = counts.index_add(0, bins, (sign * mask.long()).expand(z.shape).flatten())
+    return counts

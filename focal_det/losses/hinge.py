@@ -1,0 +1,55 @@
+"""Hinge loss on the probability of the right answer; section 5.1 of arXiv 1708.02002 tried it and found it unstable."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from focal_det.losses.arguments import check_alpha, check_number
+from focal_det.losses.binary import get_sides, sum_over_classes
+from focal_det.losses.cls_loss import PointwiseClsLoss
+from focal_det.registry import CLS_LOSS_REGISTRY
+
+
+def hinge_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, threshold: float) -> Tensor:
+    """alpha_t max(0, threshold - p_t), summed over the classes of each anchor: 0 for whatever is right with enough probability.
+
+    Args:
+        logits: (..., K), any float dtype; computed in float32 or wider.
+        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
+        threshold: on p_t, in (0, 1].
+
+    Returns:
+        (...) without unit, 0 where ignored.
+
+    Raises:
+        ValueError: alpha or threshold out of range, shapes or labels that do not fit.
+    """
+    check_alpha(alpha)
+    check_number("threshold", threshold, "(0, 1]")
+    pos_weight, neg_weight = get_sides(alpha)
+
+    def term(z: Tensor) -> Tensor:
+        # threshold - p_t = (1 - p_t) - (1 - threshold); exp(logsigmoid) has an exact gradient at either end.
+        return torch.relu(torch.exp(F.logsigmoid(z)) - (1 - threshold))
+
+    return sum_over_classes(logits, labels, lambda x, _: pos_weight * term(-x), lambda x: neg_weight * term(x))
+
+
+@CLS_LOSS_REGISTRY.register()
+class HingeLoss(PointwiseClsLoss):
+    """Hinge loss on p_t; see `hinge_loss_per_anchor`. Here for the completeness of the paper's comparison, not for use."""
+
+    def __init__(self, *, alpha: float = 0.25, threshold: float = 0.9) -> None:
+        super().__init__()
+        check_alpha(alpha)
+        check_number("threshold", threshold, "(0, 1]")
+        self.alpha, self.threshold = alpha, threshold
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, threshold={self.threshold}"
+
+    def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        return hinge_loss_per_anchor(logits, labels, alpha=self.alpha, threshold=self.threshold)

@@ -1,0 +1,82 @@
+"""Quality focal loss: "Generalized Focal Loss", arXiv 2006.04388."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from focal_det.losses.arguments import check_number, check_tensor_range
+from focal_det.losses.binary import focal_term, sum_over_classes
+from focal_det.losses.cls_loss import PointwiseClsLoss
+from focal_det.registry import CLS_LOSS_REGISTRY
+
+
+def quality_focal_loss_per_anchor(logits: Tensor, labels: Tensor, iou: Tensor, *, beta: float) -> Tensor:
+    """|y - p|^beta CE(x, y), summed over classes: y is the IoU of the prediction for an anchor's own class, 0 for all others.
+
+    Args:
+        logits: (..., K), any float dtype; computed in float32 or wider.
+        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        iou: (...) in [0, 1], without gradient; read where the anchor has a class. With 1 everywhere it is the focal loss.
+        beta: focusing parameter, >= 0; 0 is cross entropy.
+
+    Returns:
+        (...) in nats, 0 where ignored.
+
+    Raises:
+        ValueError: beta out of range, shapes or labels that do not fit.
+    """
+    check_number("beta", beta, "[0, inf)")
+    check_tensor_range("iou", iou, 0, 1)
+    return sum_over_classes(
+        logits,
+        labels,
+        lambda x, _: _QualityTerm.apply(x, iou.unsqueeze(-1).to(x.dtype), beta),
+        lambda x: focal_term(x, beta),
+    )
+
+
+@CLS_LOSS_REGISTRY.register()
+class QualityFocalLoss(PointwiseClsLoss):
+    """Quality focal loss; see `quality_focal_loss_per_anchor`. Scores then rank detections by how well they are placed, too."""
+
+    needs = frozenset({"iou"})
+
+    def __init__(self, *, beta: float = 2.0) -> None:
+        super().__init__()
+        check_number("beta", beta, "[0, inf)")
+        self.beta = beta
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}"
+
+    def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        return quality_focal_loss_per_anchor(logits, labels, iou, beta=self.beta)
+
+
+class _QualityTerm(torch.autograd.Function):
+    """|d|^beta CE(x, y) with d = p - y; the derivative is sign(d) |d|^(beta - 1) (beta p (1 - p) CE + d^2), 0 at d = 0."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, beta: float) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.beta = beta
+        distance, cross_entropy = _QualityTerm._parts(x, y)
+        return distance.abs() ** beta * cross_entropy
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, y = ctx.saved_tensors
+        d, cross_entropy = _QualityTerm._parts(x, y)
+        size = d.abs().clamp(min=torch.finfo(d.dtype).tiny)
+        p_not_p = torch.exp(F.logsigmoid(x) + F.logsigmoid(-x))
+        slope = size ** (ctx.beta - 1) * (ctx.beta * p_not_p * cross_entropy + d * d)
+        return grad * torch.sign(d) * slope, None, None
+
+    @staticmethod
+    def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # p - y, or (1 - y) - (1 - p) where that is the difference of the smaller numbers.
+        log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
+        distance = torch.where(x > 0, (1 - y) - torch.exp(log_not_p), torch.exp(log_p) - y)
+        return distance, -(y * log_p + (1 - y) * log_not_p)

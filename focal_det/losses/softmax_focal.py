@@ -1,0 +1,83 @@
+"""Softmax cross entropy and focal loss over K classes and background, one distribution per anchor."""
+
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import torch
+from torch import Tensor
+
+from focal_det.losses.arguments import check_alpha, check_number, check_tensor_range, to_float
+from focal_det.losses.binary import focal_term, get_sides
+from focal_det.losses.cls_loss import PointwiseClsLoss, get_priors
+from focal_det.registry import CLS_LOSS_REGISTRY
+
+
+def softmax_focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """-alpha_t (1 - p_t)^gamma log(p_t) with p_t the softmax probability of the anchor's label, background included.
+
+    It is the binary focal loss of the margin x_t - log(sum of exp of all other logits), whose sigmoid is p_t.
+
+    Args:
+        logits: (..., K + 1), background last; any float dtype, computed in float32 or wider.
+        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        alpha: weight of anchors with a class in [0, 1], background has 1 - alpha; -1 for no weighting.
+        gamma: focusing parameter, >= 0; 0 is cross entropy.
+
+    Returns:
+        (...) in nats, 0 where ignored.
+
+    Raises:
+        ValueError: alpha or gamma out of range, shapes or labels that do not fit.
+    """
+    check_alpha(alpha)
+    check_number("gamma", gamma, "[0, inf)")
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
+    background = logits.shape[-1] - 1
+    check_tensor_range("labels", labels, -1, background)
+    logits = to_float(logits)
+    label_idxs = labels.clamp(min=0).unsqueeze(-1)
+    others = logits - logits.gather(-1, label_idxs)
+    z = others.scatter(-1, label_idxs, -torch.inf).logsumexp(dim=-1)
+    pos_weight, neg_weight = get_sides(alpha)
+    weight = torch.where(labels < background, pos_weight, neg_weight).to(z.dtype)
+    return torch.where(labels >= 0, weight * focal_term(z, gamma), 0.0)
+
+
+@CLS_LOSS_REGISTRY.register()
+class SoftmaxFocalLoss(PointwiseClsLoss):
+    """Softmax cross entropy (gamma = 0) or focal loss, as in Detectron; see `softmax_focal_loss_per_anchor`.
+
+    The head has K + 1 outputs per anchor, background last. Every anchor starts with foreground probability pi in total, pi / K per
+    class: the bias of background is log(K (1 - pi) / pi), those of the classes are 0.
+    """
+
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__()
+        check_alpha(alpha)
+        check_number("gamma", gamma, "[0, inf)")
+        self.alpha, self.gamma = alpha, gamma
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, gamma={self.gamma}"
+
+    def num_outputs(self, num_classes: int) -> int:
+        return num_classes + 1
+
+    def bias(self, prior: Union[float, Sequence[float]], num_classes: int) -> Tensor:
+        priors = get_priors(prior, num_classes)
+        if isinstance(prior, (int, float)):
+            priors = priors / num_classes
+        total = priors.sum()
+        if not total < 1:
+            raise ValueError(f"the priors of all classes must sum to less than 1, got {total:.4g}")
+        # A constant added to all logits changes nothing; this one makes equal priors zeros.
+        foreground = (priors * num_classes / total).log()
+        background = (num_classes * (1 - total) / total).log()
+        return torch.cat([foreground, background[None]]).float()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=-1)[..., :-1]
+
+    def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        return softmax_focal_loss_per_anchor(logits, labels, alpha=self.alpha, gamma=self.gamma)

@@ -1,0 +1,91 @@
+"""Train every loss on digits and on long-tailed digits, and keep a record of each run: `python projects/Losses/run.py`.
+
+Runs that have a record are not repeated, so an interrupted comparison goes on where it was. Each run is Detectron2's own
+`tools/train_net.py` in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from focal_det.analysis.record import make_record
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LOSSES = [x for x in sorted((ROOT / "configs" / "losses").glob("*.yaml")) if x.stem != "Base-Losses"]
+REMEDIES = [HERE / "configs" / f"{name}.yaml" for name in ("repeat_factor", "per_class_alpha")]
+CONFIGS = {"digits_train": LOSSES, "digits_longtail_train": [*LOSSES, *REMEDIES]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the comparison."""
+
+    config: Path
+    dataset: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.stem}_{self.seed}"
+
+    @property
+    def record(self) -> Path:
+        return HERE / "records" / self.dataset / f"{self.name}.json"
+
+    @property
+    def output(self) -> Path:
+        return ROOT / "output" / "losses" / self.dataset / self.name
+
+    @property
+    def command(self) -> list[str]:
+        """What is run, from the folder of focal_det."""
+        words = ["-m", "tools.train_net", "--config-file", str(self.config.relative_to(ROOT)), "SEED", str(self.seed)]
+        return [*words, "DATASETS.TRAIN", f"('{self.dataset}',)", "OUTPUT_DIR", str(self.output.relative_to(ROOT))]
+
+
+def train(run: Run) -> bool:
+    """Train and write the record; a run that fails leaves its log and no record."""
+    run.output.mkdir(parents=True, exist_ok=True)
+    (run.output / "metrics.json").unlink(missing_ok=True)
+    env = {**os.environ, "DETECTRON2_ENV_MODULE": "focal_det.env"}
+    with open(run.output / "terminal.txt", "w") as terminal:
+        done = subprocess.run([sys.executable, *run.command], cwd=ROOT, env=env, stdout=terminal, stderr=subprocess.STDOUT)
+    if done.returncode:
+        return False
+    record = make_record(run.output, " ".join(["python", *run.command]), "digits_val")
+    run.record.parent.mkdir(parents=True, exist_ok=True)
+    run.record.write_text(json.dumps({**record, "trained_on": run.dataset, "seed": run.seed}, indent=1) + "\n")
+    return True
+
+
+def main() -> int:
+    """Train what has no record yet; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], metavar="N", help="(default: 1 2)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; give each its threads with OMP_NUM_THREADS (default: 1)"
+    )
+    args = parser.parse_args()
+    runs = [Run(config, dataset, seed) for seed in args.seeds for dataset in CONFIGS for config in CONFIGS[dataset]]
+    todo = [run for run in runs if not run.record.is_file()]
+    print(f"{len(runs) - len(todo)} of {len(runs)} runs have a record; {len(todo)} to go", flush=True)
+    start, failed = time.time(), []
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for index, (run, is_done) in enumerate(zip(todo, pool.map(train, todo)), start=1):
+            minutes = (time.time() - start) / 60
+            left = minutes / index * (len(todo) - index)
+            outcome = "done" if is_done else f"FAILED, see {run.output}/terminal.txt"
+            print(f"[{index}/{len(todo)}] {run.dataset} {run.name}: {outcome}; about {left:.0f} minutes left", flush=True)
+            failed += [] if is_done else [run]
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""What the matrix of tests knows of each registered loss: parameters to try, an independent float64 reference, and its kinks.
+
+A reference is written from the formula of the paper, densely: every anchor by every class, probabilities instead of logarithms of
+them, gradients by automatic differentiation in float64. To cover a new loss, add a `Case`; a registered loss without one fails.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import box_iou
+
+from focal_det.targets import DenseTargets
+
+GAMMAS = [0, 0.1, 0.2, 0.5, 1, 1.5, 2, 5]
+NUM_CLASSES = 3
+# IoU values in the tests; the quality focal loss has a kink where p equals one of them.
+IOUS = [0.25, 0.6, 0.9, 1.0]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss in the matrix.
+
+    Attributes:
+        reference: makes from constructor arguments a function of logits (N, R, C) float64 and targets that returns (N,); what it
+            keeps between calls is the state of a stateful loss.
+        grid: constructor arguments to try.
+        kinks: logits at which value or gradient jump, or cancel, for given arguments.
+        radius: how far the tests stay away from a kink.
+    """
+
+    reference: Callable[..., Callable[[Tensor, DenseTargets], Tensor]]
+    grid: list[dict[str, Any]]
+    kinks: Callable[..., Iterable[float]] = lambda **args: ()
+    radius: float = 0.3
+
+
+class Probabilities:
+    """p and 1 - p of float64 logits and their logarithms, none by a difference that cancels."""
+
+    def __init__(self, x: Tensor) -> None:
+        assert x.dtype == torch.float64
+        self.p, self.not_p = 1 / (1 + torch.exp(-x)), 1 / (1 + torch.exp(x))
+        self.log_p, self.log_not_p = _log(self.p, self.not_p), _log(self.not_p, self.p)
+
+
+def _log(p: Tensor, not_p: Tensor) -> Tensor:
+    # Clamped where the other form counts, whose gradient would be 0 times infinity.
+    return torch.where(p < 0.5, torch.log(p), torch.log1p(-not_p.clamp(max=0.75)))
+
+
+def one_hot(targets: DenseTargets) -> Tensor:
+    """(N, R, K) bool: the class of each anchor that has one."""
+    labels = torch.where(targets.gt_labels < 0, targets.num_classes, targets.gt_labels)
+    return F.one_hot(labels, targets.num_classes + 1)[..., :-1].bool()
+
+
+def is_valid(targets: DenseTargets) -> Tensor:
+    """(N, R, 1) bool: the anchors that are not ignored."""
+    return (targets.gt_labels >= 0)[..., None]
+
+
+def binary(term: Callable[..., Tensor]) -> Callable[..., Callable[[Tensor, DenseTargets], Tensor]]:
+    """A reference from `term(right, positive, targets, **args)`, with `right` the probabilities of the right answer, p_t."""
+
+    def make(**args: Any) -> Callable[[Tensor, DenseTargets], Tensor]:
+        def reference(x: Tensor, targets: DenseTargets) -> Tensor:
+            positive = one_hot(targets)
+            terms = term(Probabilities(torch.where(positive, x, -x)), positive, targets, **args)
+            return (terms * is_valid(targets)).sum(dim=(1, 2))
+
+        return reference
+
+    return make
+
+
+def alpha_t(alpha: Any, positive: Tensor) -> Tensor:
+    if not isinstance(alpha, Tensor) and alpha == -1:
+        return torch.ones(())
+    return torch.where(positive, alpha, 1 - alpha)
+
+
+def focal(right, positive, targets, *, alpha=0.25, gamma=2.0, alpha_per_class=(), gamma_per_class=()):
+    # Eq. 5 of arXiv 1708.02002.
+    alpha = torch.tensor(alpha_per_class) if alpha_per_class else alpha
+    gamma = torch.tensor(gamma_per_class) if gamma_per_class else gamma
+    return -alpha_t(alpha, positive) * right.not_p**gamma * right.log_p
+
+
+def focal_star(*, alpha=0.25, gamma=2.0, beta=1.0):
+    # Eq. 7 and 8 of arXiv 1708.02002.
+    def reference(x, targets):
+        positive = one_hot(targets)
+        p_star = Probabilities(gamma * torch.where(positive, x, -x) + beta)
+        terms = -alpha_t(alpha, positive) * p_star.log_p / gamma
+        return (terms * is_valid(targets)).sum(dim=(1, 2))
+
+    return reference
+
+
+def softmax_focal(*, alpha=0.25, gamma=2.0):
+    def reference(x, targets):
+        probs = torch.exp(x) / torch.exp(x).sum(dim=-1, keepdim=True)
+        right = F.one_hot(targets.gt_labels.clamp(min=0), targets.num_classes + 1).bool()
+        p_t, not_p_t = (probs * right).sum(dim=-1), (probs * ~right).sum(dim=-1)
+        has_class = targets.gt_labels < targets.num_classes
+        terms = -alpha_t(alpha, has_class) * not_p_t**gamma * _log(p_t, not_p_t)
+        return (terms * (targets.gt_labels >= 0)).sum(dim=1)
+
+    return reference
+
+
+def hinge(right, positive, targets, *, alpha=0.25, threshold=0.9):
+    return alpha_t(alpha, positive) * (right.not_p - (1 - threshold)).clamp(min=0)
+
+
+def mine_all(losses: Tensor, targets: DenseTargets, image: int, *, batch: int, nms_thresh: float, neg_per_pos: int) -> list[int]:
+    """Hard example mining as one would explain it: one anchor after the other by falling loss, compared with all kept ones."""
+    labels = targets.gt_labels[image]
+    iou = box_iou(targets.anchors, targets.anchors)
+    kept: list[int] = []
+    for anchor in sorted(range(len(losses)), key=lambda i: (-losses[i].item(), i)):
+        if labels[anchor] >= 0 and all(iou[anchor, other] <= nms_thresh for other in kept):
+            kept.append(anchor)
+    if not neg_per_pos:
+        return kept[:batch]
+    positives = [i for i in kept if labels[i] < targets.num_classes][: batch // (neg_per_pos + 1)]
+    negatives = [i for i in kept if labels[i] == targets.num_classes]
+    return positives + negatives[: neg_per_pos * max(len(positives), 1)]
+
+
+def ohem(*, batch=128, nms_thresh=0.5, neg_per_pos=0):
+    def reference(x, targets):
+        terms = -Probabilities(torch.where(one_hot(targets), x, -x)).log_p.sum(dim=-1)
+        means = []
+        for image, losses in enumerate(terms):
+            kept = mine_all(losses, targets, image, batch=batch, nms_thresh=nms_thresh, neg_per_pos=neg_per_pos)
+            means.append(losses[kept].sum() / max(len(kept), 1))
+        return torch.stack(means)
+
+    return reference
+
+
+def quality_focal(*, beta=2.0):
+    # Eq. 2 of arXiv 2006.04388; sigma - y as the difference of the smaller numbers.
+    def reference(x, targets):
+        y = one_hot(targets) * targets.iou.double()[..., None]
+        p = Probabilities(x)
+        distance = torch.where(p.p < 0.5, y - p.p, p.not_p - (1 - y)).abs()
+        terms = -(distance**beta) * ((1 - y) * p.log_not_p + y * p.log_p)
+        return (terms * is_valid(targets)).sum(dim=(1, 2))
+
+    return reference
+
+
+def varifocal(*, neg_weight=0.75, gamma=2.0):
+    def reference(x, targets):
+        q = one_hot(targets) * targets.iou.double()[..., None]
+        p = Probabilities(x)
+        positive = -q * (q * p.log_p + (1 - q) * p.log_not_p)
+        terms = torch.where(q > 0, positive, -neg_weight * p.p**gamma * p.log_not_p)
+        return (terms * is_valid(targets)).sum(dim=(1, 2))
+
+    return reference
+
+
+def poly_focal(right, positive, targets, *, alpha=0.25, gamma=2.0, epsilon=-1.0):
+    # FL + epsilon q^(gamma + 1) with q = 1 - p_t, and for epsilon near -1 not by a difference:
+    # -log(1 - q) - q is the integral of t / (1 - t) from 0 to q, that is q^2 times that of u / (1 - q u) over [0, 1].
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(60))
+    u, weights = (nodes + 1) / 2, weights / 2
+    q = right.not_p
+    integral = (weights * u / (1 - q[..., None].clamp(max=0.5) * u)).sum(dim=-1)
+    higher = torch.where(q < 0.5, q**2 * integral, -right.log_p - q)
+    return alpha_t(alpha, positive) * q**gamma * ((1 + epsilon) * q + higher)
+
+
+def ghm(*, num_bins=30, momentum=0.75):
+    state = {}
+
+    def reference(x, targets):
+        # Densities of arXiv 1811.05181 with unit regions, counted per image; 1 / density is beta / N.
+        positive, valid = one_hot(targets), is_valid(targets).expand_as(x)
+        right = Probabilities(torch.where(positive, x, -x))
+        bins = (right.not_p.detach() * num_bins).long().clamp(max=num_bins - 1)
+        counts = torch.stack([((bins == j) & valid).sum() for j in range(num_bins)]) / max(len(x), 1)
+        if state and state["counts"].sum() > 0:
+            counts = momentum * state["counts"] + (1 - momentum) * counts
+        state["counts"] = counts
+        weights = torch.where(valid, 1 / (num_bins * counts[bins]).clamp(min=1e-30), 0.0)
+        return (-right.log_p * weights).sum(dim=(1, 2))
+
+    return reference
+
+
+def equalized_focal(*, num_classes=NUM_CLASSES, alpha=0.25, gamma=2.0, scale=8.0):
+    state = {"pos": torch.zeros(num_classes).double(), "neg": torch.zeros(num_classes).double()}
+
+    def reference(x, targets):
+        ratio = torch.ones(num_classes).double()
+        seen = state["neg"] > 0
+        ratio[seen] = (state["pos"] / state["neg"])[seen].clamp(max=1)
+        gamma_k = gamma + scale * (1 - ratio)
+        positive = one_hot(targets)
+        right = Probabilities(torch.where(positive, x, -x))
+        terms = -alpha_t(alpha, positive) * gamma_k / gamma * right.not_p**gamma_k * right.log_p * is_valid(targets)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(terms.sum(), x, retain_graph=True)
+        state["pos"] += (grad.abs() * positive).sum(dim=(0, 1))
+        state["neg"] += (grad.abs() * ~positive).sum(dim=(0, 1))
+        return terms.sum(dim=(1, 2))
+
+    return reference
+
+
+def asymmetric(*, gamma_pos=0.0, gamma_neg=4.0, shift=0.05):
+    def reference(x, targets):
+        p = Probabilities(x)
+        positive = -(p.not_p**gamma_pos) * p.log_p
+        p_m = (p.p - shift).clamp(min=1e-12) if shift else p.p
+        log_not_p_m = torch.where(p.p < 0.5, torch.log1p(-p_m), torch.log(p.not_p + shift))
+        negative = torch.where(p.p > shift, -(p_m**gamma_neg) * log_not_p_m, 0.0)
+        return (torch.where(one_hot(targets), positive, negative) * is_valid(targets)).sum(dim=(1, 2))
+
+    return reference
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def grid(**values: Iterable[Any]) -> list[dict[str, Any]]:
+    """All combinations of the values."""
+    combinations: list[dict[str, Any]] = [{}]
+    for name, options in values.items():
+        combinations = [{**c, name: v} for c in combinations for v in options]
+    return combinations
+
+
+PER_CLASS = {"alpha_per_class": [0.1, 0.5, 0.75], "gamma_per_class": [0.0, 0.5, 3.0]}
+CASES = {
+    "FocalLoss": Case(binary(focal), [*grid(gamma=GAMMAS, alpha=[-1, 0.25]), PER_CLASS]),
+    "FocalStarLoss": Case(focal_star, grid(gamma=GAMMAS[1:], beta=[0, 1], alpha=[0.25])),
+    "SoftmaxFocalLoss": Case(softmax_focal, grid(gamma=GAMMAS, alpha=[-1, 0.25])),
+    "HingeLoss": Case(
+        binary(hinge),
+        grid(threshold=[0.5, 0.9, 1.0], alpha=[-1, 0.25]),
+        kinks=lambda threshold, **_: [s * logit(threshold) for s in (1, -1)] if threshold < 1 else [],
+    ),
+    "OHEMLoss": Case(ohem, [*grid(batch=[4, 12], nms_thresh=[0.3, 1.0], neg_per_pos=[0, 3]), {"batch": 1000}]),
+    "QualityFocalLoss": Case(
+        quality_focal, grid(beta=GAMMAS), kinks=lambda **_: [logit(iou) for iou in IOUS if iou < 1], radius=0.4
+    ),
+    "VarifocalLoss": Case(varifocal, grid(gamma=GAMMAS, neg_weight=[0.75])),
+    "PolyFocalLoss": Case(binary(poly_focal), grid(gamma=GAMMAS, epsilon=[-1, 0, 1.5], alpha=[0.25])),
+    "GHMCLoss": Case(
+        ghm,
+        grid(num_bins=[1, 30], momentum=[0, 0.75]),
+        kinks=lambda num_bins, **_: [logit(j / num_bins) for j in range(1, num_bins)],
+        radius=0.02,
+    ),
+    "EqualizedFocalLoss": Case(equalized_focal, grid(gamma=GAMMAS[1:], scale=[0, 8], alpha=[0.25])),
+    "AsymmetricLoss": Case(
+        asymmetric,
+        grid(gamma_pos=GAMMAS, gamma_neg=[4.0], shift=[0.05]) + grid(gamma_pos=[1.0], gamma_neg=GAMMAS, shift=[0, 0.2]),
+        kinks=lambda shift, **_: [logit(shift)] if shift else [],
+    ),
+}

@@ -1,0 +1,295 @@
+"""The truth of the numbers, for every registered loss: against a float64 reference, at the ends of the range, in every form."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from focal_det.losses import CLS_LOSS_REGISTRY
+from focal_det.targets import DenseTargets
+from tests.losses.cases import CASES, IOUS, NUM_CLASSES
+
+NAMES = sorted(dict(CLS_LOSS_REGISTRY))
+GRID = [(name, args) for name in NAMES if name in CASES for args in CASES[name].grid]
+FIRST = [(name, CASES[name].grid[0]) for name in NAMES if name in CASES]
+LEVEL_SIZES = (14, 0, 5)
+
+
+def name_of(value) -> str:
+    return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items())
+
+
+every_parameter = pytest.mark.parametrize(("name", "args"), GRID, ids=name_of)
+every_loss = pytest.mark.parametrize(("name", "args"), FIRST, ids=name_of)
+
+
+def build(name, args, num_classes=NUM_CLASSES):
+    return CLS_LOSS_REGISTRY.build(name, args, num_classes=num_classes)
+
+
+def make_targets(labels, num_classes=NUM_CLASSES):
+    """Targets with all that a loss may need; anchors overlap each other in part."""
+    num_images, num_anchors = labels.shape
+    corner = torch.rand(num_anchors, 2) * 60
+    anchors = torch.cat([corner, corner + 20 + torch.rand(num_anchors, 2) * 20], dim=1)
+    pos_mask = (labels >= 0) & (labels < num_classes)
+    iou = torch.where(pos_mask, torch.tensor(IOUS)[torch.randint(len(IOUS), labels.shape)], 0.0)
+    targets = DenseTargets.from_labels(labels, torch.zeros(num_images, num_anchors, 4), num_classes)
+    return DenseTargets(**{**vars(targets), "anchors": anchors, "iou": iou})
+
+
+def avoid_kinks(logits, name, args):
+    """Move logits by two radii where they are near a kink."""
+    for kink in CASES[name].kinks(**args):
+        logits = torch.where((logits - kink).abs() < CASES[name].radius, kink + 2 * CASES[name].radius, logits)
+    return logits
+
+
+def make_scene(name, args, size=30.0, dtype=torch.float32, num_classes=NUM_CLASSES):
+    """Three images of 19 anchors with every kind of label; logits in [-size, size] as float32 numbers, at hand as one level."""
+    loss = build(name, args, num_classes)
+    labels = torch.randint(-1, num_classes + 1, (3, sum(LEVEL_SIZES)))
+    logits = (torch.rand(*labels.shape, loss.num_outputs(num_classes)) * 2 - 1) * size
+    return loss, avoid_kinks(logits, name, args).to(dtype), make_targets(labels, num_classes)
+
+
+def split(logits):
+    return logits.split(LEVEL_SIZES, dim=1)
+
+
+def value_and_grad(loss, logits, targets, levels=split):
+    """(N,) values, and the gradient of their sum with respect to (N, R, C) logits."""
+    logits = logits.detach().clone().requires_grad_()
+    values = loss(levels(logits), targets)
+    return values.detach(), torch.autograd.grad(values.sum(), logits)[0]
+
+
+def assert_close_to_float64(got, want):
+    """Within 1e-5 of the reference where that exceeds 1e-30, within 1e-30 below."""
+    error = (got.double() - want).abs()
+    allowed = torch.where(want.abs() > 1e-30, 1e-5 * want.abs(), 1e-30)
+    worst = (error - allowed).argmax()
+    assert (error <= allowed).all(), f"{got.flatten()[worst]} is not {want.flatten()[worst]}"
+
+
+def assert_equals_reference(loss, reference, logits, targets):
+    values, grad = value_and_grad(loss, logits, targets)
+    want, want_grad = value_and_grad(reference, logits.double(), targets, levels=lambda x: x)
+    assert values.shape == (len(logits),) and values.dtype == torch.float32
+    assert_close_to_float64(values, want)
+    assert_close_to_float64(grad, want_grad)
+
+
+def test_every_registered_loss_has_a_case():
+    assert set(NAMES) == set(CASES), "add a Case with a reference to tests/losses/cases.py"
+
+
+@every_parameter
+def test_value_and_gradient_equal_the_reference(name, args):
+    for size in (30.0, 4.0):
+        loss, logits, targets = make_scene(name, args, size)
+        assert_equals_reference(loss, CASES[name].reference(**args), logits, targets)
+
+
+@every_parameter
+def test_each_single_anchor_equals_the_reference(name, args):
+    # One anchor an image, so that no large term hides a small one; the logits meet in all combinations of -30 to 30 by 5.
+    steps = torch.arange(-30.0, 31, 5)
+    loss = build(name, args)
+    num_outputs = loss.num_outputs(NUM_CLASSES)
+    logits = torch.cartesian_prod(steps, steps)[:, torch.arange(num_outputs) % 2][:, None]
+    targets = make_targets(torch.arange(len(logits))[:, None] % (NUM_CLASSES + 1))
+    logits = avoid_kinks(logits, name, args)
+    values, grad = value_and_grad(loss, logits, targets, levels=lambda x: [x])
+    want, want_grad = value_and_grad(CASES[name].reference(**args), logits.double(), targets, levels=lambda x: x)
+    assert_close_to_float64(values, want)
+    assert_close_to_float64(grad, want_grad)
+
+
+@pytest.mark.parametrize(("name", "args"), [x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of)
+def test_three_steps_of_a_stateful_loss_equal_the_reference(name, args):
+    loss, reference = build(name, args), CASES[name].reference(**args)
+    for _ in range(3):
+        _, logits, targets = make_scene(name, args, size=6.0)
+        assert_equals_reference(loss, reference, logits, targets)
+
+
+@every_parameter
+def test_gradcheck_in_float64(name, args):
+    loss, logits, targets = make_scene(name, args, size=4.0, dtype=torch.float64)
+    logits, loss = logits[:2, :4].clone().requires_grad_(), loss.eval()
+    targets = make_targets(targets.gt_labels[:2, :4])
+
+    def function(x):
+        return loss(x.split([3, 1], dim=1), targets)
+
+    assert torch.autograd.gradcheck(function, logits)
+    assert torch.autograd.gradgradcheck(function, logits)
+
+
+@every_parameter
+def test_value_and_gradient_are_finite_at_every_logit(name, args):
+    extremes = torch.tensor([-1e4, -300, -104, -88, -30, -17.4, -1, 0, 1, 16.7, 30, 88, 104, 300, 1e4])
+    loss = build(name, args)
+    for _ in range(2):  # a stateful loss once more, with the state that these logits left
+        num_outputs = loss.num_outputs(NUM_CLASSES)
+        logits = extremes[torch.randint(len(extremes), (4, 50, num_outputs))]
+        logits[0, :15] = extremes[:, None].expand(15, num_outputs)
+        values, grad = value_and_grad(loss, logits, make_targets(torch.randint(-1, NUM_CLASSES + 1, (4, 50))), lambda x: [x])
+        assert values.isfinite().all() and grad.isfinite().all() and (values >= 0).all()
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(name, args, dtype):
+    loss, logits, targets = make_scene(name, args, size=8.0)
+    twin, logits = copy.deepcopy(loss), logits.to(dtype)
+    values, grad = value_and_grad(loss, logits, targets)
+    want, want_grad = value_and_grad(twin, logits.float(), targets)
+    assert values.dtype == torch.float32 and grad.dtype == dtype
+    torch.testing.assert_close(values, want)
+    torch.testing.assert_close(grad, want_grad.to(dtype))
+
+
+@every_parameter
+def test_ignored_anchors_cost_nothing_and_get_no_gradient(name, args):
+    loss, logits, targets = make_scene(name, args)
+    values, grad = value_and_grad(loss, logits, targets)
+    assert (grad[targets.gt_labels == -1] == 0).all()
+    all_ignored = make_targets(torch.full_like(targets.gt_labels, -1))
+    values, grad = value_and_grad(build(name, args), logits, all_ignored)
+    assert (values == 0).all() and (grad == 0).all()
+
+
+@every_loss
+def test_background_alone_and_one_class(name, args):
+    if "alpha_per_class" in args:
+        args = {}
+    _, logits, targets = make_scene(name, args, num_classes=1)
+    background = make_targets(torch.full_like(targets.gt_labels, 1), 1)
+    for labels in (targets, background):
+        reference = CASES[name].reference(**args, **({"num_classes": 1} if name == "EqualizedFocalLoss" else {}))
+        assert_equals_reference(build(name, args, 1), reference, logits, labels)
+
+
+@every_loss
+@pytest.mark.parametrize(("num_images", "num_anchors"), [(2, 0), (0, 5)])
+def test_no_anchors_and_no_images(name, args, num_images, num_anchors):
+    loss = build(name, args)
+    logits = torch.zeros(num_images, num_anchors, loss.num_outputs(NUM_CLASSES))
+    targets = make_targets(torch.zeros(num_images, num_anchors, dtype=torch.int64))
+    values, grad = value_and_grad(loss, logits, targets, levels=lambda x: [x])
+    assert values.tolist() == [0.0] * num_images and grad.shape == logits.shape
+
+
+@every_loss
+def test_memory_layout_does_not_matter(name, args):
+    loss, logits, targets = make_scene(name, args)
+    (twin, want) = copy.deepcopy(loss), value_and_grad(loss, logits, targets)
+    # As Detectron2's permute leaves a level: (N, C, R) storage seen as (N, R, C).
+    values, grad = value_and_grad(twin, logits, targets, lambda x: split(x.transpose(1, 2).contiguous().transpose(1, 2)))
+    torch.testing.assert_close(values, want[0])
+    torch.testing.assert_close(grad, want[1])
+
+
+@every_loss
+def test_arguments_grad_mode_and_random_numbers_are_left_alone(name, args):
+    loss, logits, targets = make_scene(name, args)
+    before, labels, state = logits.clone(), targets.gt_labels.clone(), torch.get_rng_state()
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            values = loss(split(logits.requires_grad_(enabled)), targets)
+            assert torch.is_grad_enabled() == enabled and values.requires_grad == enabled
+    assert torch.equal(logits, before) and torch.equal(targets.gt_labels, labels)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("name", "args"), [x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).pointwise], ids=name_of)
+def test_order_and_partition_of_anchors_do_not_matter(name, args):
+    loss, logits, targets = make_scene(name, args, dtype=torch.float64)
+    want, want_grad = value_and_grad(loss, logits, targets)
+
+    def part(idxs):
+        subset = {k: getattr(targets, k)[:, idxs] for k in ("gt_labels", "gt_boxes", "iou")}
+        return DenseTargets(**{**vars(targets), **subset, "anchors": targets.anchors[idxs]})
+
+    order = torch.randperm(logits.shape[1])
+    values, grad = value_and_grad(loss, logits[:, order], part(order))
+    torch.testing.assert_close(values, want)
+    torch.testing.assert_close(grad, want_grad[:, order])
+    parts = [value_and_grad(loss, logits[:, idxs], part(idxs), lambda x: [x])[0] for idxs in (order[:8], order[8:])]
+    torch.testing.assert_close(sum(parts), want)
+
+
+@every_loss
+def test_only_a_loss_that_says_so_has_state_and_that_in_training_only(name, args):
+    loss, logits, targets = make_scene(name, args, size=6.0)
+    before = copy.deepcopy(loss.state_dict())
+    assert bool(before) == loss.stateful
+    loss.eval()(split(logits), targets)
+    assert all(torch.equal(v, before[k]) for k, v in loss.state_dict().items())
+    loss.train()(split(logits), targets)
+    assert any(not torch.equal(v, before[k]) for k, v in loss.state_dict().items()) == loss.stateful
+
+
+@pytest.mark.parametrize(("name", "args"), [x for x in FIRST if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of)
+def test_state_is_saved_and_resumed_bit_equal(name, args, tmp_path):
+    loss, logits, targets = make_scene(name, args, size=6.0)
+    loss(split(logits), targets)
+    torch.save(loss.state_dict(), tmp_path / "loss.pth")
+    resumed = build(name, args)
+    resumed.load_state_dict(torch.load(tmp_path / "loss.pth", weights_only=True))
+    for _ in range(2):
+        assert torch.equal(loss(split(logits), targets), resumed(split(logits), targets))
+    # A checkpoint of another loss, such as Detectron2's, lacks the buffers and loads all the same.
+    assert not build(name, args).load_state_dict({}).missing_keys
+
+
+def check_compiled(name, args, backend):
+    loss, logits, targets = make_scene(name, args, size=6.0)
+    compiled = copy.deepcopy(loss)
+    compiled.compile(backend=backend)
+    for _ in range(2):
+        want, want_grad = value_and_grad(loss, logits, targets)
+        values, grad = value_and_grad(compiled, logits, targets)
+        torch.testing.assert_close(values, want)
+        torch.testing.assert_close(grad, want_grad)
+    torch.compiler.reset()
+
+
+@every_loss
+def test_compiled_equals_eager(name, args):
+    check_compiled(name, args, "aot_eager")
+
+
+@pytest.mark.slow
+@every_loss
+def test_compiled_by_inductor_equals_eager(name, args):
+    check_compiled(name, args, "inductor")
+
+
+@every_loss
+def test_the_bias_gives_the_prior(name, args):
+    loss = build(name, args)
+    for prior in (0.01, 0.3):
+        scores = loss.scores(loss.bias(prior, NUM_CLASSES))
+        total = scores.sum() if loss.num_outputs(NUM_CLASSES) > NUM_CLASSES else scores.mean()
+        assert total.item() == pytest.approx(prior, rel=1e-5)
+    priors = [0.01, 0.1, 0.003]
+    torch.testing.assert_close(loss.scores(loss.bias(priors, NUM_CLASSES)), torch.tensor(priors))
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (0, r"prior must be in \(0, 1\), got 0.0; in a config it is MODEL.RETINANET.PRIOR_PROB"),
+        (math.nan, r"prior must be in \(0, 1\)"),
+        ([0.1, 0.1], "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS must have one value for each of the 3 classes, got 2"),
+        ([0.1, 1.0, 0.1], r"prior must be in \(0, 1\), got 1.0; in a config it is MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS"),
+    ],
+)
+def test_a_prior_out_of_range_names_its_key(name, args, prior, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, args).bias(prior, NUM_CLASSES)

@@ -1,0 +1,285 @@
+"""`focal-det weights`: a config that works by itself, numbers that are those of the data, and errors that say what to change."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+
+from focal_det.model_zoo import get_config_file
+from focal_det.tools.weights import main
+from tests.conftest import make_batch
+from tests.data.make_data import CLASSES, SIZE, write_coco, write_voc
+
+BASE = get_config_file("Base-FocalRetinaNet.yaml")
+
+
+@pytest.fixture(autouse=True)
+def clean_catalog(monkeypatch):
+    """Take the data sets of a test out of the catalogs again."""
+    monkeypatch.delenv("FOCAL_DET_DATASETS", raising=False)
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.get(name)  # makes it, if the data set had none
+        MetadataCatalog.pop(name)
+
+
+def write_base(folder, *blocks, train=("cells",), num_classes=2, **retinanet):
+    """A small config for `blocks`; return its file."""
+    model = {"RETINANET": {"NUM_CLASSES": num_classes, **retinanet}, "FOCAL_DET": {"DATASETS": list(blocks)}}
+    content = {"_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml"), "MODEL": model}
+    file = folder / "configs" / "base.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(yaml.safe_dump({**content, "DATASETS": {"TRAIN": list(train), "TEST": []}}))
+    return file
+
+
+def coco_block(folder, **changes):
+    return {"name": "cells", "format": "coco", "json": str(folder / "coco.json"), "images": str(folder / "images"), **changes}
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The config of a data set of three circles, two squares and two boxes of a crowd of squares, in five images."""
+    write_coco(tmp_path)
+    content = json.loads((tmp_path / "coco.json").read_text())
+    content["images"].append({"id": 5, "file_name": "4.png", "width": SIZE, "height": SIZE})
+    boxes = [(5, 1, [10, 10, 30, 30], 0), (5, 2, [50, 50, 30, 30], 1), (3, 2, [50, 50, 30, 30], 1)]
+    for image_id, category_id, box, crowd in boxes:
+        ids = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": category_id}
+        content["annotations"].append({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd})
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    return write_base(tmp_path, coco_block(tmp_path))
+
+
+def run(base, *args, out="out/weights.yaml"):
+    """Run the program; return the config file it wrote."""
+    file = base.parent.parent / out
+    assert main(["--config-file", str(base), "--write", str(file), *args]) == 0
+    return file
+
+
+def load(file):
+    cfg = get_cfg()
+    cfg.merge_from_file(str(file), allow_unsafe=False)
+    return cfg
+
+
+def get_alphas(cfg):
+    return list(cfg.MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class)
+
+
+def test_the_written_config_builds_a_model_with_the_numbers_and_trains(base):
+    cfg = load(run(base))
+    alphas, priors = get_alphas(cfg), list(cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS)
+    # Square root, three circles and two squares: scale = 0.25 * 5 / (sqrt(3) + sqrt(2)).
+    assert alphas == pytest.approx([0.2294, 0.2809], abs=5e-5)
+    model = build_model(cfg).train()
+    assert model.cls_loss.alpha_per_class.tolist() == pytest.approx(alphas)
+    probability = model.head.cls_score.bias.detach().sigmoid().view(-1, 2)
+    assert torch.allclose(probability, torch.tensor(priors).expand_as(probability), rtol=1e-4)
+    with EventStorage():
+        losses = model(make_batch([[16, 16, 52, 52], [60, 60, 100, 100]], num_classes=2))
+    assert all(x.isfinite() for x in losses.values())
+
+
+def test_it_changes_nothing_else_of_its_base_and_has_nothing_to_warn_of(base, caplog):
+    cfg, want = load(run(base)), load(base)
+    want.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS = cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+    want.MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class = get_alphas(cfg)
+    assert cfg == want and not caplog.records
+
+
+def test_the_base_is_named_relative_to_the_file_and_found_from_any_folder(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config-file", "configs/base.yaml", "--write", "a/b/weights.yaml"]) == 0
+    assert yaml.safe_load((tmp_path / "a/b/weights.yaml").read_text())["_BASE_"] == "../../configs/base.yaml"
+    monkeypatch.chdir("/")
+    assert load(tmp_path / "a/b/weights.yaml").DATASETS.TRAIN == ("cells",)
+
+
+def test_changes_of_the_command_line_are_in_the_file(base):
+    opts = ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.5", "DATASETS.TEST", "('cells',)", "INPUT.MIN_SIZE_TRAIN", "(64,)"]
+    file = run(base, "--method", "inverse", *opts)
+    cfg = load(file)
+    assert (cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.DATASETS.TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (0.5, ("cells",), (64,))
+    # Inverse frequency: 3 alpha_0 = 2 alpha_1 = 0.5 * 5 / 2.
+    assert get_alphas(cfg) == [0.4167, 0.625]
+    assert "\"('cells',)\" INPUT.MIN_SIZE_TRAIN '(64,)'" in file.read_text()
+
+
+def test_the_comment_says_how_it_was_made_and_from_what(base):
+    file = run(base, "--method", "effective", "--beta", "0.9", "--max-alpha", "0.5")
+    comment = "\n".join(x for x in file.read_text().splitlines() if x.startswith("#"))
+    assert f"focal-det weights --config-file {base} --write {file} --method effective --beta 0.9 --max-alpha 0.5" in comment
+    assert "cells: 5 images, 5 objects, 2 classes; 1.5 times as many of class circle as of square" in comment
+    assert "effective, beta 0.9; mean over the objects 0.25 (FOCAL_LOSS_ALPHA), none above 0.5" in comment
+    rows = [line[1:].split() for line in comment.splitlines()[-2:]]
+    assert [row[:5] for row in rows] == [["0", "circle", "3", "60.00", "%"], ["1", "square", "2", "40.00", "%"]]
+
+
+def test_the_terminal_shows_the_classes_the_files_and_the_next_command(base, capsys, monkeypatch):
+    datasets_file = base.parent / "my sets.yaml"
+    datasets_file.write_text("DATASETS: []\n")
+    monkeypatch.setenv("FOCAL_DET_DATASETS", str(datasets_file))
+    file = run(base)
+    output = capsys.readouterr().out
+    assert all(name in output for name in CLASSES) and str(file.with_suffix(".png")) in output
+    command = f"focal-det train --config-file {file} OUTPUT_DIR ./output/digits_weights"
+    assert output.splitlines()[-1].endswith(f"FOCAL_DET_DATASETS='{datasets_file}' {command}")
+    assert cv2.imread(str(file.with_suffix(".png"))).shape[1] == 1320
+
+
+def test_empty_images_count_as_the_data_loader_has_them(base, capsys):
+    # Left out are image 3, with no more than a crowd, and no other: the crowd of image 5 stands beside a circle.
+    run(base)
+    everything = capsys.readouterr().out
+    filtered = load(run(base, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"))
+    assert "5 images, 5 objects" in everything and "4 images, 5 objects" in capsys.readouterr().out
+    priors = [np.array(x.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS) for x in (load(run(base)), filtered)]
+    assert priors[1] == pytest.approx(priors[0] * 5 / 4, rel=1e-3)
+
+
+def test_pi_is_counted_at_the_middle_of_the_training_sizes(base, capsys):
+    one = load(run(base, "INPUT.MIN_SIZE_TRAIN", "(96,)"))
+    for sizes, sampling in (("(64, 96, 500)", "choice"), ("(64, 128)", "range")):
+        other = load(run(base, "INPUT.MIN_SIZE_TRAIN", sizes, "INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling))
+        assert other.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS == one.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+        assert "shorter side 96 px" in capsys.readouterr().out
+    run(base, "INPUT.MIN_SIZE_TRAIN", "(0,)")
+    assert "not resized" in capsys.readouterr().out
+
+
+def test_images_are_sampled_at_even_distances_and_a_class_without_positives_is_named(tmp_path, caplog):
+    def load_records():
+        box = {"bbox": [10, 10, 50, 50], "bbox_mode": BoxMode.XYXY_ABS}
+        sizes = {"height": 128, "width": 128}
+        return [{"file_name": f"{i}.png", "image_id": i, **sizes, "annotations": [{**box, "category_id": i}]} for i in range(10)]
+
+    DatasetCatalog.register("ten", load_records)
+    base = write_base(tmp_path, train=("ten",), num_classes=10)
+    priors = load(run(base, "--images", "4")).MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+    # 9 anchors in each cell of the five maps of a 128 px image: 16, 8, 4, 2 and 1 squared.
+    num_anchors = 4 * 9 * (256 + 64 + 16 + 4 + 1)
+    assert [i for i, pi in enumerate(priors) if pi == pytest.approx(1 / num_anchors, rel=1e-3)] == [1, 2, 4, 5, 7, 8]
+    message = "Classes without a positive anchor in the images looked at (--images), with pi = 1 / 12276: 1, 2, 4, 5, 7, 8"
+    assert [x.message for x in caplog.records] == [message]
+    for images in ("0", "10", "1000"):
+        priors = load(run(base, "--images", images)).MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+        assert len(set(priors)) == 1 and len(caplog.records) == 1
+
+
+def test_a_class_without_objects_is_named(base, caplog):
+    content = json.loads((base.parent.parent / "coco.json").read_text())
+    content["categories"].append({"id": 3, "name": "star"})
+    (base.parent.parent / "coco.json").write_text(json.dumps(content))
+    alphas = get_alphas(load(run(base, "MODEL.RETINANET.NUM_CLASSES", "3")))
+    assert "Classes without objects, weighted like one with a single object: star" in caplog.text
+    assert alphas[0] < alphas[1] < alphas[2]
+
+
+def test_no_rounded_alpha_exceeds_the_cap(base):
+    assert max(get_alphas(load(run(base, "--max-alpha", "0.26666", "--method", "inverse")))) <= 0.26666
+
+
+def test_a_voc_data_set_is_counted(tmp_path):
+    write_voc(tmp_path)
+    block = {"name": "cells", "format": "voc", "root": str(tmp_path), "split": "train", "classes": CLASSES}
+    # Two objects each: both have the scalar alpha.
+    assert get_alphas(load(run(write_base(tmp_path, block)))) == [0.25, 0.25]
+
+
+def test_the_objects_of_several_training_sets_are_added(base):
+    write_voc(base.parent.parent / "voc")
+    block = {"name": "more", "format": "voc", "root": str(base.parent.parent / "voc"), "split": "train", "classes": CLASSES}
+    folder = base.parent.parent
+    text = run(write_base(folder, coco_block(folder), block, train=("cells", "more"))).read_text()
+    assert "cells + more: 9 images, 9 objects, 2 classes; 1.25 times as many of class circle" in text
+
+
+def test_many_classes_are_a_short_table_and_a_whole_one_in_the_file(tmp_path, capsys):
+    def load_records():
+        box = {"bbox": [10, 10, 50, 50], "bbox_mode": BoxMode.XYXY_ABS}
+        counts = [(i, 50 - i) for i in range(50)]
+        annotations = [{**box, "category_id": i} for i, n in counts for _ in range(n)]
+        return [{"file_name": "a.png", "image_id": 0, "height": 64, "width": 64, "annotations": annotations}]
+
+    DatasetCatalog.register("fifty", load_records)
+    MetadataCatalog.get("fifty").set(thing_classes=[f"kind_{i}" for i in range(50)])
+    file = run(write_base(tmp_path, train=("fifty",), num_classes=50))
+    output, comment = capsys.readouterr().out, file.read_text()
+    assert output.count("kind_") == 40 + 2 and "... 10 more" in output and "kind_25 " not in output
+    assert [comment.count(f" kind_{i} ") for i in range(1, 49)] == [1] * 48
+    assert len(get_alphas(load(file))) == 50
+
+
+def test_a_file_that_the_program_did_not_write_is_left_alone(base, capsys):
+    before = base.read_text()
+    with pytest.raises(SystemExit):
+        run(base, out="configs/base.yaml")
+    assert "exists and is not from this program" in capsys.readouterr().err and base.read_text() == before
+    first = run(base).read_text()
+    assert run(base, "--method", "inverse").read_text() != first
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config-file", "nowhere.yaml", "--write", "a.yaml"], "must be a .yaml file that exists, got nowhere.yaml"),
+        (["--config-file", __file__, "--write", "a.yaml"], "--config-file must be a .yaml file"),
+        (["--config-file", BASE, "--write", "a.png"], "--write must be a .yaml file, got a.png"),
+        (["--config-file", BASE, "--write", "a.yaml", "--images", "-1"], "--images must be >= 0, got -1"),
+    ],
+)
+def test_a_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(args)
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DATASETS.TRAIN", "('nowhere',)"], "data set nowhere is not registered; does FOCAL_DET_DATASETS name its file"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["DATASETS.TRAIN", "('no_annotations',)"], "no_annotations of DATASETS.TRAIN has no annotations to count"),
+        (["DATASETS.TRAIN", "('crowds',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"], r"\('crowds',\) has nothing but crowds"),
+        (["DATASETS.TRAIN", "('cells', 'no_names')"], r"the classes of no_names \['a', 'b'\] are not those of cells"),
+        (["DATASETS.TRAIN", "('no_names',)", "MODEL.RETINANET.NUM_CLASSES", "7"], "no_names has 2 classes, but .*NUM_CLASSES is 7"),
+        (["MODEL.RETINANET.NUM_CLASSES", "3"], r"cells has 2 classes \(circle, square\), but MODEL\.RETINANET\.NUM_CLASSES is 3"),
+        (["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1."], r"FOCAL_LOSS_ALPHA\) must be in \(0, 0\.95\], got -1"),
+    ],
+)
+def test_data_that_cannot_be_counted_is_named(base, opts, message):
+    crowd = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 1}
+    record = {"file_name": "a.png", "image_id": 0, "height": 64, "width": 64}
+    DatasetCatalog.register("no_annotations", lambda: [record])
+    DatasetCatalog.register("crowds", lambda: [{**record, "annotations": [crowd]}])
+    DatasetCatalog.register("no_names", lambda: [{**record, "annotations": [{**crowd, "iscrowd": 0}]}])
+    MetadataCatalog.get("no_names").set(thing_classes=["a", "b"])
+    with pytest.raises(ValueError, match=message):
+        run(base, *opts)
+    assert not (base.parent.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "only FocalRetinaNet reads the numbers per class"),
+        (["MODEL.FOCAL_DET.CLS_LOSS.NAME", "SomeLoss"], "written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is SomeLoss"),
+        (["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"], "the counts are those of the data set, without repeats"),
+    ],
+)
+def test_a_setting_that_does_not_go_with_the_numbers_is_named(base, opts, message, caplog):
+    run(base, *opts)
+    assert message in caplog.text
