@@ -1,7 +1,8 @@
 """Train every loss on digits and on long-tailed digits, and keep a record of each run: `python projects/Losses/run.py`.
 
-Runs that have a record are not repeated, so an interrupted comparison goes on where it was. Each run is Detectron2's own
-`tools/train_net.py` in a process of its own.
+All start from the backbone and FPN of one training with the focal loss on long-tailed digits, the first run here. Each run is
+Detectron2's own `tools/train_net.py` in a process of its own. Runs that have a record are not repeated, so an interrupted comparison
+goes on where it was.
 """
 
 import argparse
@@ -14,10 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from focal_det.analysis.record import make_record
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+OUTPUT = Path("output", "losses")
+START_WEIGHTS = OUTPUT / "start.pth"
 LOSSES = [x for x in sorted((ROOT / "configs" / "losses").glob("*.yaml")) if x.stem != "Base-Losses"]
 REMEDIES = [HERE / "configs" / f"{name}.yaml" for name in ("repeat_factor", "per_class_alpha")]
 CONFIGS = {"digits_train": LOSSES, "digits_longtail_train": [*LOSSES, *REMEDIES]}
@@ -25,29 +30,34 @@ CONFIGS = {"digits_train": LOSSES, "digits_longtail_train": [*LOSSES, *REMEDIES]
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the comparison."""
+    """One training; `weights` is what it starts from, relative to the folder of focal_det."""
 
     config: Path
     dataset: str
     seed: int
+    weights: str = str(START_WEIGHTS)
 
     @property
     def name(self) -> str:
-        return f"{self.config.stem}_{self.seed}"
+        return f"{self.dataset}/{self.config.stem}_{self.seed}"
 
     @property
     def record(self) -> Path:
-        return HERE / "records" / self.dataset / f"{self.name}.json"
+        return HERE / "records" / f"{self.name}.json"
 
     @property
     def output(self) -> Path:
-        return ROOT / "output" / "losses" / self.dataset / self.name
+        return ROOT / OUTPUT / self.name
 
     @property
     def command(self) -> list[str]:
-        """What is run, from the folder of focal_det."""
+        """What python is given in the folder of focal_det."""
         words = ["-m", "tools.train_net", "--config-file", str(self.config.relative_to(ROOT)), "SEED", str(self.seed)]
-        return [*words, "DATASETS.TRAIN", f"('{self.dataset}',)", "OUTPUT_DIR", str(self.output.relative_to(ROOT))]
+        words += ["MODEL.WEIGHTS", self.weights, "DATASETS.TRAIN", f"('{self.dataset}',)"]
+        return [*words, "OUTPUT_DIR", str(self.output.relative_to(ROOT))]
+
+
+START = Run(ROOT / "configs" / "digits" / "focal_retinanet_tiny.yaml", "digits_longtail_train", seed=1, weights="")
 
 
 def train(run: Run) -> bool:
@@ -65,26 +75,35 @@ def train(run: Run) -> bool:
     return True
 
 
+def make_start() -> None:
+    """Train what all runs start from, unless it is there, and keep its backbone and FPN only."""
+    if (ROOT / START_WEIGHTS).is_file():
+        return
+    print(f"training {START_WEIGHTS}, what all runs start from: about 5 minutes", flush=True)
+    if not train(START):
+        raise RuntimeError(f"the training failed, see {START.output}/terminal.txt")
+    model = torch.load(START.output / "model_final.pth", map_location="cpu", weights_only=True)["model"]
+    torch.save({"model": {k: v for k, v in model.items() if k.startswith("backbone.")}}, ROOT / START_WEIGHTS)
+
+
 def main() -> int:
     """Train what has no record yet; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], metavar="N", help="(default: 1 2)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time; give each its threads with OMP_NUM_THREADS (default: 1)"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with OMP_NUM_THREADS threads (default: 1)")
     args = parser.parse_args()
+    make_start()
     runs = [Run(config, dataset, seed) for seed in args.seeds for dataset in CONFIGS for config in CONFIGS[dataset]]
     todo = [run for run in runs if not run.record.is_file()]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs have a record; {len(todo)} to go", flush=True)
-    start, failed = time.time(), []
+    start, failed = time.time(), 0
     with ThreadPoolExecutor(args.jobs) as pool:
         for index, (run, is_done) in enumerate(zip(todo, pool.map(train, todo)), start=1):
-            minutes = (time.time() - start) / 60
-            left = minutes / index * (len(todo) - index)
+            left = (time.time() - start) / 60 / index * (len(todo) - index)
             outcome = "done" if is_done else f"FAILED, see {run.output}/terminal.txt"
-            print(f"[{index}/{len(todo)}] {run.dataset} {run.name}: {outcome}; about {left:.0f} minutes left", flush=True)
-            failed += [] if is_done else [run]
-    return len(failed)
+            print(f"[{index}/{len(todo)}] {run.name}: {outcome}; about {left:.0f} minutes left", flush=True)
+            failed += not is_done
+    return failed
 
 
 if __name__ == "__main__":
