@@ -1,8 +1,8 @@
 """Train every loss on digits and on long-tailed digits, and keep a record of each run: `python projects/Losses/run.py`.
 
 All start from the backbone and FPN of one training with the focal loss on long-tailed digits, the first run here. Each run is
-Detectron2's own `tools/train_net.py` in a process of its own. Runs that have a record are not repeated, so an interrupted comparison
-goes on where it was.
+Detectron2's own `tools/train_net.py` in a process of its own. Runs that have a record are not repeated, so an interrupted
+comparison goes on where it was.
 """
 
 import argparse
