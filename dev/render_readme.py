@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+from render_losses import render_losses
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -44,12 +46,22 @@ def get_figure(record: dict, metric: str) -> float:
 
 
 def render(page: Path) -> str:
-    """The page with its generated parts filled in: `<!-- results -->` and `<!-- classes -->`, of its own folder's records."""
+    """The page with its generated parts filled in.
+
+    `<!-- results -->` and `<!-- classes -->` are of the records of the page's own folder, `<!-- losses -->` of projects/Losses.
+    """
     text = page.read_text()
-    records = sorted(page.parent.glob("**/records/*.json" if page.parent != ROOT else "projects/*/records/*.json"))
-    for name, table in (("results", render_results), ("classes", render_classes)):
+    records = sorted(page.parent.glob("records/*.json" if page.parent != ROOT else "projects/*/records/*.json"))
+    comparison = sorted((ROOT / "projects" / "Losses" / "records").glob("*/*.json"))
+    comparison = [x for x in comparison if "retinanet" not in x.stem]  # what all runs start from is none of them
+    tables = {
+        "results": lambda: render_results(records, page),
+        "classes": lambda: render_classes(records, page),
+        "losses": lambda: render_losses(comparison),
+    }
+    for name, table in tables.items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda m, table=table: f"{m.group(1)}{table(records, page)}\n{m.group(2)}", text)
+        text = pattern.sub(lambda m, table=table: f"{m.group(1)}{table()}\n{m.group(2)}", text)
     return text
 
 

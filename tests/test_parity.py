@@ -181,9 +181,10 @@ def test_a_pixel_sized_box_and_more_boxes_than_anchors(make_cfg):
 def test_a_traced_model_detects_on_other_images(make_cfg, batch):
     from detectron2.export import TracingAdapter
 
-    model = build_model(make_cfg("MODEL.RETINANET.SCORE_THRESH_TEST", 0.1))
+    model = build_model(make_cfg("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0))
     train(model, batch, 30, lr=0.01)
-    model.eval()
+    # So that the images have different numbers of detections.
+    model.test_score_thresh = torch.cat([x.scores for x in detect(model, batch)]).sort(descending=True).values[40].item()
     images = [{"image": x["image"]} for x in batch]
     with torch.no_grad():
         adapter = TracingAdapter(model, images[:1], inference_func=lambda m, x: [m(x)[0]["instances"].get_fields()])

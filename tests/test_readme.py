@@ -12,6 +12,13 @@ from tests.conftest import ROOT, run_python
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+DOCS = (ROOT / "docs" / "losses.md").read_text()
+OUR_COMMANDS = [
+    shlex.split(line)
+    for code in re.findall(r"```sh\n(.*?)```", README + DOCS, re.DOTALL)
+    for line in code.replace("\\\n", " ").splitlines()
+    if line.startswith(("focal-det weights", "focal-det curves"))
+]
 RECORDS = sorted(ROOT.glob("projects/*/records/*.json"))
 KEYS = {"figures", "dataset", "command", "config_file", "commit", "date", "device", "versions", "minutes", "config", "metrics"}
 
@@ -38,8 +45,9 @@ def test_the_project_has_a_record(project):
 
 
 def test_its_links_and_paths_exist():
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for page in (ROOT / "README.md", ROOT / "docs" / "losses.md", *ROOT.glob("projects/*/README.md")):
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / path).exists(), f"{page}: {path}"
     for path in re.findall(r"`((?:configs|dev|focal_det|tests|projects)/[\w/.-]+)`", README):
         assert (ROOT / path).exists(), path
 
@@ -57,11 +65,27 @@ def test_its_commands_are_those_of_the_makefile_and_the_programs():
         words = [x for x in shlex.split(command) if not re.match(r"[A-Z_]+=", x)]
         if words[0] == "make":
             assert words[1] in targets
+        elif words[:2] in (["focal-det", "weights"], ["focal-det", "curves"]):
+            assert words[1:] in [x[1:] for x in OUR_COMMANDS]  # run below
         elif "--config-file" in words:
             check_overrides(words)
         else:
             assert command == "pip install ."
-    assert len(commands) == 5
+    assert len(commands) == 7
+
+
+@pytest.mark.parametrize("words", [x for x in OUR_COMMANDS if x[1] == "curves"], ids=lambda x: x[-1])
+def test_its_curves_are_drawn(words, tmp_path):
+    run_python("-m", "focal_det.tools", *words[1:-1], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [x for x in OUR_COMMANDS if x[1] == "weights"], ids=lambda x: x[-1])
+def test_its_weights_are_written(words, tmp_path):
+    words = [str(tmp_path / "w.yaml") if x == "output/weights.yaml" else x for x in words]
+    _, output = run_python("-m", "focal_det.tools", *words[1:], cwd=ROOT)
+    assert "w.png" in output and "alpha_per_class" in (tmp_path / "w.yaml").read_text()
 
 
 def check_overrides(words):

@@ -13,8 +13,10 @@ def check_number(name: str, value: float, interval: str) -> None:
         interval: such as "[0, 1]", "(0, 1)" or "[0, inf)"; a round bracket leaves the end out.
 
     Raises:
-        ValueError: outside the interval, or NaN.
+        ValueError: outside the interval, NaN, or not a number.
     """
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
     low, high = (float(x) for x in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
@@ -24,7 +26,7 @@ def check_number(name: str, value: float, interval: str) -> None:
 
 def check_alpha(alpha: float) -> None:
     """Refuse a weight of the positive class that is neither in [0, 1] nor -1, which stands for no weighting."""
-    if not (0 <= alpha <= 1 or alpha == -1):
+    if not isinstance(alpha, (int, float)) or not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"alpha must be in [0, 1], or -1 for no weighting, got {alpha}")
 
 
@@ -49,12 +51,21 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
         raise ValueError(f"{name} must be in [{low}, {high}], got values from {smallest} to {largest}")
 
 
-def to_float(logits: Tensor) -> Tensor:
-    """The logits in float32, or as they are if they are wider.
+def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse logits (..., C) that are not floating point and labels that are not (...) in {-1, 0..K}; values on the CPU only."""
+    check_floating(logits)
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
+    check_tensor_range("labels", labels, -1, num_classes)
 
-    Raises:
-        ValueError: logits that are not floating point.
-    """
+
+def check_floating(logits: Tensor) -> None:
+    """Refuse integers."""
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
+
+
+def to_float(logits: Tensor) -> Tensor:
+    """The logits in float32, or as they are if they are wider; ValueError for integers."""
+    check_floating(logits)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.arguments import check_tensor_range, to_float
+from focal_det.losses.arguments import check_logits_and_labels, to_float
 
 Weight = Union[float, Tensor]  # one for all classes, or (K,)
 
@@ -39,9 +39,7 @@ def sum_over_classes(
         ValueError: shapes do not fit, logits are not floating point; for CPU tensors also a label outside {-1, 0..K}.
     """
     num_classes = logits.shape[-1]
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
-    check_tensor_range("labels", labels, -1, num_classes)
+    check_logits_and_labels(logits, labels, num_classes)
     logits = to_float(logits)
     terms = negative_term(logits)
     # One entry per anchor is the class itself; where the anchor has none, the entry is written back as it was.

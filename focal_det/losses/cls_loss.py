@@ -78,9 +78,12 @@ class PointwiseClsLoss(ClsLoss):
         """
         raise NotImplementedError
 
+    def per_image(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor]) -> Tensor:
+        """(N,) sums of one level; a loss with a fast path for them has it here."""
+        return self.per_anchor(logits, labels, iou).sum(dim=1)
+
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
-        per_level = [self.per_anchor(*level).sum(dim=1) for level in split_levels(logits, targets)]
-        return torch.stack(per_level).sum(dim=0)
+        return torch.stack([self.per_image(*level) for level in split_levels(logits, targets)]).sum(dim=0)
 
 
 def split_levels(logits: Sequence[Tensor], targets: DenseTargets) -> Iterator[tuple[Tensor, Tensor, Optional[Tensor]]]:

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.arguments import check_alpha, check_length, check_number, check_per_class, check_tensor_range, to_float
+from focal_det.losses import kernels
+from focal_det.losses.arguments import (
+    check_alpha,
+    check_length,
+    check_logits_and_labels,
+    check_number,
+    check_per_class,
+    check_tensor_range,
+    to_float,
+)
 from focal_det.losses.binary import Weight, focal_term, get_sides, of_class, sum_over_classes
 from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
@@ -69,8 +78,8 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
     """
     check_alpha(alpha)
     check_number("gamma", gamma, "[0, inf)")
-    pos_weight, neg_weight = get_sides(alpha)
-    return focal_loss_per_anchor(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma).sum()
+    check_logits_and_labels(logits, labels, logits.shape[-1])
+    return _sum_per_image(logits.reshape(1, -1, logits.shape[-1]), labels.reshape(1, -1), alpha, gamma)[0]
 
 
 def focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, pos_weight: Weight, neg_weight: Weight, gamma: Weight) -> Tensor:
@@ -130,10 +139,24 @@ class FocalLoss(PointwiseClsLoss):
             check_length(name, values, num_classes)
         return num_classes
 
+    def per_image(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        if self.alpha_per_class is not None or self.gamma_per_class is not None:
+            return super().per_image(logits, labels, iou)
+        check_logits_and_labels(logits, labels, logits.shape[-1])
+        return _sum_per_image(logits, labels, self.alpha, self.gamma)
+
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
         pos_weight, neg_weight = get_sides(self.alpha if self.alpha_per_class is None else self.alpha_per_class)
         gamma = self.gamma if self.gamma_per_class is None else self.gamma_per_class
         return focal_loss_per_anchor(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma)
+
+
+def _sum_per_image(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """(N, R, K) logits and (N, R) labels to (N,) sums, by a fast path if there is one."""
+    pos_weight, neg_weight = get_sides(alpha)
+    if kernels.is_supported(logits):
+        return kernels.focal_sums(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma)
+    return focal_loss_per_anchor(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma).sum(dim=1)
 
 
 def _to_tensor(values: Sequence[float]) -> Optional[Tensor]:

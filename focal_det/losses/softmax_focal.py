@@ -6,7 +6,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from focal_det.losses.arguments import check_alpha, check_number, check_tensor_range, to_float
+from focal_det.losses.arguments import check_alpha, check_logits_and_labels, check_number, to_float
 from focal_det.losses.binary import focal_term, get_sides
 from focal_det.losses.cls_loss import PointwiseClsLoss, get_priors
 from focal_det.registry import CLS_LOSS_REGISTRY
@@ -31,10 +31,8 @@ def softmax_focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: floa
     """
     check_alpha(alpha)
     check_number("gamma", gamma, "[0, inf)")
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
     background = logits.shape[-1] - 1
-    check_tensor_range("labels", labels, -1, background)
+    check_logits_and_labels(logits, labels, background)
     logits = to_float(logits)
     label_idxs = labels.clamp(min=0).unsqueeze(-1)
     others = logits - logits.gather(-1, label_idxs)

@@ -21,8 +21,7 @@ from focal_det.analysis.record import make_record
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-OUTPUT = Path("output", "losses")
-START_WEIGHTS = OUTPUT / "start.pth"
+OUTPUT = Path("output", "losses")  # in the folder of focal_det
 LOSSES = [x for x in sorted((ROOT / "configs" / "losses").glob("*.yaml")) if x.stem != "Base-Losses"]
 REMEDIES = [HERE / "configs" / f"{name}.yaml" for name in ("repeat_factor", "per_class_alpha")]
 CONFIGS = {"digits_train": LOSSES, "digits_longtail_train": [*LOSSES, *REMEDIES]}
@@ -30,12 +29,12 @@ CONFIGS = {"digits_train": LOSSES, "digits_longtail_train": [*LOSSES, *REMEDIES]
 
 @dataclass(frozen=True)
 class Run:
-    """One training; `weights` is what it starts from, relative to the folder of focal_det."""
+    """One training, from new weights or from what all start from."""
 
     config: Path
     dataset: str
     seed: int
-    weights: str = str(START_WEIGHTS)
+    is_new: bool = False
 
     @property
     def name(self) -> str:
@@ -53,11 +52,12 @@ class Run:
     def command(self) -> list[str]:
         """What python is given in the folder of focal_det."""
         words = ["-m", "tools.train_net", "--config-file", str(self.config.relative_to(ROOT)), "SEED", str(self.seed)]
-        words += ["MODEL.WEIGHTS", self.weights, "DATASETS.TRAIN", f"('{self.dataset}',)"]
+        weights = "" if self.is_new else str(OUTPUT / "start.pth")
+        words += ["MODEL.WEIGHTS", weights, "DATASETS.TRAIN", f"('{self.dataset}',)"]
         return [*words, "OUTPUT_DIR", str(self.output.relative_to(ROOT))]
 
 
-START = Run(ROOT / "configs" / "digits" / "focal_retinanet_tiny.yaml", "digits_longtail_train", seed=1, weights="")
+START = Run(ROOT / "configs" / "digits" / "focal_retinanet_tiny.yaml", "digits_longtail_train", seed=1, is_new=True)
 
 
 def train(run: Run) -> bool:
@@ -77,13 +77,14 @@ def train(run: Run) -> bool:
 
 def make_start() -> None:
     """Train what all runs start from, unless it is there, and keep its backbone and FPN only."""
-    if (ROOT / START_WEIGHTS).is_file():
+    weights = ROOT / OUTPUT / "start.pth"
+    if weights.is_file():
         return
-    print(f"training {START_WEIGHTS}, what all runs start from: about 5 minutes", flush=True)
+    print(f"training {weights}, what all runs start from: about 5 minutes", flush=True)
     if not train(START):
         raise RuntimeError(f"the training failed, see {START.output}/terminal.txt")
     model = torch.load(START.output / "model_final.pth", map_location="cpu", weights_only=True)["model"]
-    torch.save({"model": {k: v for k, v in model.items() if k.startswith("backbone.")}}, ROOT / START_WEIGHTS)
+    torch.save({"model": {k: v for k, v in model.items() if k.startswith("backbone.")}}, weights)
 
 
 def main() -> int:

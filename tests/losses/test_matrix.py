@@ -6,13 +6,15 @@ import math
 import pytest
 import torch
 
-from focal_det.losses import CLS_LOSS_REGISTRY
+from focal_det.losses import CLS_LOSS_REGISTRY, kernels
 from focal_det.targets import DenseTargets
 from tests.losses.cases import CASES, IOUS, NUM_CLASSES
 
 NAMES = sorted(dict(CLS_LOSS_REGISTRY))
 GRID = [(name, args) for name in NAMES if name in CASES for args in CASES[name].grid]
 FIRST = [(name, CASES[name].grid[0]) for name in NAMES if name in CASES]
+# These have a fast path; the plain one, which is the definition, goes through the same tests.
+WITH_FAST_PATH = ("FocalLoss", "FocalStarLoss")
 LEVEL_SIZES = (14, 0, 5)
 
 
@@ -20,8 +22,21 @@ def name_of(value) -> str:
     return value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items())
 
 
-every_parameter = pytest.mark.parametrize(("name", "args"), GRID, ids=name_of)
-every_loss = pytest.mark.parametrize(("name", "args"), FIRST, ids=name_of)
+def parametrize(cases):
+    cases = [(*case, "fast" if case[0] in WITH_FAST_PATH else "plain") for case in cases]
+    cases += [(*case[:2], "plain") for case in cases if case[2] == "fast"]
+    return pytest.mark.parametrize(("name", "args", "path"), cases, ids=name_of, indirect=["path"])
+
+
+every_parameter = parametrize(GRID)
+every_loss = parametrize(FIRST)
+
+
+@pytest.fixture(autouse=True)
+def path(request, monkeypatch):
+    """The fast path of a loss, or what it does where it has none."""
+    if getattr(request, "param", "fast") == "plain":
+        monkeypatch.setattr(kernels, "is_supported", lambda logits: False)
 
 
 def build(name, args, num_classes=NUM_CLASSES):
@@ -205,7 +220,7 @@ def test_arguments_grad_mode_and_random_numbers_are_left_alone(name, args):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(("name", "args"), [x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).pointwise], ids=name_of)
+@parametrize([x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).pointwise])
 def test_order_and_partition_of_anchors_do_not_matter(name, args):
     loss, logits, targets = make_scene(name, args, dtype=torch.float64)
     want, want_grad = value_and_grad(loss, logits, targets)
