@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -279,6 +280,7 @@ def test_compiled_equals_eager(name, args):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
 @every_loss
 def test_compiled_by_inductor_equals_eager(name, args):
     check_compiled(name, args, "inductor")

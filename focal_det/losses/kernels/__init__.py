@@ -4,6 +4,8 @@ A fast path takes logits and labels of one pyramid level, reads each logit once,
 gradient: no one-hot, no mask copy. It is one operator for torch.compile and autocast.
 """
 
+from functools import lru_cache
+from importlib import metadata
 from typing import Optional
 
 import torch
@@ -18,7 +20,17 @@ _FLOAT16_SCALE = 4096.0
 
 def is_supported(logits: Tensor) -> bool:
     """Whether there is a fast path for the device and dtype of the logits."""
-    return logits.dtype in _DTYPES and logits.device.type in ("cpu", "cuda")
+    return logits.dtype in _DTYPES and (logits.device.type == "cpu" or (logits.is_cuda and _has_triton()))
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    """Whether Triton is installed, in a version that the kernels have been run with."""
+    try:
+        major, minor = metadata.version("triton").split(".")[:2]
+    except metadata.PackageNotFoundError:
+        return False
+    return (int(major), int(minor)) >= (3, 2)
 
 
 def focal_sums(

@@ -1,0 +1,65 @@
+"""`focal-det bench`: every benchmark runs, says what it measured and where the json is."""
+
+import json
+import time
+
+import pytest
+
+from focal_det.analysis.benchmark import Timing, compute_ratios, make_table, time_alternating
+from focal_det.tools.bench import main
+
+
+@pytest.mark.parametrize("what", ["loss", "labels", "step", "infer"])
+def test_every_benchmark_runs_ours_and_the_peers(what, tmp_path, capsys):
+    assert main([what, "--quick", "--write", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob(f"{what}_CPU*.json")
+    content, output = json.loads(file.read_text()), capsys.readouterr().out
+    assert content["conditions"]["torch"] and str(file) in output
+    for result in content["results"]:
+        assert result["case"] in output and len(result["contenders"]) >= 2
+        assert result["contenders"]["focal_det"]["ratio"] == 1
+        assert all("error" not in x and x["median_seconds"] > 0 for x in result["contenders"].values())
+
+
+def test_contenders_take_turns_and_the_slower_one_has_the_larger_ratio():
+    calls = []
+
+    def make(name, seconds):
+        return lambda: (calls.append(name), time.sleep(seconds))
+
+    timings = time_alternating({"ours": make("ours", 0.01), "peer": make("peer", 0.05)}, rounds=3)
+    assert calls == ["ours", "peer"] * 4  # once to warm up
+    assert len(timings["ours"].seconds) == 3 and compute_ratios(timings, "ours")["peer"][0] > 2
+
+
+def test_the_ratio_is_the_median_of_the_rounds():
+    timings = {"ours": Timing([1.0, 2.0, 1.0]), "peer": Timing([3.0, 4.0, 10.0])}
+    assert compute_ratios(timings, "ours") == {"peer": (3.0, 2.0, 10.0)}
+
+
+def test_a_contender_that_cannot_run_is_reported_and_the_others_go_on():
+    def fail():
+        raise RuntimeError("out of memory\nand more")
+
+    timings = time_alternating({"ours": lambda: None, "peer": fail}, rounds=2)
+    assert "RuntimeError: out of memory" in "\n".join(make_table(timings, "ours", None))
+    assert len(timings["ours"].seconds) == 2 and compute_ratios(timings, "ours") == {}
+
+
+def test_memory_is_that_above_the_start():
+    import torch
+
+    def allocate():
+        x = torch.ones(25_000_000)  # 100 MB
+        time.sleep(0.05)
+        return x
+
+    timing = time_alternating({"ours": allocate}, rounds=1)["ours"]
+    assert timing.peak_bytes is None or 0.9e8 < timing.peak_bytes < 1.3e8
+
+
+@pytest.mark.parametrize(("argv", "message"), [(["loss", "--rounds", "0"], "--rounds must be >= 1"), (["lose"], "invalid choice")])
+def test_bad_arguments_are_named(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert message in capsys.readouterr().err
