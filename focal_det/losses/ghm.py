@@ -23,9 +23,11 @@ def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
 class GHMCLoss(OptionalBuffers, ClsLoss):
     """GHM-C: cross entropy divided by the gradient density, the number of terms whose gradient norm is similar.
 
-    The norms g = |p - y| of all terms (anchors times classes, ignored anchors left out) are counted in M unit regions of width
-    1/M, so the density at g is M times the count of its region, and the loss of the batch is the sum of CE / density. Counts are
-    per image and averaged over the images of all processes; their moving average is a buffer, which starts with the first counts.
+    The norms g = |p - y| of all terms (anchors times classes, ignored anchors left out) are counted in M unit regions. The density
+    at g is the count of its region times the number of regions that have terms, and the loss of the batch is the sum of
+    CE / density. In the paper it is the count times M, and the authors' code is as here: at the start, when nearly all terms are in
+    two regions, the loss would be M / 2 times as small. Counts are per image and averaged over the images of all processes; their
+    moving average is a buffer, which starts with the first counts.
 
     Args:
         num_bins: M, unit regions, >= 1.
@@ -46,8 +48,8 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         return f"num_bins={self.num_bins}, momentum={self.momentum}"
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
-        density = self.num_bins * self._update_counts(logits, targets)
-        # A region that is empty now and was before has no term to divide.
+        density = self._update_density(logits, targets)
+        # A region without terms has none to divide.
         weights = 1 / density.clamp(min=torch.finfo(density.dtype).tiny)
         per_level = []
         for x, labels, _ in split_levels(logits, targets):
@@ -59,8 +61,8 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         return weights[get_gradient_bins(z.detach(), self.num_bins)] * focal_term(z, 0.0)
 
     @torch.no_grad()
-    def _update_counts(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
-        """(M,) moving average of the terms per image in each region, kept in training only."""
+    def _update_density(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        """(M,) density in each region, from the moving average of the terms per image; that is kept in training only."""
         levels = split_levels(logits, targets)
         total = sum(_count(to_float(x), labels, targets.num_classes, self.num_bins) for x, labels, _ in levels)
         num_images = total.new_full((1,), len(targets.gt_labels))
@@ -69,7 +71,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         average = torch.where(self.counts.sum() > 0, self.momentum * self.counts + (1 - self.momentum) * counts, counts)
         if self.training:
             self.counts.copy_(average)
-        return average
+        return average * (counts > 0).sum()
 
 
 def _count(logits: Tensor, labels: Tensor, num_classes: int, num_bins: int) -> Tensor:

@@ -44,7 +44,7 @@ def poly_focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, 
 class PolyFocalLoss(PointwiseClsLoss):
     """Focal loss with another first coefficient; see `poly_focal_loss_per_anchor`."""
 
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, epsilon: float = -1.0) -> None:
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, epsilon: float = 1.0) -> None:
         super().__init__()
         _check(alpha, gamma, epsilon)
         self.alpha, self.gamma, self.epsilon = alpha, gamma, epsilon

@@ -170,7 +170,7 @@ def varifocal(*, neg_weight=0.75, gamma=2.0):
     return reference
 
 
-def poly_focal(right, positive, targets, *, alpha=0.25, gamma=2.0, epsilon=-1.0):
+def poly_focal(right, positive, targets, *, alpha=0.25, gamma=2.0, epsilon=1.0):
     # FL + epsilon q^(gamma + 1) with q = 1 - p_t, and for epsilon near -1 not by a difference:
     # -log(1 - q) - q is the integral of t / (1 - t) from 0 to q, that is q^2 times that of u / (1 - q u) over [0, 1].
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(60))
@@ -185,15 +185,16 @@ def ghm(*, num_bins=30, momentum=0.75):
     state = {}
 
     def reference(x, targets):
-        # Densities of arXiv 1811.05181 with unit regions, counted per image; 1 / density is beta / N.
+        # Densities of arXiv 1811.05181 with unit regions, of which those count that are not empty; 1 / density is beta / N.
         positive, valid = one_hot(targets), is_valid(targets).expand_as(x)
         right = Probabilities(torch.where(positive, x, -x))
         bins = (right.not_p.detach() * num_bins).long().clamp(max=num_bins - 1)
         counts = torch.stack([((bins == j) & valid).sum() for j in range(num_bins)]) / max(len(x), 1)
+        num_regions = (counts > 0).sum()
         if state and state["counts"].sum() > 0:
             counts = momentum * state["counts"] + (1 - momentum) * counts
         state["counts"] = counts
-        weights = torch.where(valid, 1 / (num_bins * counts[bins]).clamp(min=1e-30), 0.0)
+        weights = torch.where(valid, 1 / (num_regions * counts[bins]).clamp(min=1e-30), 0.0)
         return (-right.log_p * weights).sum(dim=(1, 2))
 
     return reference

@@ -49,9 +49,9 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
         ("EqualizedFocalLoss", {"alpha": 0.25, "gamma": 2, "scale": 8}, math.log(4 / 3) / 64 + 3 / 16 * LOG2),
         # One anchor is mined, and its mean is its cross entropy.
         ("OHEMLoss", {"batch": 1}, math.log(4 / 3) + LOG2),
-        # Gradient norms 1/4 and 1/2 are in regions of their own, each with one term: density 30 * 1.
-        ("GHMCLoss", {"num_bins": 30}, (math.log(4 / 3) + LOG2) / 30),
-        # One region with both terms: density 1 * 2.
+        # Gradient norms 1/4 and 1/2 are in regions of their own, each with one term: density 1 times two regions.
+        ("GHMCLoss", {"num_bins": 30}, (math.log(4 / 3) + LOG2) / 2),
+        # One region with both terms: density 2 times one region.
         ("GHMCLoss", {"num_bins": 1}, (math.log(4 / 3) + LOG2) / 2),
     ],
 )
@@ -89,9 +89,9 @@ def test_equalized_focal_grows_gamma_by_what_a_class_lacks_in_gradient():
 
 def test_ghm_counts_per_image_and_averages_over_steps():
     # Two images, the second of two anchors that are ignored and background: terms with g = 1/4, 1/2 | 3/4, 1/2. Per image the
-    # regions of 1/4 and 3/4 hold half a term, that of 1/2 holds one; the density is 4 times that.
+    # regions of 1/4 and 3/4 hold half a term, that of 1/2 holds one; the density is that times the three regions.
     logits, labels = OBJECT.expand(2, 2, 2), ((0, -1), (-1, 2))
-    want = [math.log(4 / 3) / 2 + LOG2 / 4, math.log(4) / 2 + LOG2 / 4]
+    want = [math.log(4 / 3) / 1.5 + LOG2 / 3, math.log(4) / 1.5 + LOG2 / 3]
     assert evaluate("GHMCLoss", {"num_bins": 4}, logits, labels) == pytest.approx(want, rel=1e-5)
     assert evaluate("GHMCLoss", {"num_bins": 4}, logits, labels, steps=3) == pytest.approx(want, rel=1e-5)
 

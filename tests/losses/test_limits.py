@@ -116,8 +116,8 @@ def test_mining_all_anchors_without_nms_is_the_mean_cross_entropy(seed):
 @given(seeds)
 def test_one_gradient_bin_is_the_mean_cross_entropy_of_the_batch(seed):
     _, targets = make_batch(seed)
-    mean_terms = (targets.gt_labels >= 0).sum() * K / 2
-    assert_same(build("GHMCLoss", num_bins=1, momentum=0), lambda *x: cross_entropy(*x) / mean_terms, seed)
+    terms_per_image = (targets.gt_labels >= 0).sum() * K / 2
+    assert_same(build("GHMCLoss", num_bins=1, momentum=0), lambda *x: cross_entropy(*x) / terms_per_image, seed)
 
 
 @few
