@@ -7,8 +7,10 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
+
+from focal_det.matching import Matches, match_anchors
 
 
 def check_gt_classes(gt_classes: Tensor, num_classes: int, image_name: str) -> None:
@@ -50,15 +52,28 @@ def label_anchors_of_image(
         (R, 4) XYXY matched boxes, undefined where the label is not a class;
         (M,) bool, the boxes that overlap no anchor.
     """
-    iou = pairwise_iou(gt_instances.gt_boxes, anchors)
-    reachable = (iou > 0).any(dim=1)
-    if not reachable.all():
-        iou, gt_instances = iou[reachable], gt_instances[reachable]
-    matched_idxs, match_labels = matcher(iou)
-    if len(gt_instances) == 0:
-        gt_labels = torch.full_like(matched_idxs, num_classes)
-        return gt_labels, torch.zeros_like(anchors.tensor), ~reachable
-    gt_labels = gt_instances.gt_classes[matched_idxs]
-    gt_labels[match_labels == 0] = num_classes
-    gt_labels[match_labels == -1] = -1
-    return gt_labels, gt_instances.gt_boxes.tensor[matched_idxs], ~reachable
+    gt_boxes, gt_classes = gt_instances.gt_boxes.tensor, gt_instances.gt_classes
+    if len(gt_boxes) == 0:
+        gt_labels = gt_classes.new_full((len(anchors),), num_classes)
+        return gt_labels, torch.zeros_like(anchors.tensor), torch.zeros_like(gt_classes, dtype=torch.bool)
+    matches = match_anchors(anchors.tensor, gt_boxes)
+    gt_labels = compute_gt_labels(matches, gt_classes, matcher, num_classes)
+    return gt_labels, gt_boxes.index_select(0, matches.matched_idxs), matches.without_anchor
+
+
+def compute_gt_labels(matches: Matches, gt_classes: Tensor, matcher: Matcher, num_classes: int) -> Tensor:
+    """(R,) int64 labels: the bands of the matcher's thresholds, then its low-quality matches.
+
+    Args:
+        matches: of R anchors and M boxes.
+        gt_classes: (M,) int64 in 0..K-1.
+        matcher: thresholds, labels and low-quality matches.
+    """
+    matched_classes = gt_classes.index_select(0, matches.matched_idxs)
+    label_of = {-1: -1, 0: num_classes, 1: matched_classes}
+    gt_labels = torch.full_like(matched_classes, num_classes)
+    for label, low in zip(matcher.labels, matcher.thresholds):  # each band ends where the next begins
+        gt_labels = torch.where(matches.max_iou >= low, label_of[label], gt_labels)
+    if matcher.allow_low_quality_matches:
+        gt_labels = torch.where(matches.is_best_of_box, matched_classes, gt_labels)
+    return gt_labels.masked_fill_(matches.without_anchor.all(), num_classes)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focal_det.labeling import check_gt_classes, label_anchors_of_image
+from focal_det.labeling import check_gt_classes, compute_gt_labels, label_anchors_of_image
+from focal_det.matching import _match_all_pairs
 from tests.conftest import make_batch
 
 MATCHER = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
@@ -32,19 +33,87 @@ def anchors():
     return Boxes(torch.cat([torch.cat([centers - s / 2, centers + s / 2], dim=1) for s in (16, 32, 64)]))
 
 
-@given(st.lists(st.tuples(*[st.integers(-10, 140)] * 2, *[st.integers(1, 90)] * 2), max_size=8))
-@settings(max_examples=40, deadline=None)
-def test_labels_are_those_of_stock_retinanet(anchors, boxes):
+def label_as_detectron2(anchors, gt, matcher):
     from detectron2.modeling.meta_arch import RetinaNet
 
-    gt = make_instances([[x, y, x + w, y + h] for x, y, w, h in boxes])
-    labels, matched, without_anchor = label_anchors_of_image(anchors, gt, MATCHER, 5)
-    stock = type("Stock", (), {"anchor_matcher": MATCHER, "num_classes": 5})()
-    gt = gt[~without_anchor]
-    (want_labels,), (want_boxes,) = RetinaNet.label_anchors(stock, [anchors], [gt])
-    assert torch.equal(labels, want_labels)
+    stock = type("Stock", (), {"anchor_matcher": matcher, "num_classes": 5})()
+    (labels,), (boxes,) = RetinaNet.label_anchors(stock, [anchors], [gt])
+    return labels, boxes
+
+
+def assert_labels_are_detectron2s(anchors, gt, matcher):
+    """Of the boxes that overlap an anchor; on a CPU and as on other devices."""
+    gt = gt[(pairwise_iou(gt.gt_boxes, anchors) > 0).any(dim=1)]
+    want_labels, want_boxes = label_as_detectron2(anchors, gt, matcher)
+    labels, boxes, without_anchor = label_anchors_of_image(anchors, gt, matcher, 5)
+    assert torch.equal(labels, want_labels) and not without_anchor.any()
     pos_mask = (labels >= 0) & (labels < 5)
-    assert torch.equal(matched[pos_mask], want_boxes[pos_mask])
+    assert torch.equal(boxes[pos_mask], want_boxes[pos_mask])
+    if len(gt):
+        matches = _match_all_pairs(anchors.tensor, gt.gt_boxes.tensor)
+        assert torch.equal(compute_gt_labels(matches, gt.gt_classes, matcher, 5), want_labels)
+
+
+@st.composite
+def matchers(draw):
+    """With any thresholds and labels that Detectron2 takes, equal thresholds and positive far anchors included."""
+    thresholds = sorted(draw(st.lists(st.sampled_from([1e-6, 0.1, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.7, 1.0]), min_size=1, max_size=4)))
+    labels = draw(st.lists(st.sampled_from([-1, 0, 1]), min_size=len(thresholds) + 1, max_size=len(thresholds) + 1))
+    return Matcher(thresholds, labels, allow_low_quality_matches=draw(st.booleans()))
+
+
+def on_grid(step):
+    """Up to 8 boxes with sides and corners that are multiples of `step`; with 8 px, that of the anchors, many IoUs tie."""
+    size = st.integers(1, 96 // step)
+    xywh = st.tuples(*[st.integers(-10 // step, 140 // step)] * 2, size, size)
+    box = xywh.map(lambda x: [step * v for v in (x[0], x[1], x[0] + x[2], x[1] + x[3])])
+    return st.lists(box, max_size=8)
+
+
+@pytest.mark.parametrize(
+    "thresholds, labels",
+    [([0.4, 0.5], [0, -1, 1]), ([0.5], [0, 1]), ([0.3, 0.5, 0.7], [0, -1, 1, 1]), ([0.3, 0.5, 0.7], [-1, 0, -1, 1])],
+)
+@pytest.mark.parametrize("low_quality", [True, False])
+@given(boxes=on_grid(1) | on_grid(8))
+@settings(max_examples=25, deadline=None)
+def test_labels_are_those_of_stock_retinanet(anchors, thresholds, labels, low_quality, boxes):
+    matcher = Matcher(thresholds, labels, allow_low_quality_matches=low_quality)
+    assert_labels_are_detectron2s(anchors, make_instances(boxes), matcher)
+
+
+@given(matchers(), on_grid(8), st.lists(st.sampled_from(UNREACHABLE), max_size=3), st.randoms(use_true_random=False))
+@settings(max_examples=150, deadline=None)
+def test_labels_of_any_matcher_are_those_of_stock_retinanet_without_such_boxes(anchors, matcher, boxes, unreachable, random):
+    assert_labels_are_detectron2s(anchors, make_instances(boxes), matcher)
+    mixed = [*boxes, *unreachable]
+    random.shuffle(mixed)
+    gt = make_instances(mixed)
+    labels, _, without_anchor = label_anchors_of_image(anchors, gt, matcher, 5)
+    want_labels, _ = label_as_detectron2(anchors, gt[~without_anchor], matcher)
+    assert torch.equal(labels, want_labels) and int(without_anchor.sum()) >= len(unreachable)
+
+
+def test_a_low_quality_match_keeps_the_box_it_overlaps_most():
+    """One anchor is the best of both boxes, at IoU 0.2 and 0.3."""
+    anchor = Boxes(torch.tensor([[0.0, 0, 10, 10]]))
+    for order in ([[0, 0, 10, 2], [0, 0, 10, 3]], [[0, 0, 10, 3], [0, 0, 10, 2]]):
+        labels, boxes, _ = label_anchors_of_image(anchor, make_instances(order), MATCHER, 5)
+        assert boxes.tolist() == [[0, 0, 10, 3]] and labels.tolist() == [order.index([0, 0, 10, 3])]
+
+
+@pytest.mark.parametrize("height, label", [(3.9, 5), (4, -1), (4.9, -1), (5, 0), (10, 0)])
+def test_a_threshold_belongs_to_the_band_above_it(height, label):
+    matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=False)
+    labels, *_ = label_anchors_of_image(Boxes(torch.tensor([[0.0, 0, 10, 10]])), make_instances([[0, 0, 10, height]]), matcher, 5)
+    assert labels.tolist() == [label]
+
+
+def test_off_the_cpu_labels_need_no_value(anchors):
+    """Tensors of the meta device have none: what waits for the device, fails."""
+    gt = make_instances([[10, 10, 42, 42], [20, 20, 20, 40]]).to("meta")
+    outputs = label_anchors_of_image(Boxes(anchors.tensor.to("meta")), gt, MATCHER, 5)
+    assert [tuple(x.shape) for x in outputs] == [(len(anchors),), (len(anchors), 4), (2,)]
 
 
 @pytest.mark.parametrize("box", UNREACHABLE)
@@ -58,10 +127,7 @@ def test_a_box_that_overlaps_no_anchor_gets_none(anchors, box):
 
 
 def test_such_a_box_takes_all_anchors_in_stock(anchors):
-    from detectron2.modeling.meta_arch import RetinaNet
-
-    stock = type("Stock", (), {"anchor_matcher": MATCHER, "num_classes": 5})()
-    (labels,), _ = RetinaNet.label_anchors(stock, [anchors], [make_instances([[20, 20, 20, 40]])])
+    labels, _ = label_as_detectron2(anchors, make_instances([[20, 20, 20, 40]]), MATCHER)
     assert (labels == 0).all()
 
 

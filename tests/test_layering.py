@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "focal_det"
 ROWS = [
     ["__init__", "registry", "targets", "processes", "buffers", "normalizers", "losses"],
-    ["host", "labeling", "box_loss"],
+    ["host", "labeling", "matching", "box_loss"],
     ["head"],
     ["data", "analysis"],
     ["meta_arch", "config"],

@@ -46,6 +46,7 @@ def layouts():
         "RetinaNet": real,
         "RetinaNet, shuffled": real[torch.randperm(len(real), generator=generator)],
         "grids": torch.cat([make_grid(16, 8), make_grid(32, 8), make_grid(64, 16)]),
+        "gaps": make_grid(8, 32),
         "one": torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
         "odd": torch.cat([odd, make_grid(32, 16)]),
     }
@@ -85,7 +86,7 @@ def assert_equal(matches, expected):
 
 
 @both_ways
-@pytest.mark.parametrize("layout", ["RetinaNet", "RetinaNet, shuffled", "grids", "one", "odd"])
+@pytest.mark.parametrize("layout", ["RetinaNet", "RetinaNet, shuffled", "grids", "gaps", "one", "odd"])
 @given(boxes=lists_of_boxes())
 @settings(max_examples=40, deadline=None)
 def test_matches_are_those_of_the_matrix(layouts, match, layout, boxes):
@@ -121,6 +122,13 @@ def test_all_anchors_that_tie_are_best_of_their_box(match):
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
     matches = match(anchors, torch.tensor([[5.0, 0, 15, 10]]))
     assert matches.is_best_of_box.tolist() == [True, True, False, False]
+
+
+@both_ways
+def test_a_box_between_anchors_has_none(match):
+    anchors = torch.tensor([[0.0, 0, 10, 10], [100, 0, 110, 10]])
+    matches = match(anchors, torch.tensor([[50.0, 0, 60, 10]]))
+    assert matches.without_anchor.tolist() == [True] and not matches.is_best_of_box.any()
 
 
 @both_ways

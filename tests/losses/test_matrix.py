@@ -157,6 +157,22 @@ def test_value_and_gradient_are_finite_at_every_logit(name, args):
 
 
 @every_loss
+def test_going_down_its_gradient_ranks_objects_above_background(name, args):
+    _, logits, targets = make_scene(name, args)
+    loss = build(name, {})
+    bias = loss.bias(0.01, NUM_CLASSES)
+    logits = bias.expand_as(logits).clone().requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss(split(logits), targets).sum().backward()
+        optimizer.step()
+    scores, (images, anchors) = loss.scores(logits.detach()), targets.pos_idxs
+    own = scores[images, anchors, targets.gt_labels[images, anchors]]
+    assert own.min() > 3 * scores[targets.gt_labels == NUM_CLASSES].max()
+
+
+@every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(name, args, dtype):
     loss, logits, targets = make_scene(name, args, size=8.0)
