@@ -32,7 +32,7 @@ setup(
         "pycocotools",
         "pyyaml",
         "tensorboard",
-        "torch>=2.3",
+        "torch>=2.4",
         "torchvision",
         "tqdm",
     ],

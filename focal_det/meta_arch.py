@@ -134,16 +134,14 @@ class FocalRetinaNet(RetinaNet):
         """
         image_names = image_names or [f"{i} of the batch" for i in range(len(gt_instances))]
         all_anchors = Boxes.cat(anchors)
-        gt_labels, gt_boxes, num_without_anchor = [], [], 0
-        for name, gt in zip(image_names, gt_instances):
-            labels, boxes, without_anchor = label_anchors_of_image(all_anchors, gt, self.anchor_matcher, self.num_classes)
-            gt_labels.append(labels)
-            gt_boxes.append(boxes)
-            if without_anchor.any():
-                num_without_anchor += int(without_anchor.sum())
-                _report_boxes_without_anchor(name, gt.gt_boxes.tensor[without_anchor])
-        put_scalar("focal_det/num_gt_boxes_without_anchor", num_without_anchor)
-        return gt_labels, gt_boxes
+        labeled = [label_anchors_of_image(all_anchors, x, self.anchor_matcher, self.num_classes) for x in gt_instances]
+        gt_labels, gt_boxes, without_anchor = zip(*labeled)
+        nums_without_anchor = torch.stack([x.sum() for x in without_anchor]).tolist()
+        for name, gt, mask, num in zip(image_names, gt_instances, without_anchor, nums_without_anchor):
+            if num:
+                _report_boxes_without_anchor(name, gt.gt_boxes.tensor[mask])
+        put_scalar("focal_det/num_gt_boxes_without_anchor", sum(nums_without_anchor))
+        return list(gt_labels), list(gt_boxes)
 
     def losses(
         self,
@@ -192,9 +190,9 @@ class FocalRetinaNet(RetinaNet):
         return cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()
 
     def _get_initial_loss(self, targets: DenseTargets, divisor: Tensor) -> Optional[Tensor]:
-        """What `loss_cls` is with every score at the prior, or None if `cls_score` does not start there."""
+        """What `loss_cls` is with every score at the prior, or None if `cls_score` does not start there or nothing is positive."""
         prior_bias = getattr(self.head, "prior_bias", None)
-        if prior_bias is None or not torch.equal(self.head.cls_score.bias, prior_bias):
+        if prior_bias is None or not torch.equal(self.head.cls_score.bias, prior_bias) or not targets.pos_idxs[0].numel():
             return None
         bias = prior_bias[: self.cls_loss.num_outputs(self.num_classes)]
         return self._normalize(compute_initial_loss(self.cls_loss, bias, targets), divisor)
@@ -251,7 +249,7 @@ class FocalRetinaNet(RetinaNet):
 def _compare_first_loss(first: float, initial: float) -> None:
     """Say what the classification loss starts with, and warn if it is far from what the prior makes of it."""
     message = f"loss_cls of the first batch is {first:.4g}; with every score at the prior it would be {initial:.4g}"
-    if initial / 2 <= first <= 2 * initial:
+    if initial / 2 <= first <= 2 * initial or first != first:  # of NaN, the trainer has more to say
         logging.getLogger(LOGGER_NAME).info(message)
     else:
         logging.getLogger(LOGGER_NAME).warning(

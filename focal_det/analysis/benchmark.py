@@ -69,8 +69,10 @@ def time_alternating(
 
 
 def compute_ratios(timings: Mapping[str, Timing], ours: str) -> dict[str, tuple[float, float, float]]:
-    """How many times as long the others take: median and quartiles over the rounds of the quotient within a round."""
+    """How many times as long the others take: median and quartiles of the quotients within a round; none if ours failed."""
     ratios = {}
+    if timings[ours].error:
+        return ratios
     for name, timing in timings.items():
         if name != ours and not timing.error:
             quotients = [a / b for a, b in zip(timing.seconds, timings[ours].seconds)]

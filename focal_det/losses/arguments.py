@@ -1,6 +1,7 @@
 """Checks of the arguments of losses: the message names the argument, its range and the value."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ def check_number(name: str, value: float, interval: str) -> None:
     Raises:
         ValueError: outside the interval, NaN, or not a number.
     """
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, Real):
         raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
     low, high = (float(x) for x in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
@@ -24,9 +25,16 @@ def check_number(name: str, value: float, interval: str) -> None:
         raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
+def check_integer(name: str, value: int, interval: str) -> None:
+    """Refuse what is not an integer or lies outside an interval; see `check_number`."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be an integer in {interval}, got {value!r}")
+    check_number(name, value, interval)
+
+
 def check_alpha(alpha: float) -> None:
     """Refuse a weight of the positive class that is neither in [0, 1] nor -1, which stands for no weighting."""
-    if not isinstance(alpha, (int, float)) or not (0 <= alpha <= 1 or alpha == -1):
+    if not isinstance(alpha, Real) or not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"alpha must be in [0, 1], or -1 for no weighting, got {alpha}")
 
 
@@ -54,6 +62,8 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
 def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) -> None:
     """Refuse logits (..., C) that are not floating point and labels that are not (...) in {-1, 0..K}; values on the CPU only."""
     check_floating(logits)
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64, got {labels.dtype}")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
     check_tensor_range("labels", labels, -1, num_classes)

@@ -34,7 +34,7 @@ class ClsLoss(nn.Module):
         return num_classes
 
     def bias(self, prior: Union[float, Sequence[float]], num_classes: int) -> Tensor:
-        """(C,) float32: initial bias of `cls_score` so that every anchor starts with foreground probability `prior`.
+        """(C,) float32: initial bias of `cls_score` so that every anchor starts with probability `prior` in each class.
 
         Section 4.1 of arXiv 1708.02002: b = -log((1 - prior) / prior).
 
@@ -49,6 +49,12 @@ class ClsLoss(nn.Module):
     def scores(self, logits: Tensor) -> Tensor:
         """(..., C) logits to (..., K) scores in [0, 1], used at inference; never in place."""
         return logits.sigmoid()
+
+    def check_targets(self, targets: DenseTargets) -> None:
+        """Refuse targets without what the loss needs."""
+        for name in sorted(self.needs):
+            if getattr(targets, name) is None:
+                raise ValueError(f"{type(self).__name__} needs `{name}` in its DenseTargets, got None")
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         """Sum of the loss of each image.
@@ -83,6 +89,7 @@ class PointwiseClsLoss(ClsLoss):
         return self.per_anchor(logits, labels, iou).sum(dim=1)
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        self.check_targets(targets)
         return torch.stack([self.per_image(*level) for level in split_levels(logits, targets)]).sum(dim=0)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from focal_det.buffers import OptionalBuffers
-from focal_det.losses.arguments import check_alpha, check_number, to_float
+from focal_det.losses.arguments import check_alpha, check_integer, check_number, to_float
 from focal_det.losses.binary import focal_slope, get_sides
 from focal_det.losses.cls_loss import ClsLoss, split_levels
 from focal_det.losses.focal import focal_loss_per_anchor
@@ -33,7 +33,7 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
 
     def __init__(self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0, scale: float = 8.0) -> None:
         super().__init__()
-        check_number("num_classes", num_classes, "[1, inf)")
+        check_integer("num_classes", num_classes, "[1, inf)")
         check_alpha(alpha)
         check_number("gamma", gamma, "(0, inf)")
         check_number("scale", scale, "[0, inf)")

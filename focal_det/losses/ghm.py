@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from focal_det.buffers import OptionalBuffers
-from focal_det.losses.arguments import check_number, check_tensor_range, to_float
+from focal_det.losses.arguments import check_integer, check_logits_and_labels, check_number, to_float
 from focal_det.losses.binary import focal_term, sum_over_classes
 from focal_det.losses.cls_loss import ClsLoss, split_levels
 from focal_det.processes import sum_over_processes
@@ -16,7 +16,7 @@ from focal_det.targets import DenseTargets
 
 def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
     """int64 index in 0..M-1 of the unit region of the gradient norm g = |p - y| = sigmoid(z), z the logit of the wrong answer."""
-    return (torch.sigmoid(z) * num_bins).long().clamp(max=num_bins - 1)
+    return (torch.sigmoid(z) * num_bins).long().clamp(0, num_bins - 1)  # NaN, which becomes a loss of NaN, is in the first
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -39,7 +39,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
 
     def __init__(self, *, num_bins: int = 30, momentum: float = 0.75) -> None:
         super().__init__()
-        check_number("num_bins", num_bins, "[1, inf)")
+        check_integer("num_bins", num_bins, "[1, inf)")
         check_number("momentum", momentum, "[0, 1)")
         self.num_bins, self.momentum = num_bins, momentum
         self.register_buffer("counts", torch.zeros(num_bins))
@@ -76,7 +76,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
 
 def _count(logits: Tensor, labels: Tensor, num_classes: int, num_bins: int) -> Tensor:
     """(M,) int64 number of terms in each region: as if all were negative, then the own class of positives moved."""
-    check_tensor_range("labels", labels, -1, num_classes)
+    check_logits_and_labels(logits, labels, num_classes)
     valid = (labels >= 0).unsqueeze(-1)
     pos_mask = ((labels >= 0) & (labels < num_classes)).unsqueeze(-1)
     own = logits.gather(-1, labels.clamp(0, num_classes - 1).unsqueeze(-1))

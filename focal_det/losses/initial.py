@@ -1,6 +1,7 @@
 """The loss that a detector starts with, before its features say anything."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,5 +21,12 @@ def compute_initial_loss(cls_loss: ClsLoss, bias: Tensor, targets: DenseTargets)
     Returns:
         (N,) sums as of `cls_loss`.
     """
-    logits = bias.expand(*targets.gt_labels.shape, -1)
-    return copy.deepcopy(cls_loss).eval()([logits], targets)
+    cls_loss, sums = copy.deepcopy(cls_loss).eval(), []
+    # Image by image where that is the same, as the logits of a batch may not fit beside what a step keeps.
+    size = 1 if cls_loss.pointwise else max(1, len(targets.gt_labels))
+    for i in range(0, len(targets.gt_labels), size):
+        labels, boxes = targets.gt_labels[i : i + size], targets.gt_boxes[i : i + size]
+        some = DenseTargets.from_labels(labels, boxes, targets.num_classes)
+        some = replace(some, anchors=targets.anchors, iou=None if targets.iou is None else targets.iou[i : i + size])
+        sums.append(cls_loss([bias.expand(*labels.shape, -1)], some))
+    return torch.cat(sums)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focal_det.losses.arguments import check_number
+from focal_det.losses.arguments import check_integer, check_number
 from focal_det.losses.binary import get_sides
 from focal_det.losses.cls_loss import ClsLoss, split_levels
 from focal_det.losses.focal import focal_loss_per_anchor
@@ -74,7 +74,7 @@ class OHEMLoss(ClsLoss):
     Args:
         batch: anchors per image, >= 1; with a batch of all anchors and nms_thresh = 1 it is the mean cross entropy.
         nms_thresh: IoU in (0, 1]; 1 is no NMS.
-        neg_per_pos: negatives per positive; 0 does not tell them apart.
+        neg_per_pos: negatives per positive, below `batch`; 0 does not tell them apart.
     """
 
     needs = frozenset({"anchors"})
@@ -82,15 +82,16 @@ class OHEMLoss(ClsLoss):
 
     def __init__(self, *, batch: int = 128, nms_thresh: float = 0.5, neg_per_pos: int = 0) -> None:
         super().__init__()
-        check_number("batch", batch, "[1, inf)")
+        check_integer("batch", batch, "[1, inf)")
         check_number("nms_thresh", nms_thresh, "(0, 1]")
-        check_number("neg_per_pos", neg_per_pos, "[0, inf)")
+        check_integer("neg_per_pos", neg_per_pos, f"[0, {batch})")  # a positive and its negatives fit
         self.batch, self.nms_thresh, self.neg_per_pos = batch, nms_thresh, neg_per_pos
 
     def extra_repr(self) -> str:
         return f"batch={self.batch}, nms_thresh={self.nms_thresh}, neg_per_pos={self.neg_per_pos}"
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        self.check_targets(targets)
         pos_weight, neg_weight = get_sides(-1)
         losses = torch.cat(
             [

@@ -38,7 +38,7 @@ def softmax_focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: floa
     others = logits - logits.gather(-1, label_idxs)
     z = others.scatter(-1, label_idxs, -torch.inf).logsumexp(dim=-1)
     pos_weight, neg_weight = get_sides(alpha)
-    weight = torch.where(labels < background, pos_weight, neg_weight).to(z.dtype)
+    weight = torch.full_like(z, neg_weight).masked_fill_(labels < background, pos_weight)
     return torch.where(labels >= 0, weight * focal_term(z, gamma), 0.0)
 
 

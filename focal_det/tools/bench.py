@@ -41,9 +41,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print("\n".join(["", case.name, *make_table(timings, OURS, case.unit_bytes)]), flush=True)
         results.append({"case": case.name, **case.size, "contenders": to_json(timings, OURS, case.unit_bytes)})
     if args.write:
-        content = {"benchmark": args.what, "rounds": rounds, "conditions": conditions, "results": results}
+        content = {"benchmark": args.what, "quick": args.quick, "rounds": rounds, "conditions": conditions, "results": results}
         name = re.sub(
-            r"[^\w.]+", "-", f"{args.what}_{conditions['device']}_{conditions['threads']}-threads_torch-{torch.__version__}"
+            r"[^\w.]+",
+            "-",
+            f"{args.what}{'_quick' * args.quick}_{conditions['device']}_{conditions['threads']}-threads_torch-{torch.__version__}",
         )
         args.write.mkdir(parents=True, exist_ok=True)
         (args.write / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

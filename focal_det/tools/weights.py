@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -93,9 +94,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--write must be a .yaml file, got {args.write}")
     if args.write.exists() and not args.write.read_text().startswith(f"# {_FIRST_LINE}"):
         parser.error(f"--write {args.write} exists and is not from this program; remove it or choose another name")
+    if args.write.resolve() in _find_bases(args.config_file):
+        parser.error(f"--write {args.write} is --config-file or one of its bases; choose another name")
     if args.images < 0:
         parser.error(f"--images must be >= 0, got {args.images}")
     return args
+
+
+def _find_bases(config_file: Path) -> list[Path]:
+    """The config file and those that it is based on, as far as they are files here."""
+    files = [config_file.resolve()]
+    while files[-1].is_file():
+        base = re.search(r"^_BASE_:\s*[\"']?([^\"'\s]+)", files[-1].read_text(), re.MULTILINE)
+        if base is None or (files[-1].parent / base.group(1)).resolve() in files:
+            break
+        files.append((files[-1].parent / base.group(1)).resolve())
+    return files
 
 
 def _read_config(config_file: Path, opts: Sequence[str]) -> CfgNode:

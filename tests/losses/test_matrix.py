@@ -206,6 +206,16 @@ def test_background_alone_and_one_class(name, args):
 
 
 @every_loss
+def test_targets_without_what_it_needs_and_other_labels_are_refused(name, args):
+    loss, logits, targets = make_scene(name, args)
+    for need in loss.needs:
+        with pytest.raises(ValueError, match=f"{name} needs `{need}` in its DenseTargets, got None"):
+            loss(split(logits), DenseTargets(**{**vars(targets), need: None}))
+    with pytest.raises(ValueError, match=r"labels must be int64, got torch.int32"):
+        loss(split(logits), DenseTargets(**{**vars(targets), "gt_labels": targets.gt_labels.int()}))
+
+
+@every_loss
 @pytest.mark.parametrize(("num_images", "num_anchors"), [(2, 0), (0, 5)])
 def test_no_anchors_and_no_images(name, args, num_images, num_anchors):
     loss = build(name, args)

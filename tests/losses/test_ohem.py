@@ -60,6 +60,18 @@ def test_no_anchors_and_only_ignored_anchors_give_an_empty_minibatch(anchors):
     assert len(mine_hard_anchors(torch.rand(0), ignored[:0], anchors[:0], **args)) == 0
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"batch": 2.5}, r"batch must be an integer in \[1, inf\), got 2.5"),
+        ({"batch": 3, "neg_per_pos": 3}, r"neg_per_pos must be in \[0, 3\), got 3"),
+    ],
+)
+def test_a_minibatch_that_cannot_be_made_is_refused(args, message):
+    with pytest.raises(ValueError, match=message):
+        OHEMLoss(**args)
+
+
 def test_only_the_minibatch_gets_a_gradient(anchors):
     labels = torch.full((1, len(anchors)), K)
     logits = torch.randn(1, len(anchors), K, requires_grad=True)

@@ -283,3 +283,14 @@ def test_data_that_cannot_be_counted_is_named(base, opts, message):
 def test_a_setting_that_does_not_go_with_the_numbers_is_named(base, opts, message, caplog):
     run(base, *opts)
     assert message in caplog.text
+
+
+def test_the_config_and_its_bases_are_not_overwritten(tmp_path, capsys):
+    base, config = tmp_path / "base.yaml", tmp_path / "config.yaml"
+    base.write_text("# Class weights of old\nVERSION: 2\n")
+    config.write_text('# Class weights of old\n_BASE_: "base.yaml"\n')
+    for file in (config, base):
+        before = file.read_text()
+        with pytest.raises(SystemExit):
+            main(["--config-file", str(config), "--write", str(file)])
+        assert "is --config-file or one of its bases" in capsys.readouterr().err and file.read_text() == before

@@ -20,12 +20,17 @@ _FLOAT16_SCALE = 4096.0
 
 def is_supported(logits: Tensor) -> bool:
     """Whether there is a fast path for the device and dtype of the logits."""
-    return logits.dtype in _DTYPES and (logits.device.type == "cpu" or (logits.is_cuda and _has_triton()))
+    if logits.dtype not in _DTYPES:
+        return False
+    if logits.is_cuda:
+        needed = (8, 0) if logits.dtype == torch.bfloat16 else (7, 0)
+        return _has_triton() and torch.cuda.get_device_capability(logits.device) >= needed
+    return logits.device.type == "cpu"
 
 
 @lru_cache(maxsize=1)
 def _has_triton() -> bool:
-    """Whether Triton is installed, in a version that the kernels have been run with."""
+    """Whether Triton is installed, in a version whose interpreter the kernels have been run with."""
     try:
         major, minor = metadata.version("triton").split(".")[:2]
     except metadata.PackageNotFoundError:

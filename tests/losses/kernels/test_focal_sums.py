@@ -146,14 +146,11 @@ def test_a_large_wrong_term_leaves_nothing_behind_in_the_sum():
 def test_it_needs_no_more_memory_than_the_gradient():
     logits, labels = torch.randn(400_000, 80, requires_grad=True), torch.full((400_000,), 80)
 
-    def run(loss):
-        logits.grad = None
-        loss().backward()
-
-    contenders = {
-        "fast": lambda: run(lambda: focal_loss_from_labels(logits, labels, alpha=0.25, gamma=2)),
-        "plain": lambda: run(lambda: focal_loss_per_anchor(logits, labels, **WEIGHTS).sum()),
+    losses = {
+        "fast": lambda: focal_loss_from_labels(logits, labels, alpha=0.25, gamma=2),
+        "plain": lambda: focal_loss_per_anchor(logits, labels, **WEIGHTS).sum(),
     }
+    contenders = {name: lambda loss=loss: torch.autograd.grad(loss(), logits) for name, loss in losses.items()}
     timings = time_alternating(contenders, rounds=2)
     fast, plain = (x.peak_bytes / (4 * logits.numel()) for x in timings.values())
-    assert fast < 1.1 and plain > 2
+    assert 0.9 < fast < 1.1 and plain > 3
