@@ -181,7 +181,7 @@ class FocalRetinaNet(RetinaNet):
         divisor = self.normalizer(targets.num_pos)
         initial_loss = self._get_initial_loss(targets, divisor) if self._is_first_step else None
         loss_cls = self._normalize(self.cls_loss(pred_logits, targets), divisor)
-        if initial_loss is not None:
+        if initial_loss is not None and targets.pos_idxs[0].numel():
             _compare_first_loss(loss_cls.item(), initial_loss.item())
         self._is_first_step = False
         return {"loss_cls": loss_cls, "loss_box_reg": (box_sums / divisor).sum()}
@@ -190,9 +190,12 @@ class FocalRetinaNet(RetinaNet):
         return cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()
 
     def _get_initial_loss(self, targets: DenseTargets, divisor: Tensor) -> Optional[Tensor]:
-        """What `loss_cls` is with every score at the prior, or None if `cls_score` does not start there or nothing is positive."""
+        """What `loss_cls` is with every score at the prior, or None if `cls_score` does not start there.
+
+        The same on all processes, as a loss may gather statistics over them.
+        """
         prior_bias = getattr(self.head, "prior_bias", None)
-        if prior_bias is None or not torch.equal(self.head.cls_score.bias, prior_bias) or not targets.pos_idxs[0].numel():
+        if prior_bias is None or not torch.equal(self.head.cls_score.bias, prior_bias):
             return None
         bias = prior_bias[: self.cls_loss.num_outputs(self.num_classes)]
         return self._normalize(compute_initial_loss(self.cls_loss, bias, targets), divisor)
