@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from focal_det.buffers import OptionalBuffers
+from focal_det.losses.arguments import check_number
 from focal_det.processes import get_num_processes, sum_over_processes
 from focal_det.registry import NORMALIZER_REGISTRY
 
@@ -32,10 +33,8 @@ class EMAPosCount(OptionalBuffers):
 
     def __init__(self, *, momentum: float = 0.9, initial: float = 100.0) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        if not 1 <= initial < float("inf"):
-            raise ValueError(f"initial must be finite and >= 1, got {initial}")
+        check_number("momentum", momentum, "[0, 1)")
+        check_number("initial", initial, "[1, inf)")
         self.momentum = momentum
         self.register_buffer("average", torch.tensor(float(initial)))
 
@@ -102,8 +101,7 @@ class Constant(nn.Module):
 
     def __init__(self, *, value: float = 50.0) -> None:
         super().__init__()
-        if not 0 < value < float("inf"):
-            raise ValueError(f"value must be finite and > 0, got {value}")
+        check_number("value", value, "(0, inf)")
         self.value = float(value)
 
     def forward(self, num_pos: Tensor) -> Tensor:

@@ -208,15 +208,3 @@ def test_bad_arguments_are_named(kwargs, message):
 def test_a_label_without_an_output_is_named(label):
     with pytest.raises(ValueError, match=rf"labels must be in \[-1, 3\], got values from .*{label}"):
         focal_loss_from_labels(torch.zeros(2, 3), torch.tensor([0, label]), alpha=0.25, gamma=2)
-
-
-@pytest.mark.parametrize("prior", [0.01, 0.5])
-def test_bias_gives_the_prior(prior):
-    loss = FocalLoss()
-    torch.testing.assert_close(loss.scores(loss.bias(prior, 3)), torch.full((3,), prior))
-
-
-@pytest.mark.parametrize("prior", [0, 1, -0.1, math.nan])
-def test_a_prior_out_of_range_names_its_key(prior):
-    with pytest.raises(ValueError, match=r"MODEL\.RETINANET\.PRIOR_PROB"):
-        FocalLoss().bias(prior, 3)
