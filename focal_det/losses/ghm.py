@@ -75,13 +75,12 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
 
 
 def _count(logits: Tensor, labels: Tensor, num_classes: int, num_bins: int) -> Tensor:
-    """(M,) int64 number of terms in each region: as if all were negative, then the own class of positives moved."""
+    """(M,) int64 number of terms in each region."""
     check_logits_and_labels(logits, labels, num_classes)
-    valid = (labels >= 0).unsqueeze(-1)
     pos_mask = ((labels >= 0) & (labels < num_classes)).unsqueeze(-1)
-    own = logits.gather(-1, labels.clamp(0, num_classes - 1).unsqueeze(-1))
-    counts = labels.new_zeros(num_bins)
-    for z, mask, sign in ((logits, valid, 1), (own, pos_mask, -1), (-own, pos_mask, 1)):
-        bins = get_gradient_bins(z, num_bins).flatten()
-        counts = counts.index_add(0, bins, (sign * mask.long()).expand(z.shape).flatten())
-    return counts
+    class_idxs = labels.clamp(0, num_classes - 1).unsqueeze(-1)
+    own = logits.gather(-1, class_idxs)
+    z = logits.scatter(-1, class_idxs, torch.where(pos_mask, -own, own))
+    # Ignored anchors are counted in a region of their own, which is dropped.
+    bins = torch.where((labels < 0).unsqueeze(-1), num_bins, get_gradient_bins(z, num_bins)).flatten()
+    return labels.new_zeros(num_bins + 1).index_add(0, bins, bins.new_ones(1).expand_as(bins))[:-1]
