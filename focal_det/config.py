@@ -4,6 +4,7 @@ gamma, alpha and the prior pi keep Detectron2's keys: MODEL.RETINANET.FOCAL_LOSS
 """
 
 import inspect
+from collections.abc import Sequence
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
@@ -42,6 +43,24 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
     cfg.MODEL.FOCAL_DET = node
+
+
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs of a command line; the error for a key that does not exist names the nearest one beside it.
+
+    Raises:
+        KeyError: no such key.
+    """
+    for key in options[0::2]:
+        if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
+            continue  # of which Detectron2 has more to say
+        node, parts = cfg, key.split(".")
+        for i, part in enumerate(parts):
+            beside = node if isinstance(node, CfgNode) else ()
+            if part not in beside:
+                raise KeyError(f"{key}: {describe_unknown('key of ' + ('.'.join(parts[:i]) or 'the config'), part, beside)}")
+            node = node[part]
+    cfg.merge_from_list(list(options))
 
 
 def build_cls_loss(cfg: CfgNode) -> ClsLoss:

@@ -3,11 +3,14 @@
 Shapes: M boxes in an image, R anchors (all levels), K classes.
 """
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+import logging
+
+from focal_det.host import LOGGER_NAME
 
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from focal_det.matching import Matches, match_anchors
@@ -77,3 +80,15 @@ def compute_gt_labels(matches: Matches, gt_classes: Tensor, matcher: Matcher, nu
     if matcher.allow_low_quality_matches:
         gt_labels = torch.where(matches.is_best_of_box, matched_classes, gt_labels)
     return gt_labels.masked_fill_(matches.without_anchor.all(), num_classes)
+
+
+def report_boxes_without_anchor(image_name: str, boxes: Tensor) -> None:
+    """Warn about (M, 4) boxes that nothing can learn from; the first ten images only, the count goes to the metrics."""
+    shown = ", ".join(str([round(x, 1) for x in box]) for box in boxes[:3].tolist())
+    log_first_n(
+        logging.WARNING,
+        f"Image {image_name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: {shown} (XYXY in the resized "
+        "image). They have no area, are not finite or lie off the canvas; correct the annotations.",
+        n=10,
+        name=LOGGER_NAME,
+    )

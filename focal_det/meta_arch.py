@@ -18,14 +18,13 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
-from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from focal_det.box_loss import BOX_LOSS_TYPES, box_loss_per_image, iou_of_predictions
 from focal_det.config import build_cls_loss, build_normalizer
 from focal_det.data.catalog import check_datasets, register_datasets
 from focal_det.head import FocalRetinaNetHead, get_prior_prob
-from focal_det.labeling import check_gt_classes, label_anchors_of_image
+from focal_det.labeling import check_gt_classes, label_anchors_of_image, report_boxes_without_anchor
 from focal_det.losses import ClsLoss
 from focal_det.losses.initial import compute_initial_loss
 from focal_det.registry import describe_unknown
@@ -139,7 +138,7 @@ class FocalRetinaNet(RetinaNet):
         nums_without_anchor = torch.stack([x.sum() for x in without_anchor]).tolist()
         for name, gt, mask, num in zip(image_names, gt_instances, without_anchor, nums_without_anchor):
             if num:
-                _report_boxes_without_anchor(name, gt.gt_boxes.tensor[mask])
+                report_boxes_without_anchor(name, gt.gt_boxes.tensor[mask])
         put_scalar("focal_det/num_gt_boxes_without_anchor", sum(nums_without_anchor))
         return list(gt_labels), list(gt_boxes)
 
@@ -259,15 +258,3 @@ def _compare_first_loss(first: float, initial: float) -> None:
             f"{message}. Such a difference comes from features that are far too large: compare MODEL.PIXEL_MEAN, PIXEL_STD and the "
             "NORM keys with what MODEL.WEIGHTS was trained with."
         )
-
-
-def _report_boxes_without_anchor(image_name: str, boxes: Tensor) -> None:
-    """Warn about (M, 4) boxes that nothing can learn from; the first ten images only, the count goes to the metrics."""
-    shown = ", ".join(str([round(x, 1) for x in box]) for box in boxes[:3].tolist())
-    log_first_n(
-        logging.WARNING,
-        f"Image {image_name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: {shown} (XYXY in the resized "
-        "image). They have no area, are not finite or lie off the canvas; correct the annotations.",
-        n=10,
-        name=LOGGER_NAME,
-    )

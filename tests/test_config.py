@@ -4,7 +4,7 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 
-from focal_det.config import add_focal_det_config, build_cls_loss, build_normalizer
+from focal_det.config import add_focal_det_config, build_cls_loss, build_normalizer, merge_options
 from focal_det.losses import FocalLoss
 from focal_det.normalizers import GlobalPosCount
 
@@ -55,6 +55,30 @@ def test_a_typo_in_a_file_names_the_key_and_the_nearest_match(make_cfg, tmp_path
 def test_a_typo_on_the_command_line_fails(make_cfg):
     with pytest.raises((KeyError, AssertionError), match="momentun"):
         make_cfg("MODEL.FOCAL_DET.NORMALIZER.ARGS.EMAPosCount.momentun", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLoss.bach",
+            r"key of MODEL\.FOCAL_DET\.CLS_LOSS\.ARGS\.OHEMLoss 'bach'\. Did you mean 'batch'",
+        ),
+        ("MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLos.batch", r"ARGS 'OHEMLos'\. Did you mean 'OHEMLoss'"),
+        ("MODEL.RETINANET.FOCAL_LOS_GAMMA", r"key of MODEL\.RETINANET 'FOCAL_LOS_GAMMA'\. Did you mean 'FOCAL_LOSS_GAMMA'"),
+        ("MODLE.DEVICE", r"key of the config 'MODLE'\. Did you mean 'MODEL'"),
+        ("SOLVER.BASE_LR.x", r"key of SOLVER\.BASE_LR 'x'"),
+    ],
+)
+def test_a_typo_on_the_command_line_of_our_programs_names_the_nearest_key(make_cfg, key, message):
+    with pytest.raises(KeyError, match=message):
+        merge_options(make_cfg(), [key, "1"])
+
+
+def test_options_without_a_typo_are_merged(make_cfg):
+    cfg = make_cfg()
+    merge_options(cfg, ["SOLVER.MAX_ITER", "7", "MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLoss.batch", "64"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLoss.batch) == (7, 64)
 
 
 def test_adding_the_node_to_a_config_by_hand():

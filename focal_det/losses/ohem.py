@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from focal_det.losses.arguments import check_integer, check_number
-from focal_det.losses.binary import get_sides
 from focal_det.losses.cls_loss import ClsLoss, split_levels
 from focal_det.losses.focal import focal_loss_per_anchor
 from focal_det.registry import CLS_LOSS_REGISTRY
@@ -92,14 +91,9 @@ class OHEMLoss(ClsLoss):
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         self.check_targets(targets)
-        pos_weight, neg_weight = get_sides(-1)
-        losses = torch.cat(
-            [
-                focal_loss_per_anchor(x, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=0.0)
-                for x, labels, _ in split_levels(logits, targets)
-            ],
-            dim=1,
-        )
+        cross_entropy = {"pos_weight": 1.0, "neg_weight": 1.0, "gamma": 0.0}
+        per_level = [focal_loss_per_anchor(x, labels, **cross_entropy) for x, labels, _ in split_levels(logits, targets)]
+        losses = torch.cat(per_level, dim=1)
         means = []
         for losses_of_image, labels in zip(losses, targets.gt_labels):
             idxs = mine_hard_anchors(

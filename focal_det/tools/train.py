@@ -19,6 +19,7 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
+from focal_det.config import merge_options
 from focal_det.env import setup_environment
 from focal_det.registry import describe_unknown
 
@@ -46,7 +47,7 @@ def run(args) -> Optional[dict]:
         setup_environment()
     cfg = get_cfg()
     cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    merge_options(cfg, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
     if not args.eval_only:

@@ -32,6 +32,7 @@ from focal_det.analysis.class_weights import (
     count_positives,
     draw_class_weights,
 )
+from focal_det.config import merge_options
 from focal_det.data.catalog import check_datasets, register_datasets
 from focal_det.env import setup_environment
 
@@ -117,7 +118,7 @@ def _read_config(config_file: Path, opts: Sequence[str]) -> CfgNode:
         setup_environment()
     cfg = get_cfg()
     cfg.merge_from_file(str(config_file))
-    cfg.merge_from_list(list(opts))
+    merge_options(cfg, opts)
     return cfg
 
 
