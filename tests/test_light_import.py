@@ -30,6 +30,7 @@ def test_parts_for_detectron2_say_how_to_get_it():
         "analysis.class_weights",
         "tools.train",
         "tools.weights",
+        "tools.report",
     ):
         code, output = run_blocked(f"import focal_det.{part}", "detectron2", check=False)
         assert code != 0
