@@ -14,10 +14,14 @@ from torch.nn import functional as F
 
 from focal_det.losses.binary import focal_slope, focal_term
 
-# Elements of a piece for each thread: its three float32 buffers are 400 kB.
-_PIECE = 32768
+# Elements of a piece: four float32 buffers of it are 4 MB. A smaller one fits a nearer cache, but then waking the threads for each
+# operation takes longer than the operation; with many threads each has its least share.
+_PIECE = 2**18
+_PIECE_OF_THREAD = 2**14
+# Above this logit p is 1 and softplus the logit itself, in float32; below it exp is finite.
+_LARGE_LOGIT = 80.0
 
-# From a piece's logits, buffers of its shape, what puts zeros into the weights, and where the derivatives go, to the sum.
+# From a piece's logits, four buffers of its shape, what puts zeros into the weights, and where the derivatives go, to the sum.
 Negatives = Callable[[Tensor, list[Tensor], Callable[[Tensor], None], Optional[Tensor]], Tensor]
 # From logits (P,) of positives to losses and derivatives.
 Positives = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -33,10 +37,11 @@ def focal_sums_and_grad(
     """
 
     def negatives(x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]) -> Tensor:
-        p, weight, cross_entropy = buffers
-        torch.sigmoid(x, out=p)
-        torch._C._nn.softplus(x, out=cross_entropy)
-        _power(p, gamma, out=weight)
+        p, cross_entropy, weight, rest = buffers
+        _sigmoid_and_softplus(x, p, cross_entropy, weight, rest)
+        if not _power(p, gamma, out=weight):
+            torch.sub(x, cross_entropy, out=weight)  # log p
+            weight.mul_(gamma).exp_()
         weight.mul_(neg_weight)
         skip(weight)
         total = torch.dot(weight.flatten(), cross_entropy.flatten())
@@ -58,15 +63,15 @@ def focal_star_sums_and_grad(
     """Sums of FL* per image, and their derivatives; see `focal_sums_and_grad`."""
 
     def negatives(x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]) -> Tensor:
-        z, weight, cross_entropy = buffers
+        p, cross_entropy, weight, z = buffers
         torch.mul(x, gamma, out=z)
         z.sub_(beta)
-        torch._C._nn.softplus(z, out=cross_entropy)
+        _sigmoid_and_softplus(z, p, cross_entropy, weight, z)
         weight.fill_(neg_weight)
         skip(weight)
         total = torch.dot(weight.flatten(), cross_entropy.flatten()) / gamma
         if out is not None:
-            torch.mul(z.sigmoid_(), weight, out=out)
+            torch.mul(p, weight, out=out)
         return total
 
     def positives(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,19 +81,35 @@ def focal_star_sums_and_grad(
     return _run(logits, labels, negatives, positives, with_grad)
 
 
-def _power(p: Tensor, gamma: float, *, out: Tensor) -> None:
-    """p^gamma for p in [0, 1]; products and a square root where they do, as exp and log take most of the time."""
+def _sigmoid_and_softplus(x: Tensor, p: Tensor, softplus: Tensor, scratch: Tensor, rest: Tensor) -> None:
+    """p = sigmoid(x) and softplus(x) = log(1 + exp(x)) of one exponential; `rest` may be x itself, which is then lost.
+
+    torch's own softplus takes six times as long as exp and log, for its log1p. Here u = 1 + e is rounded, and the first order of
+    what it lost is added again: log(1 + e) = log(u) + (e - (u - 1)) / u. So small terms are as precise as large ones.
+    """
+    torch.clamp(x, max=_LARGE_LOGIT, out=p)
+    p.exp_()
+    torch.add(p, 1, out=scratch)
+    torch.log(scratch, out=softplus)
+    torch.maximum(softplus, x, out=softplus)
+    torch.sub(scratch, 1, out=rest)
+    rest.sub_(p)
+    softplus.addcdiv_(rest, scratch, value=-1)
+    p.div_(scratch)
+
+
+def _power(p: Tensor, gamma: float, *, out: Tensor) -> bool:
+    """p^gamma for p in [0, 1] by products and a square root; False, and nothing is done, if it takes more than these."""
     whole, rest = divmod(gamma, 1)
     if rest not in (0, 0.5) or whole > 8:
-        torch.log(p, out=out)
-        out.mul_(gamma).exp_()
-        return
+        return False
     if rest:
         torch.sqrt(p, out=out)
     else:
         out.fill_(1)
     for _ in range(int(whole)):
         out.mul_(p)
+    return True
 
 
 @torch.no_grad()
@@ -113,9 +134,9 @@ def _run(
 def _sum_negatives(logits: Tensor, labels: Tensor, negatives: Negatives, grad: Optional[Tensor]) -> Tensor:
     """() sum of the negative terms of an image, logits (R, K), and their derivatives into `grad`."""
     num_anchors, num_classes = logits.shape
-    num_rows = max(1, _PIECE * torch.get_num_threads() // num_classes)
+    num_rows = max(1, max(_PIECE, _PIECE_OF_THREAD * torch.get_num_threads()) // num_classes)
     is_float32 = logits.dtype == torch.float32
-    buffers = [torch.empty(min(num_rows, num_anchors), num_classes) for _ in range(3 if is_float32 else 5)]
+    buffers = [torch.empty(min(num_rows, num_anchors), num_classes) for _ in range(4 if is_float32 else 6)]
     skipped = torch.nonzero(labels < num_classes)[:, 0]  # ignored, or with a class
     starts = torch.arange(0, num_anchors + num_rows, num_rows)
     bounds = torch.searchsorted(skipped, starts).tolist()
@@ -124,10 +145,10 @@ def _sum_negatives(logits: Tensor, labels: Tensor, negatives: Negatives, grad: O
         piece = logits[start : start + num_rows]
         rows = skipped[bounds[index] : bounds[index + 1]]
         views = [x[: len(piece)] for x in buffers]
-        x = piece if is_float32 else views[3].copy_(piece)
+        x = piece if is_float32 else views[4].copy_(piece)
         out = None if grad is None else grad[start : start + num_rows]
-        target = out if out is None or is_float32 else views[4]
-        totals.append(negatives(x, views[:3], partial(_zero_out, rows - start, labels[rows]), target))
+        target = out if out is None or is_float32 else views[5]
+        totals.append(negatives(x, views[:4], partial(_zero_out, rows - start, labels[rows]), target))
         if target is not out:
             out.copy_(target)
     return torch.stack(totals).double().sum().float()
