@@ -6,14 +6,14 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
-from fvcore.nn import giou_loss, smooth_l1_loss
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from focal_det.targets import DenseTargets
 
 _IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "giou": giou_loss,
+    "giou": generalized_box_iou_loss,
     "diou": distance_box_iou_loss,
     "ciou": complete_box_iou_loss,
 }

@@ -4,8 +4,9 @@ Shapes: M boxes in an image, R anchors (all levels), K classes.
 """
 
 import logging
+from collections.abc import Sequence
 
-from focal_det.host import LOGGER_NAME
+from focal_det.host import LOGGER_NAME, put_scalar
 
 import torch
 from detectron2.modeling.matcher import Matcher
@@ -82,13 +83,24 @@ def compute_gt_labels(matches: Matches, gt_classes: Tensor, matcher: Matcher, nu
     return gt_labels.masked_fill_(matches.without_anchor.all(), num_classes)
 
 
-def report_boxes_without_anchor(image_name: str, boxes: Tensor) -> None:
-    """Warn about (M, 4) boxes that nothing can learn from; the first ten images only, the count goes to the metrics."""
-    shown = ", ".join(str([round(x, 1) for x in box]) for box in boxes[:3].tolist())
-    log_first_n(
-        logging.WARNING,
-        f"Image {image_name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: {shown} (XYXY in the resized "
-        "image). They have no area, are not finite or lie off the canvas; correct the annotations.",
-        n=10,
-        name=LOGGER_NAME,
-    )
+def report_boxes_without_anchor(image_names: Sequence[str], gt_boxes: Sequence[Tensor], without_anchor: Sequence[Tensor]) -> None:
+    """Warn about boxes that nothing can learn from, for the first ten images only; their number goes to the metrics.
+
+    Args:
+        image_names: to report each image by.
+        gt_boxes: per image (M, 4).
+        without_anchor: per image (M,) bool on the CPU, the boxes that overlap no anchor.
+    """
+    for name, boxes, mask in zip(image_names, gt_boxes, without_anchor):
+        if not mask.any():
+            continue
+        boxes = boxes[mask.to(boxes.device)]
+        shown = ", ".join(str([round(x, 1) for x in box]) for box in boxes[:3].tolist())
+        log_first_n(
+            logging.WARNING,
+            f"Image {name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: {shown} (XYXY in the resized "
+            "image). They have no area, are not finite or lie off the canvas; correct the annotations.",
+            n=10,
+            name=LOGGER_NAME,
+        )
+    put_scalar("focal_det/num_gt_boxes_without_anchor", sum(int(x.sum()) for x in without_anchor))

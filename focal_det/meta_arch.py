@@ -4,7 +4,6 @@ Shapes: N images, A anchors per cell, R anchors per image, K classes, C = `cls_l
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -54,6 +53,7 @@ class FocalRetinaNet(RetinaNet):
         self.cls_loss = cls_loss
         self.normalizer = normalizer
         self._is_first_step = True
+        self._anchors: Optional[tuple[tuple, list[Boxes]]] = None
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
@@ -82,11 +82,11 @@ class FocalRetinaNet(RetinaNet):
             ValueError: in training, an image without "instances" or with a class id outside 0..K-1.
         """
         if self.training:
-            names = [self._check_training_input(i, x) for i, x in enumerate(batched_inputs)]
+            image_names = [self._check_training_input(i, x) for i, x in enumerate(batched_inputs)]
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
+        features = self.backbone(_to_fast_layout(images.tensor))
         features = [features[f] for f in self.head_in_features]
-        anchors = self.anchor_generator(features)
+        anchors = self._get_anchors(features)
         pred_logits, pred_anchor_deltas = self.head(features)
         num_outputs = self.cls_loss.num_outputs(self.num_classes)
         pred_logits = [permute_to_N_HWA_K(x, num_outputs) for x in pred_logits]
@@ -94,8 +94,11 @@ class FocalRetinaNet(RetinaNet):
 
         if self.training:
             gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-            gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, names)
+            without_anchor: list[Tensor] = []
+            gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, without_anchor)
             losses = self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+            # After the losses, which wait for the device, so that this need not.
+            report_boxes_without_anchor(image_names, [x["instances"].gt_boxes.tensor for x in batched_inputs], without_anchor)
             if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
                 with torch.no_grad():
                     results = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
@@ -117,29 +120,36 @@ class FocalRetinaNet(RetinaNet):
         check_gt_classes(batch_item["instances"].gt_classes, self.num_classes, name)
         return name
 
+    def _get_anchors(self, features: list[Tensor]) -> list[Boxes]:
+        """Anchors per level, made anew when a feature map has another size than at the last call."""
+        if torch.jit.is_tracing() or torch.jit.is_scripting():  # sizes are values there
+            return self.anchor_generator(features)
+        key = self.anchor_generator, features[0].device, [x.shape[2:] for x in features]
+        if self._anchors is None or self._anchors[0] != key:
+            self._anchors = key, self.anchor_generator(features)
+        return self._anchors[1]
+
     @torch.no_grad()
     def label_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances], image_names: Optional[Sequence[str]] = None
+        self, anchors: list[Boxes], gt_instances: list[Instances], without_anchor: Optional[list[Tensor]] = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Label the anchors of each image; boxes that overlap no anchor are reported and get none.
+        """Label the anchors of each image; boxes that overlap no anchor get none.
 
         Args:
             anchors: per level.
             gt_instances: per image, on the device of the anchors.
-            image_names: for the report.
+            without_anchor: if a list, gets per image (M,) bool on the CPU, the boxes that overlap no anchor. From a GPU they
+                are on their way: read them after something has waited for it.
 
         Returns:
             Per image, labels (R,) int64 in {-1 ignore, 0..K-1, K background} and matched boxes (R, 4).
         """
-        image_names = image_names or [f"{i} of the batch" for i in range(len(gt_instances))]
         all_anchors = Boxes.cat(anchors)
         labeled = [label_anchors_of_image(all_anchors, x, self.anchor_matcher, self.num_classes) for x in gt_instances]
-        gt_labels, gt_boxes, without_anchor = zip(*labeled)
-        nums_without_anchor = torch.stack([x.sum() for x in without_anchor]).tolist()
-        for name, gt, mask, num in zip(image_names, gt_instances, without_anchor, nums_without_anchor):
-            if num:
-                report_boxes_without_anchor(name, gt.gt_boxes.tensor[mask])
-        put_scalar("focal_det/num_gt_boxes_without_anchor", sum(nums_without_anchor))
+        gt_labels, gt_boxes, masks = zip(*labeled)
+        if without_anchor is not None:
+            all_masks = torch.cat(masks)
+            without_anchor += all_masks.to("cpu", non_blocking=all_masks.is_cuda).split([len(x) for x in masks])
         return list(gt_labels), list(gt_boxes)
 
     def losses(
@@ -246,6 +256,15 @@ class FocalRetinaNet(RetinaNet):
         anchor_idxs, class_idxs = best_anchors[ranks[order]], class_idxs[order]
         boxes = self.box2box_transform.apply_deltas(deltas[anchor_idxs], anchors.tensor[anchor_idxs])
         return boxes, candidates, class_idxs
+
+
+def _to_fast_layout(images: Tensor) -> Tensor:
+    """(N, 3, H, W) images laid out channels last where convolutions are faster so: on a CPU, and on a GPU in mixed precision.
+
+    The layout goes through the network; at its end the head's (N, A*C, Hi, Wi) outputs become (N, Ri, C) without a copy.
+    """
+    is_faster = images.device.type == "cpu" or (images.is_cuda and torch.is_autocast_enabled("cuda"))
+    return images.contiguous(memory_format=torch.channels_last) if is_faster else images
 
 
 def _compare_first_loss(first: float, initial: float) -> None:

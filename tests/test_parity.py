@@ -55,7 +55,8 @@ def assert_same_detections(ours, stock):
     assert [len(x) for x in ours] == [len(x) for x in stock]
     for a, b in zip(ours, stock):
         torch.testing.assert_close(a.scores, b.scores)
-        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
+        # In pixels. The images' memory layout decides the order in which convolutions add.
+        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=1e-5, atol=1e-3)
         assert torch.equal(a.pred_classes, b.pred_classes)
 
 
