@@ -8,9 +8,9 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from focal_det.analysis.benchmark import measure_peak_bytes
 from focal_det.matching import Matches, _match_all_pairs, _match_near_pairs, match_anchors
 
 FIELDS = ("max_iou", "matched_idxs", "is_best_of_box", "without_anchor")
@@ -140,18 +140,9 @@ def test_order_of_the_anchors_does_not_matter(layouts, match):
         assert torch.equal(getattr(matches, field)[order], getattr(shuffled, field)), field
 
 
-def get_peak_bytes(function, *args):
-    """Most bytes that torch held at a time of what it allocated during a call."""
-    with profile(profile_memory=True) as profiler:
-        function(*args)
-    events = [x for x in profiler.profiler.kineto_results.events() if x.name() == "[memory]"]
-    held = torch.tensor([x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())])
-    return int(held.cumsum(0).max())
-
-
 def test_peak_bytes_are_those_of_the_matrix_for_detectron2(layouts):
     anchors, boxes = layouts["RetinaNet"], make_boxes(200, 128, 160)
-    assert get_peak_bytes(pairwise_iou, Boxes(boxes), Boxes(anchors)) > 4 * len(boxes) * len(anchors)
+    assert measure_peak_bytes(lambda: pairwise_iou(Boxes(boxes), Boxes(anchors))) > 4 * len(boxes) * len(anchors)
 
 
 @pytest.mark.parametrize("match, max_megabytes", [(_match_near_pairs, 20), (_match_all_pairs, 100)])
@@ -159,7 +150,7 @@ def test_memory_does_not_grow_with_the_number_of_boxes(match, max_megabytes):
     """The matrix alone of the 300 boxes would have 196 MB; the worst box, as large as the image, is there both times."""
     anchors, boxes = make_retinanet_anchors(800, 1088), make_boxes(300, 800, 1088)
     boxes[0] = torch.tensor([0.0, 0, 1088, 800])
-    few, many = get_peak_bytes(match, anchors, boxes[:60]), get_peak_bytes(match, anchors, boxes)
+    few, many = (measure_peak_bytes(lambda some=some: match(anchors, some)) for some in (boxes[:60], boxes))
     assert many < 1.05 * few and many < max_megabytes * 1e6
 
 

@@ -1,20 +1,19 @@
 """Timing of contenders in one process, alternating, so that whatever else the machine does meets all of them alike."""
 
+import itertools
+import os
 import platform
-import resource
 import statistics
-import threading
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Callable, Optional
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
-
-_STATM = Path("/proc/self/statm")
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Timing:
 
     Attributes:
         seconds: one for each round.
-        peak_bytes: memory above that before the call, the largest of all rounds; None where it cannot be read.
+        peak_bytes: of the tensors that a call makes, at their peak; None if it failed before.
         error: why it could not run, if so; it is then left out of the rounds.
     """
 
@@ -37,35 +36,48 @@ class Timing:
 
 
 def time_alternating(
-    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, device: str = "cpu", desc: str = "", warmup: int = 1
+    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, device: str = "cpu", desc: str = ""
 ) -> dict[str, Timing]:
-    """Call each contender once per round, in turn.
+    """Call each contender once per round, in turn; before, once to warm up and once to read its memory.
 
     Args:
         contenders: what is called, by name; the result is thrown away within the measured time.
         rounds: measured calls of each.
         device: "cpu" or "cuda"; decides how time and memory are read.
         desc: shown beside the progress bar.
-        warmup: calls of each before, not measured. A contender that fails there with an error of memory or of what is not
-            implemented is reported, and the others go on.
+
+    A contender that fails with an error of memory or of what is not implemented is reported, and the others go on.
     """
     timings = {name: Timing() for name in contenders}
-    with tqdm(total=(rounds + warmup) * len(contenders), desc=desc, unit=" runs", leave=False) as progress:
-        for index in range(-warmup, rounds):
+    with tqdm(total=(rounds + 2) * len(contenders), desc=desc, unit=" runs", leave=False) as progress:
+        for index in range(-2, rounds):
             for name, function in contenders.items():
                 progress.update()
-                if timings[name].error:
+                timing = timings[name]
+                if timing.error:
                     continue
                 try:
-                    seconds, peak = _measure(function, device)
+                    if index == -1:
+                        timing.peak_bytes = measure_peak_bytes(function, device)
+                    else:
+                        timing.seconds += [_measure_seconds(function, device)] * (index >= 0)
                 except (RuntimeError, MemoryError, NotImplementedError) as error:
-                    timings[name].error = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-                    continue
-                if index >= 0:
-                    timings[name].seconds.append(seconds)
-                    if peak is not None:
-                        timings[name].peak_bytes = max(peak, timings[name].peak_bytes or 0)
+                    timing.error = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return timings
+
+
+def find_largest_batch(step: Callable[[int], Any], *, limit: int = 1024) -> int:
+    """The most images that `step(images)` takes without running out of a GPU's memory, up to `limit`; 0 if not even one."""
+    fits, too_many = 0, limit + 1
+    while too_many - fits > 1:
+        images = min(2 * fits or 1, limit) if too_many > limit else (fits + too_many) // 2
+        try:
+            step(images)
+            fits = images
+        except torch.OutOfMemoryError:
+            too_many = images
+        torch.cuda.empty_cache()
+    return fits
 
 
 def compute_ratios(timings: Mapping[str, Timing], ours: str) -> dict[str, tuple[float, float, float]]:
@@ -81,58 +93,55 @@ def compute_ratios(timings: Mapping[str, Timing], ours: str) -> dict[str, tuple[
     return ratios
 
 
-def get_conditions(device: str) -> dict[str, Any]:
+def get_conditions(device: str, dtype: str) -> dict[str, Any]:
     """What a benchmark's result depends on besides its arguments."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "device": name,
+        "dtype": dtype,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
 
 
-def _measure(function: Callable[[], Any], device: str) -> tuple[float, Optional[int]]:
-    """Seconds of one call, and bytes of memory at its peak above those before it."""
+def _measure_seconds(function: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure_peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
+    """The most bytes that the tensors made by one call have at a time, whether they live on or not."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
         function()
         torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
-    with _watch_memory() as peak:
-        start = time.perf_counter()
+        return torch.cuda.max_memory_allocated() - before
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-        seconds = time.perf_counter() - start
-    return seconds, peak()
+    events = [x for x in profiler.profiler.kineto_results.events() if x.name() == "[memory]"]
+    return max(itertools.accumulate(x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())), default=0)
 
 
 @contextmanager
-def _watch_memory():
-    """Reads the memory of the process every two milliseconds; yields a function that says the most above the start."""
-    if not _STATM.exists():
-        yield lambda: None
-        return
-    start, most, done = _read_memory(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.002):
-            most = max(most, _read_memory())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+def _quiet_stderr():
+    """Keeps what torch's profiler tells on stderr, past Python, from the terminal."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
     try:
-        yield lambda: max(0, max(most, _read_memory()) - start)
+        yield
     finally:
-        done.set()
-        thread.join()
-
-
-def _read_memory() -> int:
-    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def make_table(timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[int]) -> list[str]:

@@ -34,10 +34,10 @@ def make_record(run_dir: Path, command: str, dataset: str) -> dict[str, Any]:
         "dataset": dataset,
         "command": command,
         "config_file": re.search(r"--config-file[ =](\S+)", command).group(1),
-        "commit": _get_commit(),
+        "commit": get_commit(),
         "date": date.today().isoformat(),
         "device": _get_device(config_file),
-        "versions": {"python": platform.python_version(), **{x: _get_version(x) for x in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{x: get_version(x) for x in _PACKAGES}},
         "minutes": round((metrics_file.stat().st_mtime - config_file.stat().st_mtime) / 60, 1),
         "config": config_file.read_text(),
         "metrics": metrics,
@@ -52,7 +52,7 @@ def get_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def _get_commit() -> Optional[str]:
+def get_commit() -> Optional[str]:
     """Commit of the checkout that focal_det runs from, "+changes" if it has any; None if it is not a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
@@ -71,7 +71,7 @@ def _get_device(config_file: Path) -> str:
     return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _get_version(package: str) -> Optional[str]:
+def get_version(package: str) -> Optional[str]:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

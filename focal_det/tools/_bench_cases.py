@@ -18,11 +18,13 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from focal_det.analysis.benchmark import find_largest_batch
 from focal_det.labeling import label_anchors_of_image
 from focal_det.losses import focal_loss_from_labels, focal_loss_per_anchor
 from focal_det.model_zoo import get_config_file
 
 OURS, STOCK = "focal_det", "Detectron2"
+COPY = "copy of the logits"  # reads each once and writes as much as the gradient: no loss can take less
 _STRIDES = (8, 16, 32, 64, 128)
 
 
@@ -33,32 +35,33 @@ class BenchCase:
     Attributes:
         name: what is measured, with its sizes.
         contenders: calls by name; `OURS` is among them.
-        size: of its input, such as {"anchors": 193374}.
+        size: of its input, such as {"anchors": 193374}; "scaling" names what grows from case to case, if anything.
         unit_bytes: bytes of the logits, which memory is told in multiples of; None for bytes.
     """
 
     name: str
     contenders: Mapping[str, Callable[[], Any]]
-    size: Mapping[str, float] = field(default_factory=dict)
+    size: Mapping[str, Any] = field(default_factory=dict)
     unit_bytes: Optional[int] = None
 
 
-def make_loss_cases(device: str, quick: bool) -> Iterator[BenchCase]:
-    """Loss and gradient from logits and labels: at three gammas, then with more anchors and with more classes."""
+def make_loss_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
+    """Loss and gradient from logits and labels: at four gammas, then with more anchors and with more classes."""
     num_anchors = 2000 if quick else 193_374
-    for gamma in (2.0, 1.5, 0.3):
-        yield _make_loss_case(device, num_anchors, 80, gamma)
-    if quick:
-        return
-    for count in (12_500, 25_000, 50_000, 100_000, 200_000):
-        yield _make_loss_case(device, count, 80, 2.0)
-    for num_classes in (1, 5, 20, 80, 365, 1203):
-        yield _make_loss_case(device, 20_000, num_classes, 2.0)
+    for gamma in (2.0, 1.5, 1.0, 0.3):
+        yield _make_loss_case(device, dtype, num_anchors, 80, gamma)
+    counts, num_classes = ((500, 1000), (10, 20)) if quick else ((12_500, 50_000, 200_000, 400_000), (5, 20, 80, 365, 1203))
+    for count in counts:
+        yield _make_loss_case(device, dtype, count, 80, 2.0, scaling="anchors")
+    for count in num_classes:
+        yield _make_loss_case(device, dtype, num_anchors // 5, count, 2.0, scaling="classes")
 
 
-def _make_loss_case(device: str, num_anchors: int, num_classes: int, gamma: float) -> BenchCase:
+def _make_loss_case(
+    device: str, dtype: torch.dtype, num_anchors: int, num_classes: int, gamma: float, scaling: str = ""
+) -> BenchCase:
     torch.manual_seed(0)
-    logits = (torch.randn(num_anchors, num_classes) - 4.6).to(device).requires_grad_()
+    logits = (torch.randn(num_anchors, num_classes) - 4.6).to(device, dtype).requires_grad_()
     labels = torch.full((num_anchors,), num_classes)
     chosen = torch.randperm(num_anchors)[:450]
     labels[chosen[:150]], labels[chosen[150:]] = torch.randint(num_classes, (150,)), -1
@@ -78,11 +81,12 @@ def _make_loss_case(device: str, num_anchors: int, num_classes: int, gamma: floa
     def step(loss: Callable[[], Tensor]) -> None:
         torch.autograd.grad(loss(), logits)  # made and dropped within the call, so that its memory counts
 
+    contenders = {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
     return BenchCase(
         f"loss and gradient: {num_anchors} anchors x {num_classes} classes, gamma {gamma:g}",
-        {name: lambda loss=loss: step(loss) for name, loss in losses.items()},
-        {"anchors": num_anchors, "classes": num_classes, "gamma": gamma},
-        4 * logits.numel(),
+        {**contenders, COPY: lambda: logits.detach().clone()},
+        {"anchors": num_anchors, "classes": num_classes, "gamma": gamma, "scaling": scaling},
+        logits.element_size() * logits.numel(),
     )
 
 
@@ -99,7 +103,7 @@ def _find_losses() -> dict[str, Callable[..., Tensor]]:
     return found
 
 
-def make_label_cases(device: str, quick: bool) -> Iterator[BenchCase]:
+def make_label_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
     """Labels of all anchors of an image, for few and for many boxes."""
     size = _get_size(quick)
     anchors = Boxes.cat(_make_anchors(device, size))
@@ -115,22 +119,31 @@ def make_label_cases(device: str, quick: bool) -> Iterator[BenchCase]:
         yield BenchCase(f"labels: {num_boxes} boxes x {len(anchors)} anchors", contenders, shape)
 
 
-def make_step_cases(device: str, quick: bool) -> Iterator[BenchCase]:
-    """A training step of RetinaNet R50-FPN without the optimizer, for few and for many boxes."""
+def make_step_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
+    """A training step of RetinaNet R50-FPN without the optimizer, for few and for many boxes: 16 images on a GPU, 1 on a CPU."""
     models, size = _build_models(device), _get_size(quick)
+    num_images = 16 if device == "cuda" and not quick else 1
 
-    def step(model: nn.Module, batch: list[dict[str, Any]]) -> None:
-        with EventStorage():
-            sum(model.train()(batch).values()).backward()
+    def step(model: nn.Module, num_boxes: int, num_images: int) -> None:
+        batch = [{"image": _make_image(size), "instances": _make_instances(num_boxes, size)}] * num_images
+        with EventStorage(), _autocast(device, dtype):
+            losses = sum(model.train()(batch).values())
+        losses.backward()
         model.zero_grad(set_to_none=True)
 
     for num_boxes in (5,) if quick else (5, 300):
-        batch = [{"image": _make_image(size), "instances": _make_instances(num_boxes, size)}]
-        contenders = {name: lambda m=model, b=batch: step(m, b) for name, model in models.items()}
-        yield BenchCase(f"training step: R50-FPN, {size[1]} x {size[0]}, {num_boxes} boxes", contenders, {"boxes": num_boxes})
+        contenders = {name: lambda m=model, b=num_boxes: step(m, b, num_images) for name, model in models.items()}
+        shape = {"boxes": num_boxes, "images": num_images}
+        if device == "cuda" and num_boxes == 5:
+            largest = {name: find_largest_batch(lambda n, m=model: step(m, 5, n), limit=256) for name, model in models.items()}
+            shape["largest_batch"] = largest
+            print(f"largest batch that fits, up to 256 images: {largest}", flush=True)
+        yield BenchCase(
+            f"training step: R50-FPN, {num_images} x {size[1]} x {size[0]}, {num_boxes} boxes an image", contenders, shape
+        )
 
 
-def make_infer_cases(device: str, quick: bool) -> Iterator[BenchCase]:
+def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
     """From logits to detections where many candidates pass, and all of the detection in an image."""
     models, size = _build_models(device), _get_size(quick)
     torch.manual_seed(0)
@@ -147,11 +160,16 @@ def make_infer_cases(device: str, quick: bool) -> Iterator[BenchCase]:
 
     @torch.no_grad()
     def detect(model: nn.Module, image: Tensor = _make_image(size)) -> None:  # noqa: B008
-        model.eval()([{"image": image}])
+        with _autocast(device, dtype):
+            model.eval()([{"image": image}])
 
     for name, function in (("post-processing, many candidates", process), ("detection in an image", detect)):
         contenders = {key: lambda m=model, f=function: f(m) for key, model in models.items()}
         yield BenchCase(f"{name}: R50-FPN, {size[1]} x {size[0]}", contenders)
+
+
+def _autocast(device: str, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def _build_models(device: str) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Optional
 
@@ -14,8 +15,12 @@ import torch
 from detectron2.config import get_cfg
 
 from focal_det.analysis.benchmark import get_conditions, make_table, time_alternating, to_json
+from focal_det.analysis.record import get_commit, get_version
+from focal_det.analysis.scaling import draw_scaling
 from focal_det.env import setup_environment
 from focal_det.tools._bench_cases import BENCHMARKS, OURS
+
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -24,33 +29,46 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("what", choices=sorted(BENCHMARKS), help="what is measured")
     parser.add_argument("--rounds", type=int, default=7, help="measured calls of each, in turn (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the logits; of mixed precision for step and infer")
     parser.add_argument("--quick", action="store_true", help="small inputs, one round: says whether it runs, not how fast")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="also write a json there, named by its conditions")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="also write json and, of loss, a picture there")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error(f"--rounds must be >= 1, got {args.rounds}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU, and torch finds none")
+    if args.what == "labels" and args.dtype != "float32":
+        parser.error("--dtype: labels are computed in float32 only")
     if "FOCAL_DET" not in get_cfg().MODEL:
         setup_environment()
-    conditions = get_conditions(args.device)
+    conditions = get_conditions(args.device, args.dtype)
     print(", ".join(f"{key}: {value}" for key, value in conditions.items()))
     results, rounds = [], 1 if args.quick else args.rounds
-    for case in BENCHMARKS[args.what](args.device, args.quick):
+    for case in BENCHMARKS[args.what](args.device, getattr(torch, args.dtype), args.quick):
         timings = time_alternating(case.contenders, rounds=rounds, device=args.device, desc=case.name)
         print("\n".join(["", case.name, *make_table(timings, OURS, case.unit_bytes)]), flush=True)
         results.append({"case": case.name, **case.size, "contenders": to_json(timings, OURS, case.unit_bytes)})
     if args.write:
         content = {"benchmark": args.what, "quick": args.quick, "rounds": rounds, "conditions": conditions, "results": results}
-        name = re.sub(
-            r"[^\w.]+",
-            "-",
-            f"{args.what}{'_quick' * args.quick}_{conditions['device']}_{conditions['threads']}-threads_torch-{torch.__version__}",
-        )
-        args.write.mkdir(parents=True, exist_ok=True)
-        (args.write / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-        print(f"\nresults: {args.write / name}.json")
+        command = ["focal-det bench", *(sys.argv[2:] if argv is None else argv)]
+        versions = {x: get_version(x) for x in ("detectron2", "fvcore", "kornia", "torchvision", "triton")}
+        origin = {"command": " ".join(command), "commit": get_commit(), "date": date.today().isoformat(), "versions": versions}
+        _write({**content, **origin}, args.write)
     return 0
+
+
+def _write(content: dict, folder: Path) -> None:
+    """A json named by its conditions, and a picture beside it if there are cases of growing size."""
+    conditions = content["conditions"]
+    words = [content["benchmark"], *["quick"] * content["quick"], conditions["device"], f"{conditions['threads']} threads"]
+    words += [conditions["dtype"], f"torch {conditions['torch']}"]
+    file = folder / (re.sub(r"[^\w.]+", "-", "_".join(words)) + ".json")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\nresults: {file}")
+    if any(x.get("scaling") for x in content["results"]):
+        draw_scaling(content, file.with_suffix(".png"))
+        print(f"picture: {file.with_suffix('.png')}")
 
 
 if __name__ == "__main__":
