@@ -38,6 +38,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node.CLS_LOSS = _component_node("FocalLoss", CLS_LOSS_REGISTRY)
     # Foreground probability pi at the start, one for each class; empty: MODEL.RETINANET.PRIOR_PROB for all.
     node.PRIOR_PROB_PER_CLASS = []
+    # Whether a box gets the anchors it overlaps most even below the foreground threshold, as in Detectron2; not so in the paper.
+    node.LOW_QUALITY_MATCHES = True
     # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
     node.NORMALIZER = _component_node("EMAPosCount", NORMALIZER_REGISTRY)
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.

@@ -63,6 +63,7 @@ class FocalRetinaNet(RetinaNet):
         cls_loss.bias(get_prior_prob(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)  # refuses a prior before the backbone is built
         args = super().from_config(cfg)
         del args["focal_loss_alpha"], args["focal_loss_gamma"]
+        args["anchor_matcher"].allow_low_quality_matches = cfg.MODEL.FOCAL_DET.LOW_QUALITY_MATCHES
         backbone_shape = args["backbone"].output_shape()
         feature_shapes = [backbone_shape[f] for f in cfg.MODEL.RETINANET.IN_FEATURES]
         head = FocalRetinaNetHead(cfg, feature_shapes, cls_loss=cls_loss)
