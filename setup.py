@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "focal_det/__init__.py").read_text(), re.MULTILINE).group(1)
 
 DIGITS = ["scikit-learn"]
-DEV = [*DIGITS, "hypothesis", "pytest", "ruff"]
+SLURM = ["submitit"]
+DEV = [*DIGITS, *SLURM, "hypothesis", "pytest", "ruff"]
 
 setup(
     name="focal-det",
@@ -22,7 +23,7 @@ setup(
     # The configs stay at the top level of the repository and are installed as focal_det/configs.
     packages=[*find_packages(include=["focal_det", "focal_det.*"]), "focal_det.configs"],
     package_dir={"focal_det.configs": "configs"},
-    package_data={"focal_det.configs": ["**/*.yaml", "**/*.py"]},
+    package_data={"focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"]},
     # Detectron2 is not on the package index under its name: see "Use it with your own Detectron2" in the README.
     install_requires=[
         "fvcore",
@@ -36,6 +37,6 @@ setup(
         "torchvision",
         "tqdm",
     ],
-    extras_require={"digits": DIGITS, "dev": DEV},
+    extras_require={"digits": DIGITS, "slurm": SLURM, "dev": DEV},
     entry_points={"console_scripts": ["focal-det=focal_det.tools.__main__:main"]},
 )

@@ -25,7 +25,7 @@ _ASPECT_RATIOS = {1: [1.0], 3: [0.5, 1.0, 2.0]}
 _RESNET_50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One row of a table.
 

@@ -94,8 +94,9 @@ def execute(run: Run, env: Optional[Mapping[str, str]] = None, processes: Option
 def _read_outcome(run: Run, code: int, output: str) -> dict[str, Any]:
     origin = {"seed": run.seed, "iterations": run.num_iters}
     if code:
-        last = next((x.strip() for x in reversed(output.splitlines()) if x.strip()), "no output")
-        return {**origin, "status": "diverged" if _DIVERGED in output else "crashed", "error": last}
+        lines = [x.strip() for x in output.splitlines() if x.strip()] or [f"exit code {code}, no output"]
+        diverged = [x for x in lines if x.startswith(_DIVERGED)]
+        return {**origin, "status": "diverged" if diverged else "crashed", "error": (diverged or lines)[-1]}
     record = make_record(run.folder, " ".join(["python", *run.command]), run.dataset)
     times = sorted(line["time"] for line in record.pop("metrics") if "time" in line)
     del record["config"], record["command"], record["config_file"]

@@ -17,6 +17,7 @@ from typing import Any, Optional
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from focal_det import model_zoo
@@ -115,10 +116,21 @@ def _check_same_settings(run: Run, cfg: CfgNode) -> None:
     file = run.folder / "config.yaml"
     if not file.is_file():
         return
-    expected = cfg.clone()
-    expected.SEED, expected.OUTPUT_DIR = run.seed, str(run.folder)
-    if sweep_rows.load_config(file) != expected:
-        raise SystemExit(f"{run.folder} holds a run with other settings than {run.config}; choose another --output, or remove it")
+    expected, found = _flatten(yaml.safe_load(cfg.dump())), _flatten(yaml.safe_load(file.read_text()))
+    keys = [key for key in expected if key not in ("SEED", "OUTPUT_DIR") and expected[key] != found.get(key)]
+    if keys:
+        raise SystemExit(
+            f"{run.folder} holds a run with another {keys[0]}, {found.get(keys[0])!r}, than {run.config} has, "
+            f"{expected[keys[0]]!r}; choose another --output, or remove the folder"
+        )
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their full keys."""
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        values.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return values
 
 
 def _make_digits_backbone(file: Path) -> None:

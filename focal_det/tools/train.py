@@ -1,10 +1,11 @@
 """Train and evaluate: the flags of Detectron2's tools/train_net.py, for installs that do not have that file."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Optional
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from focal_det.host import LOGGER_NAME
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
@@ -25,7 +26,18 @@ from focal_det.registry import describe_unknown
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer with the box evaluators chosen by a data set's `evaluator_type`."""
+    """Detectron2's DefaultTrainer with the box evaluators chosen by a data set's `evaluator_type`.
+
+    A seeded run without data workers that is resumed is bit for bit the run that was not interrupted: Detectron2 starts again at
+    the first batch; here the batches that have been trained on are drawn again, for the state of the random generators, and left.
+    """
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume=resume)
+        if resume and self.start_iter > 0 and self.cfg.SEED >= 0 and self.cfg.DATALOADER.NUM_WORKERS == 0:
+            logging.getLogger(LOGGER_NAME).info(f"drawing the batches of the first {self.start_iter} iterations again")
+            for _ in range(self.start_iter):
+                next(self._trainer._data_loader_iter)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None) -> DatasetEvaluator:
