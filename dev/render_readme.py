@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 from render_losses import render_losses
+from render_speed import render_speed
+
+from focal_det.analysis.sweep_results import make_markdown
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +51,8 @@ def get_figure(record: dict, metric: str) -> float:
 def render(page: Path) -> str:
     """The page with its generated parts filled in.
 
-    `<!-- results -->` and `<!-- classes -->` are of the records of the page's own folder, `<!-- losses -->` of projects/Losses.
+    `<!-- results -->` and `<!-- classes -->` are of the records of the page's own folder, `<!-- losses -->` of projects/Losses,
+    `<!-- speed -->` of benchmarks/, and `<!-- digits 1b -->` is the paper's table in projects/PaperTables/results/digits_1b.json.
     """
     text = page.read_text()
     records = sorted(page.parent.glob("records/*.json" if page.parent != ROOT else "projects/*/records/*.json"))
@@ -58,7 +62,10 @@ def render(page: Path) -> str:
         "results": lambda: render_results(records, page),
         "classes": lambda: render_classes(records, page),
         "losses": lambda: render_losses(comparison),
+        "speed": lambda: render_speed(sorted((ROOT / "benchmarks").glob("*.json")), page),
     }
+    for file in ROOT.glob("projects/PaperTables/results/*.json"):
+        tables[file.stem.replace("_", " ")] = lambda file=file: make_markdown(json.loads(file.read_text()))
     for name, table in tables.items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = pattern.sub(lambda m, table=table: f"{m.group(1)}{table()}\n{m.group(2)}", text)
@@ -68,7 +75,7 @@ def render(page: Path) -> str:
 def main() -> int:
     """Render all pages, or with `--check` return 1 if one is not as it would be rendered."""
     status = 0
-    for page in (ROOT / "README.md", *sorted(ROOT.glob("projects/*/README.md"))):
+    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("projects/*/README.md"))):
         new = render(page)
         if new != page.read_text():
             print(f"{page.relative_to(ROOT)}: " + ("not up to date, run `make readme`" if "--check" in sys.argv else "rendered"))

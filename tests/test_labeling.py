@@ -141,6 +141,18 @@ def test_the_model_reports_such_a_box_and_counts_it(make_cfg, caplog):
     assert "[20.0, 20.0, 20.0, 40.0]" in caplog.text
 
 
+def test_low_quality_matches_are_a_key(make_cfg):
+    """A box that overlaps no anchor at the threshold gets anchors as in Detectron2, or none as in the paper."""
+    (image,) = make_batch([[40, 40, 50, 50]])
+    nums_pos = {}
+    for allowed in (True, False):
+        model = build_model(make_cfg("MODEL.FOCAL_DET.LOW_QUALITY_MATCHES", allowed))
+        anchors = model.anchor_generator([torch.zeros(1, 1, size, size) for size in (16, 8, 4, 2, 1)])
+        (labels,), _ = model.label_anchors(anchors, [image["instances"]])
+        nums_pos[allowed] = int((labels == image["instances"].gt_classes[0]).sum())
+    assert nums_pos[True] > 0 and nums_pos[False] == 0
+
+
 @pytest.mark.parametrize("wrong", [5, 17, -1])
 def test_a_class_id_without_an_output_names_image_and_key(make_cfg, wrong):
     model = build_model(make_cfg()).train()

@@ -32,9 +32,13 @@ def draw_scaling(content: dict[str, Any], out_file: Path) -> None:
             for axis, key, unit in zip(column, ("median_seconds", "peak_bytes"), (1e-3, 1e6)):
                 points = [(x[quantity], x["contenders"][name][key] / unit) for x in cases if "error" not in x["contenders"][name]]
                 axis.loglog(*zip(*points), label=f"{name} (limit)" if is_limit else name, **style)
+        sizes = [x[quantity] for x in cases]
         for axis, label in zip(column, ("median time (ms)", "peak memory (MB)")):
-            axis.set_xlabel(f"{quantity} (with {cases[0][fixed]} {fixed})")
+            axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
+            axis.minorticks_off()
+            axis.set_xlabel(f"{quantity} (with {cases[0][fixed]:,} {fixed})")
             axis.set_ylabel(label)
-            axis.grid(True, which="both", color="0.9")
-    figure.axes[0].legend()
+            axis.grid(True, color="0.9")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(out_file, dpi=110)

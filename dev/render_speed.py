@@ -1,0 +1,47 @@
+"""The tables of speed and memory, from the json of `focal-det bench` in benchmarks/."""
+
+import json
+from pathlib import Path
+
+OURS, LIMIT, PLAIN = "focal_det", "copy of the logits", "plain path"
+ORDER = ("loss", "labels", "step", "infer")
+
+
+def render_speed(files: list[Path], page: Path) -> str:
+    """One row per case that is not part of a scaling: ours, and the fastest peer of the same run.
+
+    The ratio is the median of the quotients of a round, with their quartiles.
+    """
+    lines = ["| what | focal_det | fastest peer | takes | quartiles | memory | peer's memory | record |", "|---" * 8 + "|"]
+    contents = [(file, json.loads(file.read_text())) for file in files]
+    for file, content in sorted(contents, key=lambda x: ORDER.index(x[1]["benchmark"])):
+        for case in content["results"]:
+            if not case.get("scaling"):
+                lines.append(f"| {' | '.join([*_get_cells(case), f'[json]({file.relative_to(page.parent)})'])} |")
+    return "\n".join(lines)
+
+
+def _get_cells(case: dict) -> list[str]:
+    contenders = case["contenders"]
+    peers = {k: v for k, v in contenders.items() if k not in (OURS, LIMIT, PLAIN) and "error" not in v}
+    name, peer = min(peers.items(), key=lambda x: x[1]["median_seconds"])
+    low, high = peer["quartiles"]
+    ours = contenders[OURS]
+    return [
+        case["case"],
+        _format_seconds(ours["median_seconds"]),
+        name,
+        f"{peer['ratio']:.1f} x",
+        f"{low:.1f} to {high:.1f}",
+        *(_format_memory(x) for x in (ours, peer)),
+    ]
+
+
+def _format_seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def _format_memory(contender: dict) -> str:
+    if contender["peak_units"] is not None:
+        return f"{contender['peak_units']:.2f} x logits"
+    return f"{contender['peak_bytes'] / 1e6:.1f} MB"
