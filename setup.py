@@ -23,7 +23,7 @@ setup(
     # The configs stay at the top level of the repository and are installed as focal_det/configs.
     packages=[*find_packages(include=["focal_det", "focal_det.*"]), "focal_det.configs"],
     package_dir={"focal_det.configs": "configs"},
-    package_data={"focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"]},
+    package_data={"focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"], "focal_det.model_zoo": ["*.json", "*.pth"]},
     # Detectron2 is not on the package index under its name: see "Use it with your own Detectron2" in the README.
     install_requires=[
         "fvcore",
