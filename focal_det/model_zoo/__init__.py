@@ -60,9 +60,9 @@ def get_checkpoint_url(config_path: str) -> str:
 
 def get_config(config_path: str, trained: bool = False) -> Any:
     """Config of a shipped yaml, or Lazy config of a .py; with `trained`, its weights are those of the trained model."""
-    from focal_det.env import setup_environment
-
     from detectron2.config import LazyConfig, get_cfg
+
+    from focal_det.env import setup_environment
 
     file = get_config_file(config_path)
     if file.endswith(".py"):
@@ -89,9 +89,9 @@ def get(config_path: str, trained: bool = False, device: Optional[str] = None):
     Raises:
         RuntimeError: there is no trained model for this config, or the file is not the one that was recorded.
     """
-    import torch
     from focal_det.host import LOGGER_NAME  # noqa: F401  (first: says how to get Detectron2)
 
+    import torch
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import CfgNode, instantiate
     from detectron2.modeling import build_model
