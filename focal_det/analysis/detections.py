@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,15 @@ def _draw_pair(record: dict[str, Any], detections: list[dict[str, Any]], dataset
     """Two RGB pictures of one image."""
     image, metadata = read_image(record["file_name"], "RGB"), MetadataCatalog.get(dataset_name)
     instances = _to_instances(detections, image.shape[:2], metadata)
-    # One colour per class, the same on both sides.
-    colors = [tuple(round(255 * x) for x in colormaps["tab10"](i % 10)[:3]) for i in range(len(metadata.thing_classes))]
-    style = Metadata(thing_classes=metadata.thing_classes, thing_colors=colors)
-    truth, found = (
-        Visualizer(image, style, scale=_TILE / max(image.shape[:2]), instance_mode=ColorMode.SEGMENTATION) for _ in range(2)
-    )
+    truth, found = (make_visualizer(image, metadata.thing_classes, _TILE / max(image.shape[:2])) for _ in range(2))
     return truth.draw_dataset_dict(record).get_image(), found.draw_instance_predictions(instances).get_image()
+
+
+def make_visualizer(image: np.ndarray, class_names: Sequence[str], scale: float = 1.0) -> Visualizer:
+    """Detectron2's Visualizer of an RGB image, with one colour per class, the same in all pictures."""
+    colors = [tuple(round(255 * x) for x in colormaps["tab10"](i % 10)[:3]) for i in range(len(class_names))]
+    style = Metadata(thing_classes=list(class_names), thing_colors=colors)
+    return Visualizer(image, style, scale=scale, instance_mode=ColorMode.SEGMENTATION)
 
 
 def _to_instances(detections: list[dict[str, Any]], size: tuple[int, int], metadata: Any) -> Instances:

@@ -1,0 +1,200 @@
+"""Draw the detections of a model in images, folders of images and videos."""
+
+import argparse
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Optional
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+import cv2
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch import nn
+from tqdm import tqdm
+
+from focal_det import model_zoo
+from focal_det.analysis.detections import make_visualizer
+from focal_det.config import merge_options
+from focal_det.env import setup_environment
+
+_IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+_MIN_SIDE = 480  # pixels that the longer side of a picture has at least, to be read
+_DEFAULT = "digits/focal_retinanet_tiny.yaml"
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; see `--help`. Returns 1 if an image or video could not be read."""
+    parser = argparse.ArgumentParser(prog="focal-det demo", description=__doc__)
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image, folder of images, or video")
+    parser.add_argument(
+        "--config-file", type=Path, help="config of the model (default: the digits model that ships with focal_det)"
+    )
+    parser.add_argument("--weights", help="checkpoint (default: MODEL.WEIGHTS of the config)")
+    parser.add_argument("--output", type=Path, default=Path("output/detections"), metavar="FOLDER", help="(default: %(default)s)")
+    parser.add_argument("--score-thresh", type=float, default=0.4, help="lowest score drawn (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (default: %(default)s)")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys, such as MODEL.DEVICE cpu")
+    args = parser.parse_args(argv)
+    if args.batch < 1 or not 0 <= args.score_thresh <= 1:
+        parser.error(f"--batch must be >= 1 and --score-thresh in [0, 1], got {args.batch} and {args.score_thresh}")
+    try:
+        pictures, videos = _find_inputs(args.inputs, args.output)
+        cfg = _load_config(args)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        parser.error(str(error.args[0]))
+    detector = Detector(cfg, args.score_thresh)
+    counts, unreadable = Counter(), []
+    if pictures:
+        unreadable += _draw_pictures(detector, pictures, args.batch, counts)
+    for file, out_file in videos.items():
+        unreadable += _draw_video(detector, file, out_file, args.batch, counts)
+    found = ", ".join(f"{name}: {count}" for name, count in counts.most_common()) or "none"
+    print(f"detections with a score of at least {args.score_thresh}, by class: {found}")
+    print(f"pictures: {args.output.resolve()}")
+    for file in unreadable:
+        print(f"{file} cannot be read: it is damaged, or no image or video that OpenCV knows", file=sys.stderr)
+    return int(bool(unreadable))
+
+
+class Detector:
+    """A model with its test-time resizing, on batches of BGR images.
+
+    Args:
+        cfg: with MODEL.WEIGHTS; INPUT.FORMAT is BGR or RGB.
+        score_thresh: lowest score returned.
+    """
+
+    def __init__(self, cfg: CfgNode, score_thresh: float) -> None:
+        self.model: nn.Module = build_model(cfg).eval()
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.is_rgb, self.score_thresh = cfg.INPUT.FORMAT == "RGB", score_thresh
+        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") if cfg.DATASETS.TEST else None
+        self.class_names: list[str] = list(names or map(str, range(cfg.MODEL.RETINANET.NUM_CLASSES)))
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        """Detections above the threshold, on the CPU, of (H, W, 3) uint8 BGR images."""
+        inputs = []
+        for image in images:
+            resized = self.resize.get_transform(image).apply_image(image[:, :, ::-1] if self.is_rgb else image)
+            tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
+            inputs.append({"image": tensor, "height": image.shape[0], "width": image.shape[1]})
+        detections = [x["instances"].to("cpu") for x in self.model(inputs)]
+        return [x[x.scores >= self.score_thresh] for x in detections]
+
+    def draw(self, images: Sequence[np.ndarray], counts: Counter) -> list[np.ndarray]:
+        """The BGR images with their detections, which are added to the counts by class name."""
+        drawn = []
+        for image, detections in zip(images, self.detect(images)):
+            counts.update(self.class_names[i] for i in detections.pred_classes.tolist())
+            visualizer = make_visualizer(image[:, :, ::-1], self.class_names, max(1.0, _MIN_SIDE / max(image.shape[:2])))
+            drawn.append(visualizer.draw_instance_predictions(detections).get_image()[:, :, ::-1])
+        return drawn
+
+
+def _find_inputs(inputs: Iterable[Path], output: Path) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """Images and videos with the file that each is drawn to; those of a folder keep their names below its name."""
+    pictures: dict[Path, Path] = {}
+    videos: dict[Path, Path] = {}
+    for path in inputs:
+        if path.is_dir():
+            files = sorted(x for x in path.rglob("*") if x.suffix.lower() in _IMAGES)
+            if not files:
+                raise ValueError(f"{path} has no image ({', '.join(_IMAGES)})")
+            pictures.update((x, output / path.resolve().name / x.relative_to(path)) for x in files)
+        elif not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        elif path.suffix.lower() in _VIDEOS:
+            videos[path] = output / f"{path.stem}.mp4"
+        elif path.suffix.lower() in _IMAGES:
+            pictures[path] = output / path.name
+        else:
+            raise ValueError(f"{path} is no image ({', '.join(_IMAGES)}) and no video ({', '.join(_VIDEOS)})")
+    for file, out_file in {**pictures, **videos}.items():
+        if file.resolve() == out_file.resolve():
+            raise ValueError(f"{file} would be overwritten; choose another --output")
+    return pictures, videos
+
+
+def _load_config(args: argparse.Namespace) -> CfgNode:
+    if "FOCAL_DET" not in get_cfg().MODEL:
+        setup_environment()
+    if args.config_file is None:
+        cfg = model_zoo.get_config(_DEFAULT, trained=True)
+    elif args.config_file.is_file():
+        cfg = get_cfg()
+        cfg.merge_from_file(str(args.config_file))
+    else:
+        raise FileNotFoundError(f"--config-file {args.config_file} does not exist")
+    merge_options(cfg, args.opts)
+    cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(f"{args.config_file} names no MODEL.WEIGHTS; give the checkpoint of a training with --weights")
+    if "://" not in cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
+        raise FileNotFoundError(f"--weights {cfg.MODEL.WEIGHTS} does not exist")
+    return cfg
+
+
+def _draw_pictures(detector: Detector, pictures: dict[Path, Path], batch: int, counts: Counter) -> list[Path]:
+    """Draw each image to its file; return those that cannot be read."""
+    unreadable = []
+    with tqdm(total=len(pictures), unit="image") as progress:
+        for some in _chunk(pictures.items(), batch):
+            images = {out_file: cv2.imread(str(file)) for file, out_file in some}
+            unreadable += [file for file, out_file in some if images[out_file] is None]
+            images = {out_file: image for out_file, image in images.items() if image is not None}
+            for out_file, drawn in zip(images, detector.draw(list(images.values()), counts) if images else []):
+                out_file.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(out_file), drawn)
+            progress.update(len(some))
+    return unreadable
+
+
+def _draw_video(detector: Detector, file: Path, out_file: Path, batch: int, counts: Counter) -> list[Path]:
+    """Draw the frames of a video to an mp4, a batch in memory at a time; return the file if it cannot be read."""
+    video, writer = cv2.VideoCapture(str(file)), None
+    num_frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    with tqdm(total=max(num_frames, 0) or None, unit="frame", desc=file.name) as progress:
+        for some in _chunk(_read_frames(video), batch):
+            for drawn in detector.draw(some, counts):
+                if writer is None:
+                    out_file.parent.mkdir(parents=True, exist_ok=True)
+                    code, rate = cv2.VideoWriter_fourcc(*"mp4v"), video.get(cv2.CAP_PROP_FPS) or 25
+                    writer = cv2.VideoWriter(str(out_file), code, rate, drawn.shape[1::-1])
+                writer.write(np.ascontiguousarray(drawn))
+            progress.update(len(some))
+    video.release()
+    if writer is None:
+        return [file]
+    writer.release()
+    return []
+
+
+def _read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while True:
+        is_frame, frame = video.read()
+        if not is_frame:
+            return
+        yield frame
+
+
+def _chunk(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
+
+
+if __name__ == "__main__":
+    sys.exit(main())
