@@ -84,14 +84,7 @@ class FocalRetinaNet(RetinaNet):
         """
         if self.training:
             image_names = [self._check_training_input(i, x) for i, x in enumerate(batched_inputs)]
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(_to_fast_layout(images.tensor))
-        features = [features[f] for f in self.head_in_features]
-        anchors = self._get_anchors(features)
-        pred_logits, pred_anchor_deltas = self.head(features)
-        num_outputs = self.cls_loss.num_outputs(self.num_classes)
-        pred_logits = [permute_to_N_HWA_K(x, num_outputs) for x in pred_logits]
-        pred_anchor_deltas = [permute_to_N_HWA_K(x, 4) for x in pred_anchor_deltas]
+        image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
 
         if self.training:
             gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
@@ -102,16 +95,36 @@ class FocalRetinaNet(RetinaNet):
             report_boxes_without_anchor(image_names, [x["instances"].gt_boxes.tensor for x in batched_inputs], without_anchor)
             if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
                 with torch.no_grad():
-                    results = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
+                    results = self.inference(anchors, pred_logits, pred_anchor_deltas, image_sizes)
                 self.visualize_training(batched_inputs, results)
             return losses
 
-        results = self.inference(anchors, pred_logits, pred_anchor_deltas, images.image_sizes)
+        results = self.inference(anchors, pred_logits, pred_anchor_deltas, image_sizes)
         processed = []
-        for result, batch_item, image_size in zip(results, batched_inputs, images.image_sizes):
+        for result, batch_item, image_size in zip(results, batched_inputs, image_sizes):
             size = batch_item.get("height", image_size[0]), batch_item.get("width", image_size[1])
             processed.append({"instances": detector_postprocess(result, *size)})
         return processed
+
+    def predict(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[list[tuple[int, int]], list[Boxes], list[Tensor], list[Tensor]]:
+        """What the network says of images, before it is made a loss or detections.
+
+        Returns:
+            (height, width) of each image as it is in the batch, in pixels;
+            anchors per level;
+            logits per level (N, Ri, C);
+            deltas per level (N, Ri, 4).
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(_to_fast_layout(images.tensor))
+        features = [features[f] for f in self.head_in_features]
+        pred_logits, pred_anchor_deltas = self.head(features)
+        num_outputs = self.cls_loss.num_outputs(self.num_classes)
+        pred_logits = [permute_to_N_HWA_K(x, num_outputs) for x in pred_logits]
+        pred_anchor_deltas = [permute_to_N_HWA_K(x, 4) for x in pred_anchor_deltas]
+        return images.image_sizes, self._get_anchors(features), pred_logits, pred_anchor_deltas
 
     def _check_training_input(self, index: int, batch_item: dict[str, Any]) -> str:
         """Check one training image where it still is on the CPU; return the name to report it by."""

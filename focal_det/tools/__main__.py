@@ -21,13 +21,13 @@ def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
     if argv[0] not in tools:
         print(describe_unknown("program", argv[0], tools), file=sys.stderr)
         return 2
-    return importlib.import_module(f"focal_det.tools.{argv[0]}").main(argv[1:])
+    return importlib.import_module(f"focal_det.tools.{argv[0].replace('-', '_')}").main(argv[1:])
 
 
 def _find_tools() -> dict[str, str]:
-    """Name and first docstring line of each program, without importing it."""
+    """Name (with dashes) and first docstring line of each program, without importing it."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {file.stem: ast.get_docstring(ast.parse(file.read_text())).splitlines()[0] for file in files}
+    return {file.stem.replace("_", "-"): ast.get_docstring(ast.parse(file.read_text())).splitlines()[0] for file in files}
 
 
 if __name__ == "__main__":
