@@ -9,8 +9,10 @@ from render_losses import render_losses
 from render_speed import render_speed
 
 from focal_det.analysis.sweep_results import make_markdown
+from focal_det.model_zoo import read_zoo
 
 ROOT = Path(__file__).parent.parent
+METRICS = ("AP", "AP50", "AP75")
 
 
 def render_results(records: list[Path], page: Path) -> str:
@@ -38,6 +40,17 @@ def render_classes(records: list[Path], page: Path) -> str:
     return "\n".join(lines)
 
 
+def render_zoo(zoo: dict) -> str:
+    """One row per trained model."""
+    lines = ["| config | AP | AP50 | AP75 | evaluated on | s/image | MB of GPU memory | origin | sha256 |", "|---" * 9 + "|"]
+    for config, entry in zoo.items():
+        cells = [f"`{config}`", *("" if entry["figures"][x] is None else f"{entry['figures'][x]:.1f}" for x in METRICS)]
+        memory = "" if entry["memory_gb"] is None else f"{1000 * entry['memory_gb']:.0f}"
+        cells += [entry["evaluated_on"], str(entry["seconds_per_image"]), memory, entry["origin"], (entry["sha256"] or "")[:8]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def is_of(record: dict, name: str) -> bool:
     """Whether a metric is of the record's data set; where several were evaluated Detectron2 puts the set's name before it."""
     return name.startswith(("bbox/", f"{record['dataset']}/bbox/"))
@@ -52,7 +65,7 @@ def render(page: Path) -> str:
     """The page with its generated parts filled in.
 
     `<!-- results -->` and `<!-- classes -->` are of the records of the page's own folder, `<!-- losses -->` of projects/Losses,
-    `<!-- speed -->` of benchmarks/, and `<!-- digits 1b -->` is the paper's table in projects/PaperTables/results/digits_1b.json.
+    `<!-- zoo -->` of zoo.json, `<!-- speed -->` of benchmarks/, `<!-- digits 1b -->` of projects/PaperTables/results.
     """
     text = page.read_text()
     records = sorted(page.parent.glob("records/*.json" if page.parent != ROOT else "projects/*/records/*.json"))
@@ -62,6 +75,7 @@ def render(page: Path) -> str:
         "results": lambda: render_results(records, page),
         "classes": lambda: render_classes(records, page),
         "losses": lambda: render_losses(comparison),
+        "zoo": lambda: render_zoo(read_zoo()),
         "speed": lambda: render_speed(sorted((ROOT / "benchmarks").glob("*.json")), page),
     }
     for file in ROOT.glob("projects/PaperTables/results/*.json"):

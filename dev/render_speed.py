@@ -1,6 +1,7 @@
 """The tables of speed and memory, from the json of `focal-det bench` in benchmarks/."""
 
 import json
+import os
 from pathlib import Path
 
 OURS, LIMIT, PLAIN = "focal_det", "copy of the logits", "plain path"
@@ -17,7 +18,7 @@ def render_speed(files: list[Path], page: Path) -> str:
     for file, content in sorted(contents, key=lambda x: ORDER.index(x[1]["benchmark"])):
         for case in content["results"]:
             if not case.get("scaling"):
-                lines.append(f"| {' | '.join([*_get_cells(case), f'[json]({file.relative_to(page.parent)})'])} |")
+                lines.append(f"| {' | '.join([*_get_cells(case), f'[json]({os.path.relpath(file, page.parent)})'])} |")
     return "\n".join(lines)
 
 
@@ -31,8 +32,8 @@ def _get_cells(case: dict) -> list[str]:
         case["case"],
         _format_seconds(ours["median_seconds"]),
         name,
-        f"{peer['ratio']:.1f} x",
-        f"{low:.1f} to {high:.1f}",
+        f"{peer['ratio']:.3g} x",
+        f"{low:.3g} to {high:.3g}",
         *(_format_memory(x) for x in (ours, peer)),
     ]
 

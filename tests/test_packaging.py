@@ -14,10 +14,13 @@ def test_the_wheel_has_the_configs_and_finds_them(tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
 
     code = "from focal_det.model_zoo import get_config_file\n"
-    code += "print(get_config_file('COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml'))"
+    code += "print(get_config_file('COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml'))\n"
+    code += "from focal_det.model_zoo import get_checkpoint_url\n"
+    code += "print(get_checkpoint_url('digits/focal_retinanet_tiny.yaml'))"
     _, output = run_python("-c", code, env={"PYTHONPATH": str(tmp_path / "installed")}, cwd=tmp_path)
     assert str(tmp_path / "installed/focal_det/configs/COCO-Detection") in output
-    shipped = {str(x.relative_to(ROOT)) for x in ROOT.glob("configs/**/*") if x.suffix in (".yaml", ".py")}
+    assert str(tmp_path / "installed/focal_det/model_zoo") in output
+    shipped = {str(x.relative_to(ROOT)) for x in ROOT.glob("configs/**/*") if x.suffix in (".yaml", ".py", ".json")}
     assert shipped == {
         str(x.relative_to(tmp_path / "installed/focal_det")) for x in tmp_path.glob("installed/focal_det/configs/**/*.*")
     }

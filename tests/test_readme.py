@@ -8,23 +8,25 @@ import pytest
 from detectron2 import model_zoo
 
 from focal_det.analysis.record import get_figures
+from focal_det.data.digits import build_digits, get_digits_root
 from tests.conftest import ROOT, run_python
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-DOCS = (ROOT / "docs" / "losses.md").read_text()
+DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("losses.md", "speed.md"))
+EXECUTED = ("weights", "curves", "sweep", "demo", "loss-cdf", "bench")  # programs whose commands are run below
 OUR_COMMANDS = [
     shlex.split(line)
     for code in re.findall(r"```sh\n(.*?)```", README + DOCS, re.DOTALL)
     for line in code.replace("\\\n", " ").splitlines()
-    if line.startswith(("focal-det weights", "focal-det curves"))
+    if line.startswith(tuple(f"focal-det {x}" for x in EXECUTED)) and "--device cuda" not in line
 ]
 RECORDS = sorted(ROOT.glob("projects/*/records/*.json"))
 KEYS = {"figures", "dataset", "command", "config_file", "commit", "date", "device", "versions", "minutes", "config", "metrics"}
 
 
 def test_it_is_short():
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 210
 
 
 def test_its_tables_are_rendered_from_the_records():
@@ -45,7 +47,7 @@ def test_the_project_has_a_record(project):
 
 
 def test_its_links_and_paths_exist():
-    for page in (ROOT / "README.md", ROOT / "docs" / "losses.md", *ROOT.glob("projects/*/README.md")):
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("projects/*/README.md")):
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / path).exists(), f"{page}: {path}"
     for path in re.findall(r"`((?:configs|dev|focal_det|tests|projects)/[\w/.-]+)`", README):
@@ -65,27 +67,71 @@ def test_its_commands_are_those_of_the_makefile_and_the_programs():
         words = [x for x in shlex.split(command) if not re.match(r"[A-Z_]+=", x)]
         if words[0] == "make":
             assert words[1] in targets
-        elif words[:2] in (["focal-det", "weights"], ["focal-det", "curves"]):
-            assert words[1:] in [x[1:] for x in OUR_COMMANDS]  # run below
+        elif words in OUR_COMMANDS:
+            assert words[1] in EXECUTED
         elif "--config-file" in words:
             check_overrides(words)
         else:
             assert command == "pip install ."
-    assert len(commands) == 7
+    assert len(commands) == 11
 
 
-@pytest.mark.parametrize("words", [x for x in OUR_COMMANDS if x[1] == "curves"], ids=lambda x: x[-1])
+def commands_of(program):
+    words = [x for x in OUR_COMMANDS if x[1] == program]
+    assert words
+    return pytest.mark.parametrize("words", words, ids=lambda x: " ".join(x[2:])[:40])
+
+
+def run_command(words, *more):
+    return run_python("-m", "focal_det.tools", *words[1:], *more, cwd=ROOT)[1]
+
+
+@commands_of("curves")
 def test_its_curves_are_drawn(words, tmp_path):
-    run_python("-m", "focal_det.tools", *words[1:-1], tmp_path / "curves.png")
+    run_command(words[:-1], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+@commands_of("weights")
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [x for x in OUR_COMMANDS if x[1] == "weights"], ids=lambda x: x[-1])
 def test_its_weights_are_written(words, tmp_path):
-    words = [str(tmp_path / "w.yaml") if x == "output/weights.yaml" else x for x in words]
-    _, output = run_python("-m", "focal_det.tools", *words[1:], cwd=ROOT)
+    output = run_command([str(tmp_path / "w.yaml") if x == "output/weights.yaml" else x for x in words])
     assert "w.png" in output and "alpha_per_class" in (tmp_path / "w.yaml").read_text()
+
+
+@commands_of("demo")
+@pytest.mark.slow
+def test_its_pictures_are_drawn(words, tmp_path):
+    build_digits("val")
+    folder = get_digits_root() / "val" / "images"
+    assert words[-1].endswith("/".join(folder.parts[-3:]))
+    output = run_command([*words[:-1], str(folder)], "--output", tmp_path)
+    assert "by class: " in output and len(list(tmp_path.rglob("*.png"))) == len(list(folder.iterdir()))
+
+
+@commands_of("loss-cdf")
+@pytest.mark.slow
+def test_its_cumulative_loss_is_drawn(words, tmp_path):
+    output = run_command(words, "--write", tmp_path / "cdf.png")
+    assert "gamma 2: of " in output and (tmp_path / "cdf.png").stat().st_size > 10_000
+
+
+@commands_of("sweep")
+@pytest.mark.slow
+def test_its_sweeps_come_to_their_tables(words, tmp_path):
+    """As they are, but for the number of iterations."""
+    output = run_command(
+        words, "--output", tmp_path, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "DATASETS.TRAIN", "('digits_val',)"
+    )
+    (results,) = tmp_path.glob("results_*.md")
+    assert len(results.read_text().splitlines()) == 2 + 4 and "crashed" not in output
+    assert output.count(": done, AP") + output.count(": no detections, AP") in (3, 4)
+
+
+@commands_of("bench")
+@pytest.mark.slow
+def test_its_benchmarks_run(words):
+    assert "focal_det" in run_command(words)
 
 
 def check_overrides(words):
