@@ -32,7 +32,7 @@ $(VENV)/ready: setup.py dev/build_detectron2.py Makefile
 endif
 
 .PHONY: demo
-demo: env ## train on digits for 5 minutes, evaluate, draw: output/demo
+demo: env ## train on digits for some minutes, evaluate, draw: output/demo
 	$(PYTHON) -m $(TRAIN) --config-file configs/digits/focal_retinanet_tiny.yaml OUTPUT_DIR output/demo
 	$(PYTHON) -m focal_det.tools report output/demo
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from render_losses import render_losses
-from render_speed import render_speed
+from render_speed import render_headlines, render_speed
 
 from focal_det.analysis.sweep_results import make_markdown
 from focal_det.model_zoo import read_zoo
@@ -65,18 +65,21 @@ def render(page: Path) -> str:
     """The page with its generated parts filled in.
 
     `<!-- results -->` and `<!-- classes -->` are of the records of the page's own folder, `<!-- losses -->` of projects/Losses,
-    `<!-- zoo -->` of zoo.json, `<!-- speed -->` of benchmarks/, `<!-- digits 1b -->` of projects/PaperTables/results.
+    `<!-- zoo -->` of zoo.json, `<!-- speed -->` and `<!-- headlines -->` of benchmarks/,
+    `<!-- digits 1b -->` of projects/PaperTables/results.
     """
     text = page.read_text()
     records = sorted(page.parent.glob("records/*.json" if page.parent != ROOT else "projects/*/records/*.json"))
     comparison = sorted((ROOT / "projects" / "Losses" / "records").glob("*/*.json"))
     comparison = [x for x in comparison if "retinanet" not in x.stem]  # what all runs start from is none of them
+    benchmarks = sorted((ROOT / "benchmarks").glob("*.json"))
     tables = {
         "results": lambda: render_results(records, page),
         "classes": lambda: render_classes(records, page),
         "losses": lambda: render_losses(comparison),
         "zoo": lambda: render_zoo(read_zoo()),
-        "speed": lambda: render_speed(sorted((ROOT / "benchmarks").glob("*.json")), page),
+        "speed": lambda: render_speed(benchmarks, page),
+        "headlines": lambda: render_headlines(benchmarks),
     }
     for file in ROOT.glob("projects/PaperTables/results/*.json"):
         tables[file.stem.replace("_", " ")] = lambda file=file: make_markdown(json.loads(file.read_text()))

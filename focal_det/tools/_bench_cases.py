@@ -47,7 +47,7 @@ class BenchCase:
 
 def make_loss_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
     """Loss and gradient from logits and labels: at four gammas, then with more anchors and with more classes."""
-    num_anchors = 2000 if quick else 193_374
+    num_anchors = _get_num_anchors(quick)
     for gamma in (2.0, 1.5, 1.0, 0.3):
         yield _make_loss_case(device, dtype, num_anchors, 80, gamma)
     counts, num_classes = ((500, 1000), (10, 20)) if quick else ((12_500, 50_000, 200_000, 400_000), (5, 20, 80, 365, 1203))
@@ -182,6 +182,15 @@ def _build_models(device: str) -> dict[str, nn.Module]:
         models[name] = build_model(cfg)
     models[STOCK].load_state_dict(models[OURS].state_dict(), strict=False)
     return models
+
+
+def get_shape(what: str, quick: bool) -> str:
+    """Size of a benchmark's main input, for a file name: anchors x classes, or width x height of an image."""
+    return f"{_get_num_anchors(quick)}x80" if what == "loss" else "x".join(map(str, reversed(_get_size(quick))))
+
+
+def _get_num_anchors(quick: bool) -> int:
+    return 2000 if quick else 193_374
 
 
 def _get_size(quick: bool) -> tuple[int, int]:

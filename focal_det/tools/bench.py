@@ -18,7 +18,7 @@ from focal_det.analysis.benchmark import get_conditions, make_table, time_altern
 from focal_det.analysis.record import get_commit, get_version
 from focal_det.analysis.scaling import draw_scaling
 from focal_det.env import setup_environment
-from focal_det.tools._bench_cases import BENCHMARKS, OURS
+from focal_det.tools._bench_cases import BENCHMARKS, OURS, get_shape
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -49,7 +49,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print("\n".join(["", case.name, *make_table(timings, OURS, case.unit_bytes)]), flush=True)
         results.append({"case": case.name, **case.size, "contenders": to_json(timings, OURS, case.unit_bytes)})
     if args.write:
-        content = {"benchmark": args.what, "quick": args.quick, "rounds": rounds, "conditions": conditions, "results": results}
+        content = {"benchmark": args.what, "shape": get_shape(args.what, args.quick), "quick": args.quick, "rounds": rounds}
+        content |= {"conditions": conditions, "results": results}
         command = ["focal-det bench", *(sys.argv[2:] if argv is None else argv)]
         versions = {x: get_version(x) for x in ("detectron2", "fvcore", "kornia", "torchvision", "triton")}
         origin = {"command": " ".join(command), "commit": get_commit(), "date": date.today().isoformat(), "versions": versions}
@@ -60,8 +61,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _write(content: dict, folder: Path) -> None:
     """A json named by its conditions, and a picture beside it if there are cases of growing size."""
     conditions = content["conditions"]
-    words = [content["benchmark"], *["quick"] * content["quick"], conditions["device"], f"{conditions['threads']} threads"]
-    words += [conditions["dtype"], f"torch {conditions['torch']}"]
+    words = [content["benchmark"], *["quick"] * content["quick"], content["shape"], conditions["device"]]
+    words += [f"{conditions['threads']} threads", conditions["dtype"], f"torch {conditions['torch']}"]
     file = folder / (re.sub(r"[^\w.]+", "-", "_".join(words)) + ".json")
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n")

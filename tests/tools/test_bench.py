@@ -13,7 +13,7 @@ from focal_det.tools.bench import main
 @pytest.mark.parametrize("what", ["loss", "labels", "step", "infer"])
 def test_every_benchmark_runs_ours_and_the_peers(what, tmp_path, capsys):
     assert main([what, "--quick", "--write", str(tmp_path)]) == 0
-    (file,) = tmp_path.glob(f"{what}_quick_CPU*_float32_*.json")
+    (file,) = tmp_path.glob(f"{what}_quick_{'2000x80' if what == 'loss' else '160x128'}_CPU*_float32_*.json")
     assert [x.stem for x in tmp_path.glob("*.png")] == ([file.stem] if what == "loss" else [])
     content, output = json.loads(file.read_text()), capsys.readouterr().out
     assert content["conditions"]["torch"] and str(file) in output
