@@ -177,7 +177,7 @@ def _count_positives(cfg: CfgNode, records: list[dict[str, Any]], size: int) -> 
     return count_positives(
         records,
         anchor_generator=build_anchor_generator(cfg, shapes),
-        matcher=Matcher(retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS, allow_low_quality_matches=True),
+        matcher=Matcher(retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS, cfg.MODEL.FOCAL_DET.LOW_QUALITY_MATCHES),
         resize=ResizeShortestEdge((size, size), cfg.INPUT.MAX_SIZE_TRAIN, "choice"),
         strides=[x.stride for x in shapes],
         size_divisibility=backbone.size_divisibility,

@@ -159,6 +159,13 @@ def test_pi_is_counted_at_the_middle_of_the_training_sizes(base, capsys):
     assert "not resized" in capsys.readouterr().out
 
 
+def test_pi_is_counted_with_the_labels_of_the_model(base):
+    """With a threshold that few anchors reach, most positives are low-quality matches."""
+    words = ["MODEL.RETINANET.IOU_THRESHOLDS", "[0.85, 0.9]", "MODEL.FOCAL_DET.LOW_QUALITY_MATCHES"]
+    with_them, without = (load(run(base, *words, str(x), out=f"out/{x}.yaml")) for x in (True, False))
+    assert sum(with_them.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS) > sum(without.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS)
+
+
 def test_images_are_sampled_at_even_distances_and_a_class_without_positives_is_named(tmp_path, caplog):
     def load_records():
         box = {"bbox": [10, 10, 50, 50], "bbox_mode": BoxMode.XYXY_ABS}
