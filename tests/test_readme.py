@@ -14,7 +14,7 @@ from tests.conftest import ROOT, run_python
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("losses.md", "speed.md"))
-EXECUTED = ("weights", "curves", "sweep", "demo", "loss-cdf", "bench")  # programs whose commands are run below
+EXECUTED = ("check", "weights", "curves", "sweep", "demo", "loss-cdf", "bench")  # programs whose commands are run below
 OUR_COMMANDS = [
     shlex.split(line)
     for code in re.findall(r"```sh\n(.*?)```", README + DOCS, re.DOTALL)
@@ -26,7 +26,7 @@ KEYS = {"figures", "dataset", "command", "config_file", "commit", "date", "devic
 
 
 def test_it_is_short():
-    assert len(README.splitlines()) <= 225
+    assert len(README.splitlines()) <= 230
 
 
 def test_its_tables_are_rendered_from_the_records():
@@ -73,7 +73,7 @@ def test_its_commands_are_those_of_the_makefile_and_the_programs():
             check_overrides(words)
         else:
             assert command == "pip install ."
-    assert len(commands) == 11
+    assert len(commands) == 12
 
 
 def commands_of(program):
@@ -84,6 +84,11 @@ def commands_of(program):
 
 def run_command(words, *more):
     return run_python("-m", "focal_det.tools", *words[1:], *more, cwd=ROOT)[1]
+
+
+@commands_of("check")
+def test_its_check_finds_nothing(words):
+    assert "nothing found" in run_command(words)
 
 
 @commands_of("curves")

@@ -38,6 +38,13 @@ def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[
         FileNotFoundError: the list of the split, an annotation or an image does not exist.
         ValueError: an annotation that is not valid, or of a class that is not in `classes`; names the file.
     """
+    records, without_area = read_voc(root, split, classes, name)
+    report_boxes_without_area(name, without_area)
+    return records
+
+
+def read_voc(root: Path, split: str, classes: Sequence[str], name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """What `load_voc` returns, and each box that is left out, as words."""
     records, without_area = [], []
     for image_id in _read_split(root, split, name):
         record = _read_image(root, image_id, classes)
@@ -47,8 +54,7 @@ def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[
         for annotation in kept:
             annotation["bbox"] = [annotation["bbox"][0] - 1, annotation["bbox"][1] - 1, *annotation["bbox"][2:]]
         records.append({**record, "annotations": kept})
-    report_boxes_without_area(name, without_area)
-    return records
+    return records, without_area
 
 
 def report_boxes_without_area(name: str, boxes: Sequence[str]) -> None:

@@ -1,0 +1,65 @@
+"""What a check found: kinds with a severity and advice, how often, and the first few places."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SEVERITIES = ("error", "warning", "note")
+_MAX_PLACES = 3
+
+
+@dataclass
+class Finding:
+    """One kind of finding.
+
+    Attributes:
+        severity: "error": training or evaluation stops or goes wrong; "warning": something is lost; "note": good to know.
+        what: what there is, to be read after its number, such as "boxes without area".
+        advice: what to do.
+        count: how often.
+        places: the first few, with file, ids and values.
+    """
+
+    severity: str
+    what: str
+    advice: str
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        more = f"; and {self.count - len(self.places)} more" if self.count > len(self.places) else ""
+        return f"{self.count} {self.what}: {'; '.join(self.places)}{more}. {self.advice}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self)}
+
+
+class Findings:
+    """Findings by kind, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._by_what: dict[str, Finding] = {}
+
+    def add(self, severity: str, what: str, advice: str, place: str) -> None:
+        """Count one place of a kind, which its text names."""
+        finding = self._by_what.setdefault(what, Finding(severity, what, advice))
+        finding.count += 1
+        if len(finding.places) < _MAX_PLACES:
+            finding.places.append(place)
+
+    def get(self, severity: str) -> list[Finding]:
+        return [x for x in self._by_what.values() if x.severity == severity]
+
+    def __iter__(self):
+        return iter([x for severity in SEVERITIES for x in self.get(severity)])
+
+    @property
+    def exit_code(self) -> int:
+        """0 without errors and warnings, 1 with warnings, 2 with errors."""
+        return 2 if self.get("error") else int(bool(self.get("warning")))
+
+
+def shorten(values: Sequence[Any], most: int = 8) -> str:
+    """The first values, and how many more there are."""
+    shown = ", ".join(map(str, values[:most]))
+    return f"{shown} and {len(values) - most} more" if len(values) > most else shown

@@ -1,0 +1,127 @@
+"""Check data, config and model before a training: what would stop it or go wrong in silence, with the place and the fix."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from focal_det.config import merge_options
+from focal_det.data.check_coco import check_coco, fix_coco, read_coco
+from focal_det.data.check_images import check_images
+from focal_det.data.findings import SEVERITIES, Findings
+from focal_det.data.voc import read_voc
+from focal_det.env import setup_environment
+from focal_det.registry import describe_unknown
+from focal_det.tools._check_config import check_config, check_datasets_of_config
+
+_COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
+_END = "\033[0m"
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; see `--help`. Returns 0 if all is well, 1 with warnings, 2 with errors."""
+    parser = argparse.ArgumentParser(prog="focal-det check", description=__doc__)
+    parser.add_argument("--config-file", required=True, help="config of the training")
+    parser.add_argument("--images", type=int, metavar="N", help="decode N images of each data set (default: all)")
+    parser.add_argument("--json", action="store_true", help="print the findings as json")
+    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a corrected copy of a COCO json; needs --dataset")
+    parser.add_argument("--dataset", help="check this data set only (default: those of DATASETS.TRAIN and TEST)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, last")
+    args = parser.parse_args(argv)
+    if args.fix and not args.dataset:
+        parser.error("--fix needs --dataset, the data set whose json is to be corrected")
+    if args.images is not None and args.images < 0:
+        parser.error(f"--images must be >= 0, got {args.images}")
+    if "FOCAL_DET" not in get_cfg().MODEL:
+        setup_environment()
+    cfg, findings = get_cfg(), Findings()
+    try:
+        cfg.merge_from_file(args.config_file)
+        merge_options(cfg, args.opts)
+        names = check_datasets_of_config(cfg, findings)
+    except (OSError, KeyError, ValueError, AssertionError) as error:
+        parser.error(str(error.args[-1] if isinstance(error, OSError) else error.args[0]))
+    if args.dataset and args.dataset not in DatasetCatalog.list():
+        parser.error(f"--dataset: {describe_unknown('data set', args.dataset, DatasetCatalog.list())}")
+    check_config(cfg, findings)
+    for name in [args.dataset] if args.dataset else names:
+        records = check_dataset(name, findings)
+        chosen = records if args.images is None else records[:: max(1, len(records) // max(args.images, 1))][: args.images]
+        check_images(chosen, findings)
+    if args.fix:
+        _write_fixed(args.dataset, args.fix, parser)
+    _print(findings, as_json=args.json)
+    return findings.exit_code
+
+
+def check_dataset(name: str, findings: Findings) -> list[dict[str, Any]]:
+    """Check the annotations of a registered data set; return what there is to know of its images, for `check_images`."""
+    metadata = MetadataCatalog.get(name)
+    spec = metadata.get("focal_det_spec", {})
+    file = spec.get("json") or (None if spec.get("format") == "digits" else metadata.get("json_file"))
+    if not file:
+        return _check_records(name, spec, findings)
+    if not Path(file).is_file():
+        findings.add("error", "data sets without their json", "Put it there, or correct the path.", f"{name}: {file}")
+        return []
+    content = read_coco(Path(file), findings)
+    if content is None:
+        return []
+    check_coco(content, Path(file), findings)
+    root = Path(metadata.get("image_root", ""))
+    return [{**x, "file_name": str(root / x["file_name"])} for x in content["images"] if "file_name" in x]
+
+
+def _check_records(name: str, spec: dict[str, Any], findings: Findings) -> list[dict[str, Any]]:
+    """A data set without a json: a VOC folder, or one registered by code."""
+    try:
+        if spec.get("format") != "voc":
+            return DatasetCatalog.get(name)
+        records, without_area = read_voc(Path(spec["root"]), spec["split"], spec["classes"], name)
+    except (ValueError, OSError) as error:
+        findings.add("error", "data sets that cannot be read", "Correct what it says.", str(error))
+        return []
+    for box in without_area:
+        findings.add("warning", "boxes without area", "They are left out. Correct the annotations.", f"{name}: {box}")
+    return records
+
+
+def _write_fixed(name: str, out_file: Path, parser: argparse.ArgumentParser) -> None:
+    file = Path(MetadataCatalog.get(name).get("json_file", ""))
+    if not file.is_file():
+        parser.error(f"--fix: {name} has no COCO json")
+    if out_file.resolve() == file.resolve():
+        parser.error(f"--fix: {out_file} is the original; write to another file")
+    content = read_coco(file, Findings())
+    if content is None:
+        parser.error(f"--fix: {file} cannot be read")
+    fixed, changes = fix_coco(content)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    out_file.write_text(json.dumps(fixed))
+    print(f"{out_file}: " + ("; ".join(changes) or "nothing to correct"), file=sys.stderr)
+
+
+def _print(findings: Findings, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([x.to_json() for x in findings], indent=1))
+        return
+    for finding in findings:
+        head = f"{finding.severity:<8}"
+        print(f"{_COLORS[finding.severity]}{head}{_END}{finding}" if sys.stdout.isatty() else f"{head}{finding}")
+    counts = [len(findings.get(x)) for x in SEVERITIES]
+    print(
+        f"\n{counts[0]} kinds of errors, {counts[1]} of warnings, {counts[2]} notes"
+        if sum(counts)
+        else "nothing found; all is well"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
