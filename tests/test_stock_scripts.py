@@ -106,6 +106,21 @@ def test_focal_det_train_takes_the_same_flags(data, tmp_path):
     assert "Evaluating shapes_voc using 2012 metric" in output and "Evaluation results for shapes_voc_coco" in output
 
 
+def test_focal_det_train_checks_first(tmp_path):
+    """An image that is damaged stops a training before its first iteration, unless the check is not wanted."""
+    write_coco(tmp_path)
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
+    block = {"name": "shapes", "format": "coco", "json": str(tmp_path / "coco.json"), "images": str(tmp_path / "images")}
+    model = {"RETINANET": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": [block]}}
+    config = make_config(tmp_path, MODEL=model, DATASETS={"TRAIN": ["shapes"], "TEST": []})
+    command = ["-m", "focal_det.tools", "train", "--config-file", config]
+    code, output = run_python(*command, check=False)
+    assert code != 0 and "images that cannot be decoded" in output and "3.png" in output
+    assert "nothing was trained" in output and "Starting training" not in output
+    _, output = run_python(*command, "--no-check", "SOLVER.MAX_ITER", "1", check=False)
+    assert "Starting training from iteration 0" in output
+
+
 @needs_tools
 def test_data_sets_in_the_config_itself(data, tmp_path):
     block = {"name": "shapes_here", "format": "voc", "root": str(data / "voc"), "split": "train", "classes": CLASSES}

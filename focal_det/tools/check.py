@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focal_det.config import merge_options
@@ -41,24 +41,42 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error(f"--images must be >= 0, got {args.images}")
     if "FOCAL_DET" not in get_cfg().MODEL:
         setup_environment()
-    cfg, findings = get_cfg(), Findings()
+    cfg = get_cfg()
     try:
         cfg.merge_from_file(args.config_file)
         merge_options(cfg, args.opts)
-        names = check_datasets_of_config(cfg, findings)
+        findings = run_checks(cfg, images=args.images, dataset=args.dataset)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         parser.error(str(error.args[-1] if isinstance(error, OSError) else error.args[0]))
-    if args.dataset and args.dataset not in DatasetCatalog.list():
-        parser.error(f"--dataset: {describe_unknown('data set', args.dataset, DatasetCatalog.list())}")
-    check_config(cfg, findings)
-    for name in [args.dataset] if args.dataset else names:
-        records = check_dataset(name, findings)
-        chosen = records if args.images is None else records[:: max(1, len(records) // max(args.images, 1))][: args.images]
-        check_images(chosen, findings)
     if args.fix:
         _write_fixed(args.dataset, args.fix, parser)
-    _print(findings, as_json=args.json)
+    if args.json:
+        print(json.dumps([x.to_json() for x in findings], indent=1))
+    else:
+        print_findings(findings)
     return findings.exit_code
+
+
+def run_checks(cfg: CfgNode, *, images: Optional[int] = None, dataset: Optional[str] = None) -> Findings:
+    """Check a config and its data sets.
+
+    Args:
+        images: how many of each data set to decode, at even distances; None for all.
+        dataset: check this data set, instead of those of the config.
+
+    Raises:
+        ValueError: an entry of MODEL.FOCAL_DET.DATASETS that is not valid, or an unknown `dataset`.
+    """
+    findings = Findings()
+    names = check_datasets_of_config(cfg, findings)
+    if dataset and dataset not in DatasetCatalog.list():
+        raise ValueError(f"--dataset: {describe_unknown('data set', dataset, DatasetCatalog.list())}")
+    check_config(cfg, findings)
+    for name in [dataset] if dataset else names:
+        records = check_dataset(name, findings)
+        chosen = records if images is None else records[:: max(1, len(records) // max(images, 1))][:images]
+        check_images(chosen, findings)
+    return findings
 
 
 def check_dataset(name: str, findings: Findings) -> list[dict[str, Any]]:
@@ -108,10 +126,8 @@ def _write_fixed(name: str, out_file: Path, parser: argparse.ArgumentParser) -> 
     print(f"{out_file}: " + ("; ".join(changes) or "nothing to correct"), file=sys.stderr)
 
 
-def _print(findings: Findings, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([x.to_json() for x in findings], indent=1))
-        return
+def print_findings(findings: Findings) -> None:
+    """Print each finding, errors first, in colours on a terminal."""
     for finding in findings:
         head = f"{finding.severity:<8}"
         print(f"{_COLORS[finding.severity]}{head}{_END}{finding}" if sys.stdout.isatty() else f"{head}{finding}")

@@ -23,6 +23,9 @@ from detectron2.utils import comm
 from focal_det.config import merge_options
 from focal_det.env import setup_environment
 from focal_det.registry import describe_unknown
+from focal_det.tools.check import print_findings, run_checks
+
+_CHECKED_IMAGES = 200  # of each data set, before a training
 
 
 class Trainer(DefaultTrainer):
@@ -63,6 +66,8 @@ def run(args) -> Optional[dict]:
     cfg.freeze()
     default_setup(cfg, args)
     if not args.eval_only:
+        if not args.no_check and comm.is_main_process():
+            _check(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
@@ -74,10 +79,20 @@ def run(args) -> Optional[dict]:
     return results
 
 
+def _check(cfg: CfgNode) -> None:
+    """Refuse to start what would stop or go wrong later; see `focal-det check`."""
+    findings = run_checks(cfg, images=_CHECKED_IMAGES)
+    print_findings(findings)
+    if findings.get("error"):
+        raise SystemExit("There are errors above, and nothing was trained. To train all the same: --no-check")
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Entry point; see `--help`."""
     parser = default_argument_parser(epilog="Keys of focal_det: MODEL.FOCAL_DET; see focal_det/config.py.")
     parser.prog = "focal-det train"
+    what = f"start without checking config, annotations and {_CHECKED_IMAGES} images of each data set as `focal-det check` does"
+    parser.add_argument("--no-check", action="store_true", help=what)
     args = parser.parse_args(argv)
     if not args.config_file.endswith((".yaml", ".yml")):
         parser.error(
