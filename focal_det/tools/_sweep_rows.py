@@ -107,8 +107,8 @@ def _get_relative_overrides(row: dict[str, Any], base: CfgNode) -> dict[str, Any
     return overrides
 
 
-def make_grid(grid: Sequence[str]) -> list[Row]:
-    """All combinations of `KEY=v1,v2` words.
+def make_grid(grid: Sequence[str], base: CfgNode) -> list[Row]:
+    """All combinations of `KEY=v1,v2` words; where the base has a float, 1 is 1.0.
 
     Raises:
         ValueError: a word of another form.
@@ -118,12 +118,20 @@ def make_grid(grid: Sequence[str]) -> list[Row]:
         key, equals, values = word.partition("=")
         if not (key and equals and values):
             raise ValueError(f"--grid takes KEY=value,value..., got {word!r}")
-        axes.append([(key, _parse(x)) for x in values.split(",")])
+        convert = float if isinstance(_get_value(base, key), float) else lambda x: x
+        axes.append([(key, convert(_parse(x))) for x in values.split(",")])
     rows = []
     for combination in itertools.product(*axes):
         name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in combination)
         rows.append(Row("grid", name, dict(combination)))
     return rows
+
+
+def _get_value(cfg: CfgNode, key: str) -> Any:
+    """The value of a full key, None if there is none."""
+    for part in key.split("."):
+        cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
+    return cfg
 
 
 def _parse(value: str) -> Any:

@@ -41,9 +41,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if "FOCAL_DET" not in get_cfg().MODEL:
         setup_environment()
     try:
-        tables = _read_tables(args)
         base_file = sweep_rows.get_base_file(args.base)
         base = sweep_rows.load_config(base_file, args.opts)
+        tables = _read_tables(args, base)
         configs = {row: sweep_rows.merge_row(base, row) for rows in tables.values() for row in rows}
     except (ValueError, KeyError, FileNotFoundError) as error:
         parser.error(str(error.args[-1] if isinstance(error, FileNotFoundError) else error.args[0]))
@@ -85,9 +85,9 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_tables(args: argparse.Namespace) -> dict[str, list[Row]]:
+def _read_tables(args: argparse.Namespace, base: CfgNode) -> dict[str, list[Row]]:
     if args.grid:
-        return {"grid": sweep_rows.make_grid(args.grid)}
+        return {"grid": sweep_rows.make_grid(args.grid, base)}
     return {table: sweep_rows.read_table(table, args.base) for table in dict.fromkeys(args.table)}
 
 

@@ -81,8 +81,11 @@ def test_anchors_are_those_of_the_base_times_powers_of_two():
 
 
 def test_a_grid_has_all_combinations():
-    rows = sweep_rows.make_grid(["SOLVER.BASE_LR=0.1,0.2", "MODEL.FOCAL_DET.CLS_LOSS.NAME=FocalLoss,OHEMLoss"])
+    base = sweep_rows.load_config(sweep_rows.get_base_file("coco"))
+    rows = sweep_rows.make_grid(["SOLVER.BASE_LR=0.1,0.2", "MODEL.FOCAL_DET.CLS_LOSS.NAME=FocalLoss,OHEMLoss"], base)
     assert [x.name for x in rows][1] == "BASE_LR 0.1, NAME OHEMLoss" and len(rows) == 4
+    (row,) = sweep_rows.make_grid(["MODEL.RETINANET.FOCAL_LOSS_GAMMA=2"], base)  # a float, as the key is
+    assert isinstance(row.overrides["MODEL.RETINANET.FOCAL_LOSS_GAMMA"], float) and sweep_rows.merge_row(base, row)
     assert rows[2].overrides == {"SOLVER.BASE_LR": 0.2, "MODEL.FOCAL_DET.CLS_LOSS.NAME": "FocalLoss"}
 
 
@@ -140,7 +143,7 @@ def test_an_interrupted_sweep_that_goes_on_has_the_results_of_one_that_was_not(d
     command = [sys.executable, "-m", "focal_det.tools", *words, str(tmp_path / "parts")]
     process = subprocess.Popen(command, env={**os.environ, **data_env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folder = tmp_path / "parts" / "runs" / "grid-focal_loss_gamma-2.0_seed1"
-    while not (folder / "model_0000009.pth").is_file():
+    while not (folder / "last_checkpoint").is_file():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
