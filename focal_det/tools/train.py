@@ -35,6 +35,11 @@ class Trainer(DefaultTrainer):
     the first batch; here the batches that have been trained on are drawn again, for the state of the random generators, and left.
     """
 
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        if "state_dict" not in vars(DefaultTrainer):  # Detectron2 0.5, whose checkpoints lack the momentum
+            self.checkpointer.add_checkpointable("optimizer", self._trainer.optimizer)
+
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
         if resume and self.start_iter > 0 and self.cfg.SEED >= 0 and self.cfg.DATALOADER.NUM_WORKERS == 0:
