@@ -83,3 +83,12 @@ def test_the_shipped_model_has_its_accuracy(tmp_path):
     cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 90.0, 1.0]]
     with pytest.raises(SystemExit):
         verify_results(cfg, {"bbox": {"AP": 56.0}})
+
+
+def test_a_file_without_a_recorded_hash_is_told(tmp_path, monkeypatch, caplog):
+    config_path = "COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"
+    file = tmp_path / ZOO[config_path]["url"].rsplit("/", 1)[-1]
+    file.write_bytes(b"any")
+    monkeypatch.setenv("FOCAL_DET_ZOO", str(tmp_path))
+    assert model_zoo.get_checkpoint_url(config_path) == str(file)
+    assert f"zoo.json has no sha256 of {file}" in caplog.text

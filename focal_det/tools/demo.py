@@ -16,6 +16,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -81,7 +82,9 @@ class Detector:
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.is_rgb, self.score_thresh = cfg.INPUT.FORMAT == "RGB", score_thresh
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") if cfg.DATASETS.TEST else None
-        self.class_names: list[str] = list(names or map(str, range(cfg.MODEL.RETINANET.NUM_CLASSES)))
+        num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+        # Names of another data set than the model was trained on would be wrong.
+        self.class_names = list(names) if names and len(names) == num_classes else list(map(str, range(num_classes)))
 
     @torch.no_grad()
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
@@ -122,7 +125,11 @@ def _find_inputs(inputs: Iterable[Path], output: Path) -> tuple[dict[Path, Path]
             pictures[path] = output / path.name
         else:
             raise ValueError(f"{path} is no image ({', '.join(_IMAGES)}) and no video ({', '.join(_VIDEOS)})")
+    drawn_from: dict[Path, Path] = {}
     for file, out_file in {**pictures, **videos}.items():
+        first = drawn_from.setdefault(out_file, file)
+        if first != file:
+            raise ValueError(f"{first} and {file} would both be drawn to {out_file}; give them in two calls with an --output each")
         if file.resolve() == out_file.resolve():
             raise ValueError(f"{file} would be overwritten; choose another --output")
     return pictures, videos
@@ -140,6 +147,7 @@ def _load_config(args: argparse.Namespace) -> CfgNode:
         raise FileNotFoundError(f"--config-file {args.config_file} does not exist")
     merge_options(cfg, args.opts)
     cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = min(cfg.MODEL.RETINANET.SCORE_THRESH_TEST, args.score_thresh)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(f"{args.config_file} names no MODEL.WEIGHTS; give the checkpoint of a training with --weights")
     if "://" not in cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
@@ -152,7 +160,7 @@ def _draw_pictures(detector: Detector, pictures: dict[Path, Path], batch: int, c
     unreadable = []
     with tqdm(total=len(pictures), unit="image") as progress:
         for some in _chunk(pictures.items(), batch):
-            images = {out_file: cv2.imread(str(file)) for file, out_file in some}
+            images = {out_file: _read_picture(file) for file, out_file in some}
             unreadable += [file for file, out_file in some if images[out_file] is None]
             images = {out_file: image for out_file, image in images.items() if image is not None}
             for out_file, drawn in zip(images, detector.draw(list(images.values()), counts) if images else []):
@@ -180,6 +188,14 @@ def _draw_video(detector: Detector, file: Path, out_file: Path, batch: int, coun
         return [file]
     writer.release()
     return []
+
+
+def _read_picture(file: Path) -> Optional[np.ndarray]:
+    """(H, W, 3) uint8 BGR, or None; OpenCV would make a picture of half a file."""
+    try:
+        return read_image(str(file), "BGR")
+    except (OSError, SyntaxError, ValueError):  # of Pillow
+        return None
 
 
 def _read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:

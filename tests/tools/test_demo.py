@@ -30,7 +30,7 @@ def folder(pictures, tmp_path):
 def make_args(**changes):
     import argparse
 
-    return argparse.Namespace(**{"config_file": None, "weights": None, "opts": [], **changes})
+    return argparse.Namespace(**{"config_file": None, "weights": None, "opts": [], "score_thresh": 0.4, **changes})
 
 
 def test_the_shipped_model_finds_the_digits(pictures):
@@ -79,11 +79,37 @@ def test_a_video_has_as_many_frames_after_as_before(folder, tmp_path):
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_drawn(folder, tmp_path, capsys):
     (folder / "broken.png").write_bytes(b"no picture")
+    content = next(folder.glob("[0-9]*.png")).read_bytes()
+    (folder / "half.png").write_bytes(content[: len(content) // 2])
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert main([str(folder), str(tmp_path / "broken.mp4"), "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
+    assert f"{folder / 'half.png'} cannot be read" in error
     assert f"{folder / 'broken.png'} cannot be read" in error and f"{tmp_path / 'broken.mp4'} cannot be read" in error
     assert len(list((tmp_path / "out" / "in").iterdir())) == 4
+
+
+def test_pictures_of_the_same_name_do_not_replace_each_other(folder, tmp_path, capsys):
+    first = next(folder.iterdir())
+    (tmp_path / "other").mkdir()
+    second = tmp_path / "other" / first.name
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(SystemExit):
+        main([str(first), str(second), "--output", str(tmp_path / "out")])
+    assert f"{first} and {second} would both be drawn to" in capsys.readouterr().err
+
+
+def test_a_threshold_below_that_of_the_config_is_kept(pictures):
+    cfg = _load_config(make_args(score_thresh=0.01, opts=["TEST.DETECTIONS_PER_IMAGE", "1000"]))
+    (found,) = Detector(cfg, 0.01).detect([cv2.imread(pictures[0]["file_name"])])
+    assert found.scores.min() < 0.05
+
+
+def test_names_that_are_not_the_models_are_not_used():
+    cfg = _load_config(
+        make_args(opts=["MODEL.RETINANET.NUM_CLASSES", "3", "DATASETS.TRAIN", "()", "DATASETS.TEST", "('coco_2017_val',)"])
+    )
+    assert Detector(cfg, 0.5).class_names == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(
