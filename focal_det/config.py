@@ -4,7 +4,8 @@ gamma, alpha and the prior pi keep Detectron2's keys: MODEL.RETINANET.FOCAL_LOSS
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
@@ -45,6 +46,14 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
     cfg.MODEL.FOCAL_DET = node
+
+
+def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their full keys, of a config or of the mapping that it was dumped from."""
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        values.update(flatten_config(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return values
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:

@@ -4,6 +4,38 @@ Detectron2 calls `setup_environment()` while it is being imported, so nothing of
 """
 
 import os
+from collections.abc import Sequence
+from typing import Union
+
+
+def ensure_environment() -> None:
+    """What `setup_environment` does, in a program of ours that was started without DETECTRON2_ENV_MODULE."""
+    import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+    from detectron2.config import get_cfg
+
+    if "FOCAL_DET" not in get_cfg().MODEL:
+        setup_environment()
+
+
+def load_config(config_file: Union[str, os.PathLike], options: Sequence[str] = ()):
+    """A Detectron2 config with focal_det's keys and data sets, from a yaml file and KEY VALUE pairs.
+
+    Raises:
+        FileNotFoundError: no such file.
+        KeyError: a key that does not exist; names the nearest one.
+    """
+    ensure_environment()
+    from detectron2.config import get_cfg
+
+    from focal_det.config import merge_options
+
+    if "://" not in str(config_file) and not os.path.isfile(config_file):
+        raise FileNotFoundError(f"the config {config_file} does not exist")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(config_file))
+    merge_options(cfg, options)
+    return cfg
 
 
 def setup_environment() -> None:

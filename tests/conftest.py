@@ -65,6 +65,20 @@ def batch():
     return make_batch([[16, 16, 52, 52], [30, 40, 110, 120], [0, 0, 128, 128]], [[70, 60, 100, 90]], [])
 
 
+@pytest.fixture
+def clean_catalog(monkeypatch):
+    """Takes the data sets of a test out of the catalogs again."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    monkeypatch.delenv("FOCAL_DET_DATASETS", raising=False)
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.get(name)  # makes it, if the data set had none
+        MetadataCatalog.pop(name)
+
+
 def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:
     """Inputs of a model in training: random images with the given XYXY boxes, whose classes go round."""
     from detectron2.structures import Boxes, Instances

@@ -8,7 +8,6 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, pairwise_iou
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from focal_det.analysis.benchmark import measure_peak_bytes
 from focal_det.matching import Matches, _match_all_pairs, _match_near_pairs, match_anchors
@@ -152,32 +151,6 @@ def test_memory_does_not_grow_with_the_number_of_boxes(match, max_megabytes):
     boxes[0] = torch.tensor([0.0, 0, 1088, 800])
     few, many = (measure_peak_bytes(lambda some=some: match(anchors, some)) for some in (boxes[:60], boxes))
     assert many < 1.05 * few and many < max_megabytes * 1e6
-
-
-class RecordWaits(TorchDispatchMode):
-    """Collects the operations that need a value or a shape from the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.waits = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        indices = args[1] if name in ("index", "index_put", "index_put_") else []
-        by_mask = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices)
-        moves = name == "_to_copy" and kwargs.get("device") is not None
-        if by_mask or moves or name in ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal"):
-            self.waits.append(name)
-        return func(*args, **kwargs)
-
-
-def test_off_the_cpu_nothing_waits_for_the_device(layouts):
-    anchors, boxes = layouts["RetinaNet"], make_boxes(20, 128, 160)
-    with RecordWaits() as on_other_devices:
-        _match_all_pairs(anchors, boxes)
-    with RecordWaits() as on_cpu:
-        _match_near_pairs(anchors, boxes)
-    assert on_cpu.waits and not on_other_devices.waits
 
 
 def test_off_the_cpu_no_value_is_needed(layouts):

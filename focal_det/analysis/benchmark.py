@@ -57,10 +57,12 @@ def time_alternating(
                 if timing.error:
                     continue
                 try:
-                    if index == -1:
+                    if index == -2:
+                        function()
+                    elif index == -1:
                         timing.peak_bytes = measure_peak_bytes(function, device)
                     else:
-                        timing.seconds += [_measure_seconds(function, device)] * (index >= 0)
+                        timing.seconds.append(_measure_seconds(function, device))
                 except (RuntimeError, MemoryError, NotImplementedError) as error:
                     timing.error = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return timings

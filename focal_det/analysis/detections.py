@@ -4,17 +4,19 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from focal_det.data.catalog import sample_evenly
 
 _TILE = 420  # longer side of a picture in the grid, in pixels
 
@@ -39,7 +41,7 @@ def draw_detections(
     unknown = set(detections) - {x["image_id"] for x in records}
     if unknown:
         raise ValueError(f"{results_file} has image id {min(unknown)!r}, which data set {dataset_name} has not")
-    records = records[:: max(1, len(records) // num_images)][:num_images]
+    records = sample_evenly(records, num_images)
     num_rows = (len(records) + 1) // 2
     aspect = max(x["height"] / x["width"] for x in records)
     figure = Figure(figsize=(13, (3.25 * aspect + 0.25) * num_rows), layout="constrained")
@@ -68,16 +70,40 @@ def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dic
 def _draw_pair(record: dict[str, Any], detections: list[dict[str, Any]], dataset_name: str) -> tuple[np.ndarray, np.ndarray]:
     """Two RGB pictures of one image."""
     image, metadata = read_image(record["file_name"], "RGB"), MetadataCatalog.get(dataset_name)
-    instances = _to_instances(detections, image.shape[:2], metadata)
-    truth, found = (make_visualizer(image, metadata.thing_classes, _TILE / max(image.shape[:2])) for _ in range(2))
-    return truth.draw_dataset_dict(record).get_image(), found.draw_instance_predictions(instances).get_image()
+    found, objects = _to_instances(detections, image.shape[:2], metadata), record["annotations"]
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
+    names = {"class_names": metadata.thing_classes, "scale": _TILE / max(image.shape[:2])}
+    truth = draw_boxes(image, np.reshape(boxes, (-1, 4)), [x["category_id"] for x in objects], **names)
+    return truth, draw_boxes(image, found.pred_boxes.tensor, found.pred_classes, scores=found.scores, **names)
 
 
-def make_visualizer(image: np.ndarray, class_names: Sequence[str], scale: float = 1.0) -> Visualizer:
-    """Detectron2's Visualizer of an RGB image, with one colour per class, the same in all pictures."""
-    colors = [tuple(round(255 * x) for x in colormaps["tab10"](i % 10)[:3]) for i in range(len(class_names))]
-    style = Metadata(thing_classes=list(class_names), thing_colors=colors)
-    return Visualizer(image, style, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+def draw_boxes(
+    image: np.ndarray,
+    boxes: Any,
+    classes: Sequence[int],
+    *,
+    class_names: Sequence[str],
+    scores: Optional[Sequence[float]] = None,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """Draw labelled boxes with Detectron2's Visualizer, each class in a colour that is the same in all pictures.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (M, 4) XYXY in absolute pixels.
+        classes: (M,) indices into `class_names`.
+        scores: (M,) in [0, 1], added to the labels.
+        scale: of the picture against the image.
+
+    Returns:
+        (scale H, scale W, 3) uint8 RGB.
+    """
+    labels = [class_names[int(i)] for i in classes]
+    if scores is not None:
+        labels = [f"{label} {100 * float(score):.0f}%" for label, score in zip(labels, scores)]
+    colors = [colormaps["tab10"](int(i) % 10)[:3] for i in classes]
+    visualizer = Visualizer(image, Metadata(), scale=scale)
+    return visualizer.overlay_instances(boxes=np.asarray(boxes), labels=labels, assigned_colors=colors).get_image()
 
 
 def _to_instances(detections: list[dict[str, Any]], size: tuple[int, int], metadata: Any) -> Instances:

@@ -96,6 +96,13 @@ def check_datasets(names: Iterable[str], num_classes: int) -> None:
             )
 
 
+def sample_evenly(records: Sequence[Any], num: int) -> list[Any]:
+    """`num` records at even distances; all if it is 0 or there are no more."""
+    if num == 0 or num >= len(records):
+        return list(records)
+    return [records[round(i * (len(records) - 1) / max(1, num - 1))] for i in range(num)]
+
+
 def register_digits() -> None:
     """Register digits_train, digits_val and digits_longtail_train; they are drawn when first read."""
     for split in DIGITS_SPLITS:

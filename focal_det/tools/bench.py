@@ -12,12 +12,11 @@ from typing import Optional
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
-from detectron2.config import get_cfg
 
 from focal_det.analysis.benchmark import get_conditions, make_table, time_alternating, to_json
 from focal_det.analysis.record import get_commit, get_version
 from focal_det.analysis.scaling import draw_scaling
-from focal_det.env import setup_environment
+from focal_det.env import ensure_environment
 from focal_det.tools._bench_cases import BENCHMARKS, OURS, get_shape
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -39,8 +38,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error("--device cuda needs a GPU, and torch finds none")
     if args.what == "labels" and args.dtype != "float32":
         parser.error("--dtype: labels are computed in float32 only")
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
+    ensure_environment()
     conditions = get_conditions(args.device, args.dtype)
     print(", ".join(f"{key}: {value}" for key, value in conditions.items()))
     results, rounds = [], 1 if args.quick else args.rounds

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
@@ -24,9 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from focal_det import model_zoo
-from focal_det.analysis.detections import make_visualizer
-from focal_det.config import merge_options
-from focal_det.env import setup_environment
+from focal_det.analysis.detections import draw_boxes
+from focal_det.env import load_config
 
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -102,8 +101,10 @@ class Detector:
         drawn = []
         for image, detections in zip(images, self.detect(images)):
             counts.update(self.class_names[i] for i in detections.pred_classes.tolist())
-            visualizer = make_visualizer(image[:, :, ::-1], self.class_names, max(1.0, _MIN_SIDE / max(image.shape[:2])))
-            drawn.append(visualizer.draw_instance_predictions(detections).get_image()[:, :, ::-1])
+            found = {"scores": detections.scores, "class_names": self.class_names}
+            boxes, scale = detections.pred_boxes.tensor, max(1.0, _MIN_SIDE / max(image.shape[:2]))
+            picture = draw_boxes(image[:, :, ::-1], boxes, detections.pred_classes, scale=scale, **found)
+            drawn.append(picture[:, :, ::-1])
         return drawn
 
 
@@ -136,16 +137,9 @@ def _find_inputs(inputs: Iterable[Path], output: Path) -> tuple[dict[Path, Path]
 
 
 def _load_config(args: argparse.Namespace) -> CfgNode:
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
+    cfg = load_config(args.config_file or model_zoo.get_config_file(_DEFAULT), args.opts)
     if args.config_file is None:
-        cfg = model_zoo.get_config(_DEFAULT, trained=True)
-    elif args.config_file.is_file():
-        cfg = get_cfg()
-        cfg.merge_from_file(str(args.config_file))
-    else:
-        raise FileNotFoundError(f"--config-file {args.config_file} does not exist")
-    merge_options(cfg, args.opts)
+        cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(_DEFAULT)
     cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = min(cfg.MODEL.RETINANET.SCORE_THRESH_TEST, args.score_thresh)
     if not cfg.MODEL.WEIGHTS:

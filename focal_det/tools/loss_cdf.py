@@ -5,6 +5,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,7 +13,7 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
@@ -22,8 +23,9 @@ from tqdm import tqdm
 
 from focal_det.analysis.loss_cdf import SIDES, LossHistogram, draw_loss_cdf, summarize
 from focal_det.box_loss import iou_of_predictions
-from focal_det.config import build_cls_loss, merge_options
-from focal_det.env import setup_environment
+from focal_det.config import build_cls_loss
+from focal_det.data.catalog import sample_evenly
+from focal_det.env import load_config
 from focal_det.losses import CLS_LOSS_REGISTRY, PointwiseClsLoss
 from focal_det.losses.cls_loss import split_levels
 from focal_det.meta_arch import FocalRetinaNet
@@ -49,7 +51,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         losses = _build_losses(args, cfg)
         model = build_model(cfg).eval()
         records, dataset = _load_records(cfg, args)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, FileNotFoundError) as error:
         parser.error(str(error.args[0]))
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     histograms: Histograms = defaultdict(lambda: {side: LossHistogram() for side in SIDES})
@@ -82,13 +84,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _load_config(args: argparse.Namespace) -> CfgNode:
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
-    if not Path(args.config_file).is_file():
-        raise ValueError(f"--config-file {args.config_file} does not exist")
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    merge_options(cfg, args.opts)
+    cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("there is nothing to see in a model that is not trained; give its checkpoint with --weights")
@@ -124,9 +120,7 @@ def _load_records(cfg: CfgNode, args: argparse.Namespace) -> tuple[list[dict[str
     if name not in DatasetCatalog.list():
         raise ValueError(describe_unknown("data set", name, DatasetCatalog.list()))
     records = DatasetCatalog.get(name)
-    if args.images:
-        records = records[:: max(1, len(records) // args.images)][: args.images]
-    return records, name
+    return sample_evenly(records, args.images), name
 
 
 def _read_batches(records: list[dict[str, Any]], cfg: CfgNode, batch: int) -> Iterator[list[dict[str, Any]]]:
@@ -159,11 +153,13 @@ def add_batch(
     sizes, anchors, logits, deltas = model.predict(inputs)
     gt_labels, gt_boxes = model.label_anchors(anchors, [x["instances"].to(model.device) for x in inputs])
     targets = DenseTargets.from_labels(torch.stack(gt_labels), torch.stack(gt_boxes), model.num_classes)
-    iou = iou_of_predictions(torch.cat(deltas, dim=1), Boxes.cat(anchors).tensor, targets, model.box2box_transform)
-    groups, names = _make_groups(by, targets, inputs, sizes, [x.shape[1] for x in logits], class_names)
+    if any("iou" in loss.needs for loss in losses.values()):
+        iou = iou_of_predictions(torch.cat(deltas, dim=1), Boxes.cat(anchors).tensor, targets, model.box2box_transform)
+        targets = replace(targets, iou=iou)
+    groups, names = _make_groups(by, targets, inputs, sizes, [x.shape[1] for x in logits], class_names) if by else (None, ())
     masks = {"positive": (targets.gt_labels >= 0) & (targets.gt_labels < model.num_classes)}
     masks["negative"] = targets.gt_labels == model.num_classes
-    levels = list(split_levels(logits, DenseTargets(**{**vars(targets), "iou": iou})))
+    levels = list(split_levels(logits, targets))
     for name, loss in losses.items():
         values = torch.cat([loss.per_anchor(*level) for level in levels], dim=1)
         for side, mask in masks.items():
@@ -175,7 +171,7 @@ def add_batch(
 
 
 def _make_groups(
-    by: Optional[str],
+    by: str,
     targets: DenseTargets,
     inputs: list[dict[str, Any]],
     sizes: list[tuple[int, int]],

@@ -9,14 +9,13 @@ from typing import Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focal_det.analysis.curves import draw_curves, read_metrics
 from focal_det.analysis.detections import draw_detections
 from focal_det.analysis.record import make_record
 from focal_det.data.catalog import register_datasets
-from focal_det.env import setup_environment
+from focal_det.env import load_config
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -48,10 +47,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _read_dataset_name(config_file: Path) -> str:
     """The last test set with COCO metrics of a dumped config, registered; each set's results replace those of the one before."""
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
-    cfg = get_cfg()
-    cfg.merge_from_file(str(config_file))
+    cfg = load_config(config_file)
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     for name in cfg.DATASETS.TEST:
         if name not in DatasetCatalog.list():

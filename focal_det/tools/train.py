@@ -8,7 +8,7 @@ from typing import Optional
 from focal_det.host import LOGGER_NAME
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 from detectron2.evaluation import (
@@ -20,8 +20,7 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
-from focal_det.config import merge_options
-from focal_det.env import setup_environment
+from focal_det.env import load_config
 from focal_det.registry import describe_unknown
 from focal_det.tools.check import print_findings, run_checks
 
@@ -31,8 +30,8 @@ _CHECKED_IMAGES = 200  # of each data set, before a training
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with the box evaluators chosen by a data set's `evaluator_type`.
 
-    A seeded run without data workers that is resumed is bit for bit the run that was not interrupted: Detectron2 starts again at
-    the first batch; here the batches that have been trained on are drawn again, for the state of the random generators, and left.
+    On a CPU, a seeded run without data workers that is resumed is bit for bit the run that was not interrupted. Detectron2 starts
+    again at the first batch; here the batches that have been trained on are drawn again, for the random generators, and left.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -63,16 +62,10 @@ class Trainer(DefaultTrainer):
 
 def run(args) -> Optional[dict]:
     """One process of a training or evaluation; returns the metrics."""
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    merge_options(cfg, args.opts)
+    cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
     if not args.eval_only:
-        if not args.no_check and comm.is_main_process():
-            _check(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
@@ -104,6 +97,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run under Detectron2's "
             "tools/lazyconfig_train_net.py"
         )
+    if not (args.eval_only or args.no_check):
+        _check(load_config(args.config_file, args.opts))
     launch(
         run,
         args.num_gpus,

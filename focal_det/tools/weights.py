@@ -16,7 +16,7 @@ from focal_det.host import LOGGER_NAME
 
 import numpy as np
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.transforms import ResizeShortestEdge
@@ -32,9 +32,8 @@ from focal_det.analysis.class_weights import (
     count_positives,
     draw_class_weights,
 )
-from focal_det.config import merge_options
-from focal_det.data.catalog import check_datasets, register_datasets
-from focal_det.env import setup_environment
+from focal_det.data.catalog import check_datasets, register_datasets, sample_evenly
+from focal_det.env import load_config
 
 _FIRST_LINE = "Class weights of"
 _MAX_ROWS = 40  # of more classes, the terminal shows the most and the least frequent
@@ -44,14 +43,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parse(argv)
-    cfg = _read_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts)
     records = _read_training_set(cfg)
     class_names = _get_class_names(cfg)
     counts = count_objects(records, len(class_names))
     scalar_alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
     alpha_args = {"mean": scalar_alpha, "max_alpha": args.max_alpha, "beta": args.beta}
     alphas = {method: compute_class_alphas(counts, method=method, **alpha_args) for method in WEIGHT_METHODS}
-    sample, size = _sample(records, args.images), _get_middle_size(cfg)
+    sample, size = sample_evenly(records, args.images), _get_middle_size(cfg)
     positives, num_anchors = _count_positives(cfg, sample, size)
     priors = compute_class_priors(positives, num_anchors)
     scalar_prior = cfg.MODEL.RETINANET.PRIOR_PROB
@@ -113,15 +112,6 @@ def _find_bases(config_file: Path) -> list[Path]:
     return files
 
 
-def _read_config(config_file: Path, opts: Sequence[str]) -> CfgNode:
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
-    cfg = get_cfg()
-    cfg.merge_from_file(str(config_file))
-    merge_options(cfg, opts)
-    return cfg
-
-
 def _read_training_set(cfg: CfgNode) -> list[dict[str, Any]]:
     """Dataset dicts of DATASETS.TRAIN, without empty images if the config has the data loader leave them out."""
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
@@ -161,13 +151,6 @@ def _get_middle_size(cfg: CfgNode) -> int:
     """The middle of the sizes that training draws from, in pixels; 0 if it does not resize."""
     sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
     return (sizes[0] + sizes[-1]) // 2 if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else sizes[len(sizes) // 2]
-
-
-def _sample(records: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """`num_images` records at even distances; all if it is 0 or there are no more."""
-    if num_images == 0 or num_images >= len(records):
-        return records
-    return [records[i] for i in np.linspace(0, len(records) - 1, num_images).round().astype(int)]
 
 
 def _count_positives(cfg: CfgNode, records: list[dict[str, Any]], size: int) -> tuple[np.ndarray, int]:

@@ -4,23 +4,12 @@ import json
 
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.check import main
 from tests.data.make_data import CLASSES, write_annotation, write_coco, write_voc
 
-
-@pytest.fixture(autouse=True)
-def clean_catalog(monkeypatch):
-    """Take the data sets of a test out of the catalogs again."""
-    monkeypatch.delenv("FOCAL_DET_DATASETS", raising=False)
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.pop(name)
-        MetadataCatalog.get(name)
-        MetadataCatalog.pop(name)
+pytestmark = pytest.mark.usefixtures("clean_catalog")
 
 
 @pytest.fixture

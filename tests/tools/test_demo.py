@@ -119,7 +119,7 @@ def test_names_that_are_not_the_models_are_not_used():
         (["{folder}/../list.txt"], "is no image (.bmp"),
         (["{folder}/.."], "in/.. has no image"),
         (["{folder}", "--weights", "none.pth"], "--weights none.pth does not exist"),
-        (["{folder}", "--config-file", "none.yaml"], "--config-file none.yaml does not exist"),
+        (["{folder}", "--config-file", "none.yaml"], "the config none.yaml does not exist"),
         (["{folder}", "--config-file", "configs/Base-FocalRetinaNet.yaml"], "names no MODEL.WEIGHTS"),
         (["{folder}", "--score-thresh", "40"], "--score-thresh in [0, 1], got 8 and 40"),
         (["{folder}", "--output", "{folder}/.."], "would be overwritten; choose another --output"),

@@ -79,7 +79,7 @@ def test_the_program_says_and_draws_what_the_hardest_carry(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config-file", "none.yaml"], "--config-file none.yaml does not exist"),
+        (["--config-file", "none.yaml"], "the config none.yaml does not exist"),
         (["--config-file", DIGITS], "give its checkpoint with --weights"),
         ([*WORDS[:2], "--weights", "none.pth"], "--weights none.pth does not exist"),
         ([*WORDS, "--dataset", "digits_vol"], "Unknown data set 'digits_vol'. Did you mean 'digits_val'"),

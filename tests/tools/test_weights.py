@@ -21,16 +21,7 @@ from tests.data.make_data import CLASSES, SIZE, write_coco, write_voc
 BASE = get_config_file("Base-FocalRetinaNet.yaml")
 
 
-@pytest.fixture(autouse=True)
-def clean_catalog(monkeypatch):
-    """Take the data sets of a test out of the catalogs again."""
-    monkeypatch.delenv("FOCAL_DET_DATASETS", raising=False)
-    before = set(DatasetCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.pop(name)
-        MetadataCatalog.get(name)  # makes it, if the data set had none
-        MetadataCatalog.pop(name)
+pytestmark = pytest.mark.usefixtures("clean_catalog")
 
 
 def write_base(folder, *blocks, train=("cells",), num_classes=2, **retinanet):
