@@ -23,12 +23,13 @@ def read_points() -> dict[str, list[tuple[float, float, str]]]:
     for config, entry in read_zoo().items():
         if entry["evaluated_on"] == "coco_2017_val":
             name = config.split("focal_retinanet_")[-1].removesuffix(".yaml").replace("_", " ")
-            series = f"{entry['origin']} ({entry['device'] or 'V100'})"
+            series = f"{entry['origin']} ({entry['device']})"
             points.setdefault(series, []).append((1000 * entry["seconds_per_image"], entry["figures"]["AP"], name))
     return points
 
 
-def main() -> int:
+def main(out_file: Path = OUT) -> int:
+    """Draw both series."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for (series, points), color in zip(read_points().items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7")):
@@ -42,7 +43,7 @@ def main() -> int:
     axes.set_xlim(0, 215)
     axes.grid(True, color="0.9")
     axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(OUT, dpi=120)
+    figure.savefig(out_file, dpi=120)
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from render_losses import render_losses
 from render_speed import render_headlines, render_speed
 
+from focal_det.analysis.record import get_figure
 from focal_det.analysis.sweep_results import make_markdown
 from focal_det.model_zoo import read_zoo
 
@@ -32,7 +33,7 @@ def render_classes(records: list[Path], page: Path) -> str:
     lines = []
     for file in records:
         record = json.loads(file.read_text())
-        classes = [x.split("AP-")[1] for x in record["figures"] if is_of(record, x) and "AP-" in x]
+        classes = list(dict.fromkeys(x.split("bbox/AP-")[1] for x in record["figures"] if "bbox/AP-" in x))
         if not lines:
             lines = [f"| record | {' | '.join(f'AP {x}' for x in classes)} |", "|---|" + "---|" * len(classes)]
         cells = [f"[{file.stem}]({file.relative_to(page.parent)})", *(f"{get_figure(record, f'AP-{x}'):.1f}" for x in classes)]
@@ -49,16 +50,6 @@ def render_zoo(zoo: dict) -> str:
         cells += [entry["evaluated_on"], str(entry["seconds_per_image"]), memory, entry["origin"], (entry["sha256"] or "")[:8]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def is_of(record: dict, name: str) -> bool:
-    """Whether a metric is of the record's data set; where several were evaluated Detectron2 puts the set's name before it."""
-    return name.startswith(("bbox/", f"{record['dataset']}/bbox/"))
-
-
-def get_figure(record: dict, metric: str) -> float:
-    """A COCO metric of the record's data set, in percent."""
-    return next(value for name, value in record["figures"].items() if is_of(record, name) and name.endswith(f"bbox/{metric}"))
 
 
 def render(page: Path) -> str:

@@ -15,13 +15,14 @@ from focal_det.analysis.curves import read_metrics
 _PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "opencv-python", "focal-det")
 
 
-def make_record(run_dir: Path, command: str, dataset: str) -> dict[str, Any]:
+def make_record(run_dir: Path, command: str, dataset: str, *, num_threads: Optional[int] = None) -> dict[str, Any]:
     """Collect a finished run of Detectron2.
 
     Args:
         run_dir: its OUTPUT_DIR, with config.yaml and metrics.json.
         command: what was typed, with its `--config-file`.
         dataset: what it was evaluated on.
+        num_threads: of the run; by default of this process.
 
     Returns:
         A dict for json: "figures" (see `get_figures`), "dataset", "command", "config_file", "commit", "date", "device", "versions",
@@ -36,7 +37,7 @@ def make_record(run_dir: Path, command: str, dataset: str) -> dict[str, Any]:
         "config_file": re.search(r"--config-file[ =](\S+)", command).group(1),
         "commit": get_commit(),
         "date": date.today().isoformat(),
-        "device": _get_device(config_file),
+        "device": _get_device(config_file, num_threads),
         "versions": {"python": platform.python_version(), **{x: get_version(x) for x in _PACKAGES}},
         "minutes": round((metrics_file.stat().st_mtime - config_file.stat().st_mtime) / 60, 1),
         "config": config_file.read_text(),
@@ -52,6 +53,15 @@ def get_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
+def get_figure(record: dict[str, Any], metric: str) -> float:
+    """A COCO metric such as "AP" of the record's data set, in percent.
+
+    Where several data sets were evaluated, Detectron2 puts the set's name before the metric's.
+    """
+    figures = record["figures"]
+    return figures[next(x for x in (f"{record['dataset']}/bbox/{metric}", f"bbox/{metric}") if x in figures)]
+
+
 def get_commit() -> Optional[str]:
     """Commit of the checkout that focal_det runs from, "+changes" if it has any; None if it is not a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
@@ -62,13 +72,13 @@ def get_commit() -> Optional[str]:
     return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
-def _get_device(config_file: Path) -> str:
+def _get_device(config_file: Path, num_threads: Optional[int]) -> str:
     """Name of the device that the config asks for."""
     import torch
 
     if yaml.safe_load(config_file.read_text())["MODEL"]["DEVICE"].startswith("cuda"):
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"CPU, {num_threads or torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def get_version(package: str) -> Optional[str]:

@@ -10,14 +10,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from focal_det.analysis.record import get_figure
+
 _METRICS = ("AP", "AP50", "AP75")
 
 
 def get_values(row: dict[str, Any], metric: str) -> list[float]:
     """A metric of each run of a row that came to its end."""
-    finished = [x for x in row["runs"] if "figures" in x]
-    keys = [f"{x['dataset']}/bbox/{metric}" for x in finished]
-    return [x["figures"].get(key, x["figures"].get(f"bbox/{metric}", 0.0)) for key, x in zip(keys, finished)]
+    return [get_figure(x, metric) for x in row["runs"] if "figures" in x]
 
 
 def make_markdown(content: dict[str, Any]) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from focal_det.config import merge_options
+from focal_det.config import flatten_config, merge_options
+from focal_det.env import load_config
 from focal_det.model_zoo import get_config_file
 from focal_det.registry import describe_unknown
 
@@ -58,14 +59,6 @@ def get_base_file(base: str) -> Path:
     if not Path(base).is_file():
         raise FileNotFoundError(f"--base: {describe_unknown('base', base, BASES)} Or give the path of a config.")
     return Path(base)
-
-
-def load_config(file: Path, options: Sequence[str] = ()) -> CfgNode:
-    """A config with defaults, from a file and KEY VALUE pairs."""
-    cfg = get_cfg()
-    cfg.merge_from_file(str(file))
-    merge_options(cfg, options)
-    return cfg
 
 
 def read_table(table: str, base: str) -> list[Row]:
@@ -113,13 +106,13 @@ def make_grid(grid: Sequence[str], base: CfgNode) -> list[Row]:
     Raises:
         ValueError: a word of another form.
     """
-    axes = []
+    axes, base_values = [], flatten_config(base)
     for word in grid:
         key, equals, values = word.partition("=")
         if not (key and equals and values):
             raise ValueError(f"--grid takes KEY=value,value..., got {word!r}")
-        convert = float if isinstance(_get_value(base, key), float) else lambda x: x
-        axes.append([(key, convert(_parse(x))) for x in values.split(",")])
+        convert = float if isinstance(base_values.get(key), float) else lambda x: x
+        axes.append([(key, convert(parse_value(x))) for x in values.split(",")])
     rows = []
     for combination in itertools.product(*axes):
         name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in combination)
@@ -127,14 +120,8 @@ def make_grid(grid: Sequence[str], base: CfgNode) -> list[Row]:
     return rows
 
 
-def _get_value(cfg: CfgNode, key: str) -> Any:
-    """The value of a full key, None if there is none."""
-    for part in key.split("."):
-        cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
-    return cfg
-
-
-def _parse(value: str) -> Any:
+def parse_value(value: str) -> Any:
+    """A Python literal, or the text itself."""
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -155,7 +142,7 @@ def write_config(row: Row, base_file: Path, options: Sequence[str], file: Path) 
         options: KEY VALUE pairs of all rows.
     """
     content: dict[str, Any] = {"_BASE_": os.path.relpath(base_file.resolve(), file.parent.resolve())}
-    pairs = {**{key: _parse(value) for key, value in zip(options[::2], options[1::2])}, **row.overrides}
+    pairs = {**{key: parse_value(value) for key, value in zip(options[::2], options[1::2])}, **row.overrides}
     for key, value in pairs.items():
         node = content
         *parents, last = key.split(".")

@@ -1,6 +1,7 @@
 """The runs of a sweep: each a training process of its own in a folder of its own, whose outcome is a json in that folder."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from focal_det.analysis.curves import read_metrics
-from focal_det.analysis.record import make_record
+from focal_det.analysis.record import get_figure, make_record
 
 _POLL_SECONDS = 1.0
 _DIVERGED = "FloatingPointError: Loss became infinite or NaN"  # of Detectron2's trainer
@@ -80,30 +81,33 @@ def execute(run: Run, env: Optional[Mapping[str, str]] = None, processes: Option
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     terminal, processes = run.folder / "terminal.txt", set() if processes is None else processes
+    env = {**os.environ, **(env or {})}
     with open(terminal, "w") as file:
-        command = [sys.executable, *run.command]
-        process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, *run.command], env=env, stdout=file, stderr=subprocess.STDOUT)
         processes.add(process)
         code = process.wait()
         processes.remove(process)
-    result = _read_outcome(run, code, terminal.read_text(errors="replace"))
+    num_threads = int(env["OMP_NUM_THREADS"]) if "OMP_NUM_THREADS" in env else None
+    result = _read_outcome(run, code, terminal.read_text(errors="replace"), num_threads)
     run.result_file.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _read_outcome(run: Run, code: int, output: str) -> dict[str, Any]:
+def _read_outcome(run: Run, code: int, output: str, num_threads: Optional[int]) -> dict[str, Any]:
     origin = {"seed": run.seed, "iterations": run.num_iters}
     if code:
         lines = [x.strip() for x in output.splitlines() if x.strip()] or [f"exit code {code}, no output"]
         diverged = [x for x in lines if x.startswith(_DIVERGED)]
         return {**origin, "status": "diverged" if diverged else "crashed", "error": (diverged or lines)[-1]}
-    record = make_record(run.folder, " ".join(["python", *run.command]), run.dataset)
+    record = make_record(run.folder, " ".join(["python", *run.command]), run.dataset, num_threads=num_threads)
     times = sorted(line["time"] for line in record.pop("metrics") if "time" in line)
     del record["config"], record["command"], record["config_file"]
-    # Of no detections at all, COCO's evaluator says NaN; by the definition of average precision it is 0.
-    has_detections = record["figures"].get("bbox/AP", 0) == record["figures"].get("bbox/AP", 0)
-    record["figures"] = {key: value if value == value else 0.0 for key, value in record["figures"].items()}
-    status = "done" if has_detections else "no detections"
+    is_nan = math.isnan(get_figure(record, "AP"))
+    if is_nan:  # of no detections at all, COCO's evaluator says so; by the definition of average precision it is 0
+        record["figures"] = {key: 0.0 for key in record["figures"] if key.endswith(("bbox/AP", "bbox/AP50", "bbox/AP75"))}
+    # What is left is of sizes and classes that the data set does not have.
+    record["figures"] = {key: value for key, value in record["figures"].items() if not math.isnan(value)}
+    status = "no detections" if is_nan else "done"
     return {**origin, "status": status, "seconds_per_iter": times[len(times) // 2] if times else None, **record}
 
 
@@ -159,14 +163,8 @@ def describe(run: Run, result: dict[str, Any]) -> str:
     """One line on the outcome of a run."""
     name = f"{run.config.stem}, seed {run.seed}"
     if "figures" in result:
-        return f"{name}: {result['status']}, AP {get_ap(result):.1f}, {result['minutes']:.1f} minutes"
+        return f"{name}: {result['status']}, AP {get_figure(result, 'AP'):.1f}, {result['minutes']:.1f} minutes"
     return f"{name}: {result['status']}: {result['error']} (see {run.folder / 'terminal.txt'})"
-
-
-def get_ap(result: dict[str, Any], metric: str = "AP") -> float:
-    """A COCO metric of an outcome in percent, of its data set where there are several."""
-    figures, dataset = result["figures"], result["dataset"]
-    return figures[f"{dataset}/bbox/{metric}" if f"{dataset}/bbox/{metric}" in figures else f"bbox/{metric}"]
 
 
 def execute_with_submitit(runs: Iterable[Run], executor: Any) -> None:

@@ -18,11 +18,12 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from focal_det import model_zoo
 from focal_det.analysis.sweep_results import draw_results, make_markdown
-from focal_det.env import setup_environment
+from focal_det.config import flatten_config
+from focal_det.env import load_config
 from focal_det.tools import _sweep_rows as sweep_rows
 from focal_det.tools._sweep_rows import Row
 from focal_det.tools._sweep_runs import Run, execute_all, execute_with_submitit
@@ -38,15 +39,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error(f"--seeds and --jobs must be >= 1, got {args.seeds} and {args.jobs}")
     if len(args.opts) % 2:
         parser.error(f"options are KEY VALUE pairs, got {' '.join(args.opts)!r}")
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
     try:
         base_file = sweep_rows.get_base_file(args.base)
-        base = sweep_rows.load_config(base_file, args.opts)
+        base = load_config(base_file, args.opts)
         tables = _read_tables(args, base)
         configs = {row: sweep_rows.merge_row(base, row) for rows in tables.values() for row in rows}
     except (ValueError, KeyError, FileNotFoundError) as error:
-        parser.error(str(error.args[-1] if isinstance(error, FileNotFoundError) else error.args[0]))
+        parser.error(str(error.args[0]))
     if args.write:
         for row in configs:
             sweep_rows.write_config(row, base_file, args.opts, args.write / f"{row.slug}.yaml")
@@ -116,21 +115,13 @@ def _check_same_settings(run: Run, cfg: CfgNode) -> None:
     file = run.folder / "config.yaml"
     if not file.is_file():
         return
-    expected, found = _flatten(yaml.safe_load(cfg.dump())), _flatten(yaml.safe_load(file.read_text()))
+    expected, found = (flatten_config(yaml.safe_load(x)) for x in (cfg.dump(), file.read_text()))
     keys = [key for key in expected if key not in ("SEED", "OUTPUT_DIR") and expected[key] != found.get(key)]
     if keys:
         raise SystemExit(
             f"{run.folder} holds a run with another {keys[0]}, {found.get(keys[0])!r}, than {run.config} has, "
             f"{expected[keys[0]]!r}; choose another --output, or remove the folder"
         )
-
-
-def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their full keys."""
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        values.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return values
 
 
 def _make_digits_backbone(file: Path) -> None:
@@ -146,16 +137,32 @@ def _execute(runs: list[Run], args: argparse.Namespace, output: Path) -> None:
     todo = sum(not run.read_result() for run in runs)
     print(f"{len(runs)} trainings, {len(runs) - todo} of them with a result; output: {output}", flush=True)
     if args.launcher == "slurm":
-        import submitit
-
-        executor = submitit.AutoExecutor(folder=output / "slurm")
-        executor.update_parameters(**dict(x.split("=", 1) for x in args.slurm))
-        return execute_with_submitit(runs, executor)
+        return execute_with_submitit(runs, make_executor(output / "slurm", args.slurm))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return execute_all(runs, args.jobs)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; repeat the command to continue") from None
+
+
+def make_executor(folder: Path, words: Sequence[str], cluster: Optional[str] = None) -> Any:
+    """submitit's executor with KEY=VALUE parameters; a value is a Python literal, or a text.
+
+    Args:
+        folder: of its logs.
+        cluster: None for Slurm, where there is one; "local" for this machine.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise SystemExit("--launcher slurm needs submitit: pip install submitit") from None
+    pairs = [x.partition("=") for x in words]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise SystemExit(f"--slurm takes KEY=VALUE, got {key + equals + value!r}")
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor.update_parameters(**{key: sweep_rows.parse_value(value) for key, _, value in pairs})
+    return executor
 
 
 def _write_results(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from focal_det.tools import _sweep_rows as sweep_rows
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 FILES = sorted((ROOT / "projects" / "PaperTables" / "results").glob("digits_*.json"))
 
@@ -24,6 +24,16 @@ def test_the_results_are_of_the_rows(file):
     for row in content["rows"]:
         assert [x["seed"] for x in row["runs"]] == [1, 2, 3]
         assert all(re.fullmatch(r"[0-9a-f]{40}", x["commit"]) and x["versions"]["torch"] for x in row["runs"])
+
+
+def test_speed_against_accuracy_is_drawn(tmp_path):
+    run_python(
+        "-c",
+        f"import draw_speed_accuracy as x; x.main({str(tmp_path / 'a.png')!r})",
+        cwd=ROOT / "dev",
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
 def test_rows_with_the_same_config_have_the_same_runs():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import torch
 import yaml
 
 from focal_det.analysis.sweep_results import draw_results, make_markdown
+from focal_det.env import load_config
 from focal_det.tools import _sweep_rows as sweep_rows
 from focal_det.tools._sweep_runs import Run, execute_with_submitit
-from focal_det.tools.sweep import main
-from tests.conftest import run_python
+from focal_det.tools.sweep import main, make_executor
+from tests.conftest import ROOT, run_python
 from tests.data.make_data import write_coco
 from tests.test_stock_scripts import make_config
 
@@ -44,11 +46,11 @@ def data_env(tmp_path_factory):
 def test_the_config_that_is_written_is_the_config_of_the_row(table, base, tmp_path):
     base_file = sweep_rows.get_base_file(base)
     options = ["SOLVER.MAX_ITER", "7", "MODEL.RETINANET.PRIOR_PROB", "0.02"]
-    cfg = sweep_rows.load_config(base_file, options)
+    cfg = load_config(base_file, options)
     for row in sweep_rows.read_table(table, base):
         file = tmp_path / f"{row.slug}.yaml"
         sweep_rows.write_config(row, base_file, options, file)
-        assert sweep_rows.load_config(file) == sweep_rows.merge_row(cfg, row)
+        assert load_config(file) == sweep_rows.merge_row(cfg, row)
 
 
 def test_the_tables_are_the_papers():
@@ -65,7 +67,7 @@ def test_the_tables_are_the_papers():
 
 
 def test_the_base_is_the_papers_setting():
-    cfg = sweep_rows.load_config(sweep_rows.get_base_file("coco"))
+    cfg = load_config(sweep_rows.get_base_file("coco"))
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((600,), 600)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.IMS_PER_BATCH) == (90000, (60000, 80000), 16)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MOMENTUM) == (0.01, 0.0001, 0.9)
@@ -81,7 +83,7 @@ def test_anchors_are_those_of_the_base_times_powers_of_two():
 
 
 def test_a_grid_has_all_combinations():
-    base = sweep_rows.load_config(sweep_rows.get_base_file("coco"))
+    base = load_config(sweep_rows.get_base_file("coco"))
     rows = sweep_rows.make_grid(["SOLVER.BASE_LR=0.1,0.2", "MODEL.FOCAL_DET.CLS_LOSS.NAME=FocalLoss,OHEMLoss"], base)
     assert [x.name for x in rows][1] == "BASE_LR 0.1, NAME OHEMLoss" and len(rows) == 4
     (row,) = sweep_rows.make_grid(["MODEL.RETINANET.FOCAL_LOSS_GAMMA=2"], base)  # a float, as the key is
@@ -121,7 +123,12 @@ def test_rows_are_trained_what_fails_is_told_and_what_is_done_is_kept(data_env, 
     assert "base_lr-0.001, seed 1: done, AP" in output and "base_lr-1e-30, seed 1: diverged: FloatingPointError" in output
     content = json.loads((tmp_path / "sweep" / "results_grid.json").read_text())
     good, bad = (row["runs"][0] for row in content["rows"])
-    assert good["figures"]["bbox/AP"] >= 0 and good["seconds_per_iter"] > 0 and bad["status"] == "diverged"
+    assert (
+        good["figures"]["bbox/AP"] >= 0
+        and good["device"].startswith("CPU, 1 threads")
+        and good["seconds_per_iter"] > 0
+        and bad["status"] == "diverged"
+    )
     assert "| BASE_LR 1e+30 |" in output and "1 diverged |" in output
     assert (tmp_path / "sweep" / "results_grid.png").stat().st_size > 5000
     # Once more: nothing is trained, and the table is the same.
@@ -160,24 +167,36 @@ def test_an_interrupted_sweep_that_goes_on_has_the_results_of_one_that_was_not(d
 
 @pytest.mark.slow
 def test_with_submitit_each_training_is_a_job(data_env, tmp_path, monkeypatch):
-    submitit = pytest.importorskip("submitit")
+    pytest.importorskip("submitit")
     for key, value in data_env.items():
         monkeypatch.setenv(key, value)
     runs = [
         Run(make_config(tmp_path), 1, tmp_path / "good", "shapes_train", 4),
         Run(tmp_path / "none.yaml", 1, tmp_path / "bad", "shapes_train", 4),
     ]
-    executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
-    executor.update_parameters(timeout_min=10)
+    executor = make_executor(tmp_path / "jobs", ["timeout_min=10"], cluster="local")
     execute_with_submitit(runs, executor)
     results = [json.loads(x.result_file.read_text()) for x in runs]
     assert [x["status"] for x in results] == ["done", "crashed"] and "none.yaml" in results[1]["error"]
     assert runs[0].read_result() and not runs[1].read_result()  # what crashed is tried again
 
 
+def test_parameters_of_slurm_are_those_of_the_project_page(tmp_path):
+    pytest.importorskip("submitit")
+    (words,) = re.findall(r"--slurm\s+([^`]+)`", (ROOT / "projects" / "PaperTables" / "README.md").read_text())
+    parameters = make_executor(tmp_path, words.split(), cluster="local")._executor.parameters
+    assert parameters["gpus_per_node"] == 8
+    with pytest.raises(SystemExit, match="--slurm takes KEY=VALUE, got 'gpus_per_node'"):
+        make_executor(tmp_path, ["gpus_per_node"], cluster="local")
+
+
 def make_content(*aps_per_row):
     outcomes = [
-        [{"status": "done", "dataset": "d", "figures": {"bbox/AP": ap}, "minutes": 1.0} for ap in aps] for aps in aps_per_row
+        [
+            {"status": "done", "dataset": "d", "figures": {"bbox/AP": ap, "bbox/AP50": ap, "bbox/AP75": ap}, "minutes": 1.0}
+            for ap in aps
+        ]
+        for aps in aps_per_row
     ]
     rows = [{"row": f"row {i}", "paper": {"AP": 31.1}, "runs": runs} for i, runs in enumerate(outcomes)]
     rows[-1]["runs"].append({"status": "diverged", "error": "FloatingPointError"})
