@@ -10,8 +10,18 @@ import logging
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
+from focal_det.host import LOGGER_NAME
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from focal_det.config import add_focal_det_config
 from focal_det.registry import describe_unknown
 
 _PACKAGE = Path(__file__).parents[1]
@@ -60,27 +70,26 @@ def get_checkpoint_url(config_path: str) -> str:
 
 
 def get_config(config_path: str, trained: bool = False) -> Any:
-    """Config of a shipped yaml, or Lazy config of a .py; with `trained`, its weights are those of the trained model."""
-    from detectron2.config import LazyConfig, get_cfg
+    """Config of a shipped yaml, or Lazy config of a .py; with `trained`, its weights are those of the trained model.
 
-    from focal_det.env import setup_environment
-
+    Detectron2's defaults stay as they are: the config has focal_det's keys of its own.
+    """
     file = get_config_file(config_path)
     if file.endswith(".py"):
         lazy = LazyConfig.load(file)
         if trained:
             lazy.train.init_checkpoint = get_checkpoint_url(config_path)
         return lazy
-    if "FOCAL_DET" not in get_cfg().MODEL:
-        setup_environment()
     cfg = get_cfg()
+    if "FOCAL_DET" not in cfg.MODEL:
+        add_focal_det_config(cfg)
     cfg.merge_from_file(file)
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
     return cfg
 
 
-def get(config_path: str, trained: bool = False, device: Optional[str] = None):
+def get(config_path: str, trained: bool = False, device: Optional[str] = None) -> nn.Module:
     """Model of a shipped config, in training mode as from Detectron2's `get`.
 
     Args:
@@ -90,14 +99,6 @@ def get(config_path: str, trained: bool = False, device: Optional[str] = None):
     Raises:
         RuntimeError: there is no trained model for this config, or the file is not the one that was recorded.
     """
-    from focal_det.host import LOGGER_NAME  # noqa: F401  (first: says how to get Detectron2)
-
-    import torch
-    from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.config import CfgNode, instantiate
-    from detectron2.modeling import build_model
-    from detectron2.utils.file_io import PathManager
-
     cfg = get_config(config_path, trained)
     device = device or (None if torch.cuda.is_available() else "cpu")
     if isinstance(cfg, CfgNode):
@@ -106,7 +107,7 @@ def get(config_path: str, trained: bool = False, device: Optional[str] = None):
     else:
         model, weights = instantiate(cfg.model), cfg.train.init_checkpoint
         model = model.to(device) if device else model
-    if trained:
+    if trained and "://" in weights:  # else it has been checked
         weights = PathManager.get_local_path(weights)
         _check_sha256(Path(weights), _get_entry(config_path)["sha256"])
     DetectionCheckpointer(model).load(weights)
@@ -121,11 +122,12 @@ def _get_entry(config_path: str) -> dict[str, Any]:
     return entry
 
 
-def _check_sha256(file: Union[str, Path], expected: Optional[str]) -> None:
+def _check_sha256(file: Path, expected: Optional[str]) -> None:
     """Refuse a file with another hash than recorded; warn of one that has none recorded."""
     if expected is None:
-        logging.getLogger("detectron2.focal_det").warning(f"zoo.json has no sha256 of {file}: the file is not checked")
-    found = hashlib.sha256(Path(file).read_bytes()).hexdigest() if expected else None
+        logging.getLogger(LOGGER_NAME).warning(f"zoo.json has no sha256 of {file}: the file is not checked")
+        return
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:
         raise RuntimeError(
             f"{file} has the sha256 {found}, but zoo.json has {expected}: it is damaged or another file; get it again"
