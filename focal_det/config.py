@@ -4,11 +4,16 @@ gamma, alpha and the prior pi keep Detectron2's keys: MODEL.RETINANET.FOCAL_LOSS
 """
 
 import inspect
+import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
+import detectron2
+import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -43,6 +48,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node.LOW_QUALITY_MATCHES = True
     # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
     node.NORMALIZER = _component_node("EMAPosCount", NORMALIZER_REGISTRY)
+    # Iterations between figures of the classification loss in the metrics (focal_det/...); 0 for none.
+    node.TELEMETRY_PERIOD = 20
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
     cfg.MODEL.FOCAL_DET = node
@@ -56,6 +63,70 @@ def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+class _SafeYaml(CfgNode):
+    """Reads a yaml file and those it is based on; only Detectron2's own may run code, as its Base-RetinaNet.yaml does."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        is_detectron2s = Path(detectron2.__file__).resolve().parent in Path(filename).resolve().parents
+        try:
+            return super().load_yaml_with_base(filename, allow_unsafe=is_detectron2s)
+        except yaml.constructor.ConstructorError as error:
+            raise ValueError(
+                f"{filename} runs code when it is read, line {error.problem_mark.line + 1}: {error.problem}. Write the "
+                "value out; or, if you trust the file, --unsafe-yaml (of focal-det train and check)"
+            ) from None
+
+
+def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> None:
+    """Merge a yaml file; what is wrong with it is told by file and key, with the nearest key.
+
+    Args:
+        unsafe_yaml: let the file, or one it is based on, run code (`!!python/...`); Detectron2's own configs may do so anyway.
+
+    Raises:
+        KeyError: a key that does not exist.
+        ValueError: a file that runs code, or is not yaml.
+    """
+    try:
+        if not unsafe_yaml:
+            _SafeYaml.load_yaml_with_base(config_file)
+        cfg.merge_from_file(config_file, allow_unsafe=True)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config_file} is not yaml: {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{config_file} must have KEY: VALUE lines ({error})") from None
+    except ValueError as error:
+        raise ValueError(str(error) if "runs code" in str(error) else f"{config_file}: {error}") from None
+    except KeyError as error:
+        key = re.search(r"key: ([\w.]+)$", str(error.args[0]))
+        if key is None:
+            raise
+        raise KeyError(f"{config_file}: {_describe_unknown_key(cfg, key[1])}") from None
+
+
+def _describe_unknown_key(cfg: CfgNode, key: str) -> str:
+    """Where a key leaves the config, and the nearest one there; empty for a key that exists."""
+    node, parts = cfg, key.split(".")
+    for i, part in enumerate(parts):
+        beside = node if isinstance(node, CfgNode) else ()
+        if part not in beside:
+            return f"{key}: {describe_unknown('key of ' + ('.'.join(parts[:i]) or 'the config'), part, beside)}"
+        node = node[part]
+    return ""
+
+
+def check_finite(cfg: CfgNode) -> None:
+    """Refuse NaN and infinity, which yaml can have and which a training finds after a step or never.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    wrong = {k: v for k, v in flatten_config(cfg).items() if isinstance(v, float) and not math.isfinite(v)}
+    if wrong:
+        raise ValueError(f"the config has numbers that are not finite: {', '.join(f'{k} {v}' for k, v in wrong.items())}")
+
+
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     """Merge KEY VALUE pairs of a command line; the error for a key that does not exist names the nearest one beside it.
 
@@ -65,12 +136,9 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     for key in options[0::2]:
         if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
             continue  # of which Detectron2 has more to say
-        node, parts = cfg, key.split(".")
-        for i, part in enumerate(parts):
-            beside = node if isinstance(node, CfgNode) else ()
-            if part not in beside:
-                raise KeyError(f"{key}: {describe_unknown('key of ' + ('.'.join(parts[:i]) or 'the config'), part, beside)}")
-            node = node[part]
+        unknown = _describe_unknown_key(cfg, key)
+        if unknown:
+            raise KeyError(unknown)
     cfg.merge_from_list(list(options))
 
 

@@ -18,22 +18,26 @@ def ensure_environment() -> None:
         setup_environment()
 
 
-def load_config(config_file: Union[str, os.PathLike], options: Sequence[str] = ()):
+def load_config(config_file: Union[str, os.PathLike], options: Sequence[str] = (), *, unsafe_yaml: bool = False):
     """A Detectron2 config with focal_det's keys and data sets, from a yaml file and KEY VALUE pairs.
+
+    Args:
+        unsafe_yaml: let the file, or one it is based on, run code (`!!python/...`); Detectron2's own configs may do so anyway.
 
     Raises:
         FileNotFoundError: no such file.
         KeyError: a key that does not exist; names the nearest one.
+        ValueError: a file that runs code when it is read; names file, line and tag.
     """
     ensure_environment()
     from detectron2.config import get_cfg
 
-    from focal_det.config import merge_options
+    from focal_det.config import merge_file, merge_options
 
     if "://" not in str(config_file) and not os.path.isfile(config_file):
         raise FileNotFoundError(f"the config {config_file} does not exist")
     cfg = get_cfg()
-    cfg.merge_from_file(str(config_file))
+    merge_file(cfg, str(config_file), unsafe_yaml=unsafe_yaml)
     merge_options(cfg, options)
     return cfg
 

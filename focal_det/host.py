@@ -19,6 +19,14 @@ def put_scalar(name: str, value: float) -> None:
         get_event_storage().put_scalar(name, value)
 
 
+def set_data_loader(trainer, data_loader) -> None:
+    """Give a SimpleTrainer another data loader; main has a method for it, 0.5 has not."""
+    if hasattr(trainer, "reset_data_loader"):
+        trainer.reset_data_loader(lambda: data_loader)
+    else:
+        trainer.data_loader, trainer._data_loader_iter = data_loader, iter(data_loader)
+
+
 # Last: with DETECTRON2_ENV_MODULE=focal_det.env, importing Detectron2 imports modules that use this one.
 try:
     import detectron2  # noqa: F401

@@ -26,13 +26,18 @@ class Matches:
         max_iou: (R,) in [0, 1], the largest IoU of each anchor with any box.
         matched_idxs: (R,) int64, the first box with that IoU; of an anchor that overlaps no box, the first box that overlaps any.
         is_best_of_box: (R,) bool, whether there is a box that overlaps the anchor, and no anchor more than this one.
-        without_anchor: (M,) bool, the boxes that overlap no anchor.
+        max_iou_of_box: (M,) in [0, 1], the largest IoU of each box with any anchor.
     """
 
     max_iou: Tensor
     matched_idxs: Tensor
     is_best_of_box: Tensor
-    without_anchor: Tensor
+    max_iou_of_box: Tensor
+
+    @property
+    def without_anchor(self) -> Tensor:
+        """(M,) bool, the boxes that overlap no anchor."""
+        return self.max_iou_of_box == 0
 
 
 @torch.no_grad()
@@ -131,4 +136,4 @@ def _start(anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _finish(max_iou: Tensor, matched_idxs: Tensor, is_best_of_box: Tensor, max_iou_of_box: Tensor) -> Matches:
     has_anchor = max_iou_of_box > 0
     first_with_anchor = has_anchor.byte().argmax()
-    return Matches(max_iou, torch.where(max_iou > 0, matched_idxs, first_with_anchor), is_best_of_box, ~has_anchor)
+    return Matches(max_iou, torch.where(max_iou > 0, matched_idxs, first_with_anchor), is_best_of_box, max_iou_of_box)

@@ -4,6 +4,7 @@ Shapes: N images, A anchors per cell, R anchors per image, K classes, C = `cls_l
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -11,6 +12,7 @@ from focal_det.host import LOGGER_NAME, has_event_storage, put_scalar
 
 import torch
 from detectron2.config import configurable
+from detectron2.data import MetadataCatalog
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
@@ -20,8 +22,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from focal_det.box_loss import BOX_LOSS_TYPES, box_loss_per_image, iou_of_predictions
-from focal_det.config import build_cls_loss, build_normalizer
-from focal_det.data.catalog import check_datasets, register_datasets
+from focal_det.config import build_cls_loss, build_normalizer, check_finite
+from focal_det.data.catalog import check_datasets, check_metadata, register_datasets
+from focal_det.engine.telemetry import compute_telemetry
 from focal_det.head import FocalRetinaNetHead, get_prior_prob
 from focal_det.labeling import check_gt_classes, label_anchors_of_image, report_boxes_without_anchor
 from focal_det.losses import ClsLoss
@@ -39,10 +42,20 @@ class FocalRetinaNet(RetinaNet):
         normalizer: turns positives per image into the divisor of both losses.
         retinanet_args: the other arguments of Detectron2's RetinaNet (backbone, head, anchor_generator, ...), but not
             `focal_loss_alpha` and `focal_loss_gamma`, which belong to `cls_loss`.
+        dataset_names: of training and test sets, whose classes are compared with the model's at the first step.
+        telemetry_period: iterations between figures of the classification loss in the metrics; 0 for none.
     """
 
     @configurable
-    def __init__(self, *, cls_loss: ClsLoss, normalizer: nn.Module, **retinanet_args: Any) -> None:
+    def __init__(
+        self,
+        *,
+        cls_loss: ClsLoss,
+        normalizer: nn.Module,
+        dataset_names: Sequence[str] = (),
+        telemetry_period: int = 0,
+        **retinanet_args: Any,
+    ) -> None:
         for key in ("focal_loss_alpha", "focal_loss_gamma"):
             if key in retinanet_args:
                 raise ValueError(f"{key} belongs to the loss: write cls_loss=FocalLoss(alpha=..., gamma=...)")
@@ -52,13 +65,17 @@ class FocalRetinaNet(RetinaNet):
             raise ValueError(describe_unknown(key, self.box_reg_loss_type, BOX_LOSS_TYPES))
         self.cls_loss = cls_loss
         self.normalizer = normalizer
+        self.dataset_names = dataset_names
+        self.telemetry_period = telemetry_period
         self._is_first_step = True
         self._anchors: Optional[tuple[tuple, list[Boxes]]] = None
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
+        check_finite(cfg)
         register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
-        check_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST), cfg.MODEL.RETINANET.NUM_CLASSES)
+        dataset_names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        check_datasets(dataset_names, cfg.MODEL.RETINANET.NUM_CLASSES)
         cls_loss = build_cls_loss(cfg)
         cls_loss.bias(get_prior_prob(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)  # refuses a prior before the backbone is built
         args = super().from_config(cfg)
@@ -67,7 +84,8 @@ class FocalRetinaNet(RetinaNet):
         backbone_shape = args["backbone"].output_shape()
         feature_shapes = [backbone_shape[f] for f in cfg.MODEL.RETINANET.IN_FEATURES]
         head = FocalRetinaNetHead(cfg, feature_shapes, cls_loss=cls_loss)
-        return {**args, "head": head, "cls_loss": cls_loss, "normalizer": build_normalizer(cfg)}
+        own = {"cls_loss": cls_loss, "normalizer": build_normalizer(cfg), "dataset_names": dataset_names}
+        return {**args, **own, "head": head, "telemetry_period": cfg.MODEL.FOCAL_DET.TELEMETRY_PERIOD}
 
     def forward(self, batched_inputs: list[dict[str, Any]]):
         """Losses in training, detections otherwise.
@@ -83,6 +101,8 @@ class FocalRetinaNet(RetinaNet):
             ValueError: in training, an image without "instances" or with a class id outside 0..K-1.
         """
         if self.training:
+            if self._is_first_step:  # the names of a data set's classes are known when it has been loaded
+                check_metadata(self.dataset_names, self.num_classes)
             image_names = [self._check_training_input(i, x) for i, x in enumerate(batched_inputs)]
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
 
@@ -202,12 +222,35 @@ class FocalRetinaNet(RetinaNet):
         if "anchors" in self.cls_loss.needs:
             targets = replace(targets, anchors=all_anchors)
         divisor = self.normalizer(targets.num_pos)
+        self._put_telemetry(pred_logits, targets, divisor)
         initial_loss = self._get_initial_loss(targets, divisor) if self._is_first_step else None
         loss_cls = self._normalize(self.cls_loss(pred_logits, targets), divisor)
         if initial_loss is not None and targets.pos_idxs[0].numel():
             _compare_first_loss(loss_cls.item(), initial_loss.item())
         self._is_first_step = False
         return {"loss_cls": loss_cls, "loss_box_reg": (box_sums / divisor).sum()}
+
+    def _put_telemetry(self, pred_logits: list[Tensor], targets: DenseTargets, divisor: Tensor) -> None:
+        """Every `telemetry_period` iterations, figures of the batch to the trainer's metrics."""
+        if not (self.telemetry_period > 0 and has_event_storage()):
+            return
+        storage = get_event_storage()
+        if (storage.iter + 1) % self.telemetry_period:  # the iteration that Detectron2's writers follow
+            return
+        metadata = [MetadataCatalog.get(x) for x in self.dataset_names if x in MetadataCatalog.list()]
+        names = next((x.thing_classes for x in metadata if x.get("thing_classes")), range(self.num_classes))
+        bias = getattr(self.head, "prior_bias", None)
+        values = compute_telemetry(
+            self.cls_loss,
+            [x.detach() for x in pred_logits],
+            targets,
+            divisor=divisor,
+            prior_bias=None if bias is None else bias[: self.cls_loss.num_outputs(self.num_classes)],
+            class_names=[str(x) for x in names],
+            level_names=self.head_in_features,
+        )
+        for name, value in values.items():
+            storage.put_scalar(f"focal_det/{name}", value, smoothing_hint=False)
 
     def _normalize(self, cls_sums: Tensor, divisor: Tensor) -> Tensor:
         return cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()

@@ -11,7 +11,7 @@ ROWS = [
     ["host", "labeling", "matching", "box_loss"],
     ["head"],
     ["data", "analysis"],
-    ["meta_arch", "config"],
+    ["meta_arch", "config", "engine"],
     ["env", "model_zoo", "tools"],
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}

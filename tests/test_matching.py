@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from focal_det.analysis.benchmark import measure_peak_bytes
 from focal_det.matching import Matches, _match_all_pairs, _match_near_pairs, match_anchors
 
-FIELDS = ("max_iou", "matched_idxs", "is_best_of_box", "without_anchor")
+FIELDS = ("max_iou", "matched_idxs", "is_best_of_box", "max_iou_of_box")
 ODD_NUMBERS = [math.nan, math.inf, -math.inf, 1e30, -1e30, 3e18, 1e-30, -5.0, 0.0, 8.0, 20.0, 33.3]
 both_ways = pytest.mark.parametrize("match", [_match_near_pairs, _match_all_pairs])
 
@@ -69,14 +69,15 @@ def lists_of_boxes(draw):
 def read_matrix(anchors, boxes):
     """The definition. Two areas of inf give Detectron2 a NaN, which its Matcher refuses; here they overlap nothing."""
     iou = pairwise_iou(Boxes(boxes), Boxes(anchors)).nan_to_num(nan=0.0)
-    reachable = (iou > 0).any(dim=1)
+    max_iou_of_box = iou.amax(dim=1)
+    reachable = max_iou_of_box > 0
     if not reachable.any():
         nothing = torch.zeros(len(anchors))
-        return Matches(nothing, nothing.long(), nothing.bool(), ~reachable)
+        return Matches(nothing, nothing.long(), nothing.bool(), max_iou_of_box)
     iou, kept_idxs = iou[reachable], reachable.nonzero().squeeze(1)
     max_iou, matched_idxs = iou.max(dim=0)
     is_best_of_box = (iou == iou.amax(dim=1, keepdim=True)).any(dim=0)
-    return Matches(max_iou, kept_idxs[matched_idxs], is_best_of_box, ~reachable)
+    return Matches(max_iou, kept_idxs[matched_idxs], is_best_of_box, max_iou_of_box)
 
 
 def assert_equal(matches, expected):

@@ -1,6 +1,6 @@
 """Weights and priors per class: objects and positives of a data set in, numbers for a config and a picture of them out.
 
-Shapes: K classes, R anchors of an image.
+Shapes: K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,11 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import annotations_to_instances, filter_empty_instances, transform_instance_annotations
-from detectron2.data.transforms import Augmentation
-from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, Instances
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
-from tqdm import tqdm
 
-from focal_det.labeling import check_gt_classes, label_anchors_of_image
+from focal_det.analysis.anchor_fit import get_objects
+from focal_det.labeling import check_gt_classes
 from focal_det.registry import describe_unknown
 
 WEIGHT_METHODS = ("inverse", "sqrt", "effective")
@@ -67,7 +62,7 @@ def count_objects(records: Sequence[Mapping[str, Any]], num_classes: int) -> np.
     """
     counts = np.zeros(num_classes, np.int64)
     for record in records:
-        ids = [x["category_id"] for x in _get_objects(record)]
+        ids = [x["category_id"] for x in get_objects(record)]
         check_gt_classes(torch.tensor(ids, dtype=torch.int64), num_classes, str(record["file_name"]))
         np.add.at(counts, ids, 1)
     return counts
@@ -130,53 +125,6 @@ def _scale_to_mean(weights: np.ndarray, counts: np.ndarray, mean: float, cap: fl
     return np.full(len(weights), cap)
 
 
-def count_positives(
-    records: Sequence[Mapping[str, Any]],
-    *,
-    anchor_generator: nn.Module,
-    matcher: Matcher,
-    resize: Augmentation,
-    strides: Sequence[int],
-    size_divisibility: int,
-    num_classes: int,
-) -> tuple[np.ndarray, int]:
-    """Label the anchors of images as FocalRetinaNet does in training; no image is opened, flips and crops are left out.
-
-    Args:
-        records: Detectron2's dataset dicts with "height" and "width".
-        anchor_generator, matcher: the model's.
-        resize: what the images go through; its transform is applied to the boxes.
-        strides: of the feature maps that have anchors.
-        size_divisibility: what the backbone has images padded to, each by itself; in training also to the largest of its batch.
-
-    Returns:
-        (K,) int64 positives of each class, and the number of all anchors, ignored ones included.
-
-    Raises:
-        ValueError: a record without size.
-    """
-    positives, num_anchors = torch.zeros(num_classes, dtype=torch.int64), 0
-    for record in tqdm(records, desc="positives per anchor", unit=" images"):
-        gt_instances = _resize_objects(record, resize)
-        sizes = get_feature_sizes(gt_instances.image_size, strides, size_divisibility)
-        # The generator looks at nothing but height and width; maps without channels take no memory.
-        anchors = Boxes.cat(anchor_generator([torch.empty(1, 0, *size) for size in sizes]))
-        labels, _, _ = label_anchors_of_image(anchors, gt_instances, matcher, num_classes)
-        positives += torch.bincount(labels[(labels >= 0) & (labels < num_classes)], minlength=num_classes)
-        num_anchors += len(labels)
-    return positives.numpy(), num_anchors
-
-
-def get_feature_sizes(image_size: tuple[int, int], strides: Sequence[int], size_divisibility: int) -> list[tuple[int, int]]:
-    """(height, width) of the feature map of each stride, for an image of (height, width) that is padded to `size_divisibility`.
-
-    Every layer of stride 2, those of p6 and p7 included, rounds up: ceil(ceil(x / 2) / 2) = ceil(x / 4).
-    """
-    divisor = max(size_divisibility, 1)
-    height, width = (-(-x // divisor) * divisor for x in image_size)
-    return [(-(-height // stride), -(-width // stride)) for stride in strides]
-
-
 def compute_class_priors(positives: np.ndarray, num_anchors: int) -> np.ndarray:
     """(K,) float64 in (0, 1): positives of each class per anchor, at least one positive and at most 0.999."""
     return np.minimum(np.maximum(positives, 1) / num_anchors, _MAX_PRIOR)
@@ -223,23 +171,3 @@ def draw_class_weights(weights: ClassWeights, out_file: Path, *, title: str) -> 
 def _draw_scalar(axes: Axes, value: float, label: str) -> None:
     axes.axvline(value, color="black", lw=1, ls=":", label=label)
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-
-
-def _get_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [x for x in record["annotations"] if x.get("iscrowd", 0) == 0]
-
-
-def _resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instances:
-    """What Detectron2's DatasetMapper makes of the annotations, from the size of the image alone."""
-    if "height" not in record or "width" not in record:
-        raise ValueError(
-            f"Image {record['file_name']} has no 'height' and 'width' in its dataset dict; add them where it is loaded"
-        )
-    height, width = record["height"], record["width"]
-    transform = resize.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
-    # Of size 0, Detectron2's resize is a transform that does nothing and has no sizes.
-    size = (getattr(transform, "new_h", height), getattr(transform, "new_w", width))
-    keys = ("bbox", "bbox_mode", "category_id")
-    objects = [transform_instance_annotations({k: x[k] for k in keys}, transform, size) for x in _get_objects(record)]
-    objects = [{**x, "bbox": x["bbox"].tolist()} for x in objects]  # torch warns about lists of arrays
-    return filter_empty_instances(annotations_to_instances(objects, size))

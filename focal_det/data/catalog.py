@@ -96,6 +96,21 @@ def check_datasets(names: Iterable[str], num_classes: int) -> None:
             )
 
 
+def check_metadata(names: Iterable[str], num_classes: int) -> None:
+    """Compare the number of classes of data sets that have been loaded, whoever registered them, with the model's.
+
+    Raises:
+        ValueError: a data set has more or fewer.
+    """
+    for name in names:
+        classes = MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else None
+        if classes and len(classes) != num_classes:
+            raise ValueError(
+                f"Data set {name} has {len(classes)} classes ({', '.join(map(str, classes[:10]))}), but "
+                f"MODEL.RETINANET.NUM_CLASSES is {num_classes}. Set it to {len(classes)}."
+            )
+
+
 def sample_evenly(records: Sequence[Any], num: int) -> list[Any]:
     """`num` records at even distances; all if it is 0 or there are no more."""
     if num == 0 or num >= len(records):

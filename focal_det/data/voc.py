@@ -9,7 +9,7 @@ import logging
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from focal_det.host import LOGGER_NAME
 
@@ -43,11 +43,23 @@ def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[
     return records
 
 
-def read_voc(root: Path, split: str, classes: Sequence[str], name: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """What `load_voc` returns, and each box that is left out, as words."""
+def read_voc(
+    root: Path, split: str, classes: Sequence[str], name: str, errors: Optional[list[str]] = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What `load_voc` returns, and each box that is left out, as words.
+
+    Args:
+        errors: if a list, gets what is wrong with an image that cannot be read; the image is left out.
+    """
     records, without_area = [], []
     for image_id in _read_split(root, split, name):
-        record = _read_image(root, image_id, classes)
+        try:
+            record = _read_image(root, image_id, classes)
+        except (ValueError, OSError) as error:
+            if errors is None:
+                raise
+            errors.append(str(error))
+            continue
         kept = [x for x in record["annotations"] if _has_area(x["bbox"])]
         dropped = [x for x in record["annotations"] if not _has_area(x["bbox"])]
         without_area += [f"{image_id} ({classes[x['category_id']]} {x['bbox']})" for x in dropped]

@@ -1,136 +1,107 @@
 """Check data, config and model before a training: what would stop it or go wrong in silence, with the place and the fix."""
 
 import argparse
+import html
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
+from focal_det.analysis.class_weights import draw_class_weights
 from focal_det.data.catalog import register_datasets, sample_evenly
-from focal_det.data.check_coco import check_coco, fix_coco, read_coco
 from focal_det.data.check_images import check_images
-from focal_det.data.digits import build_digits
-from focal_det.data.findings import SEVERITIES, Findings, shorten
-from focal_det.data.voc import read_voc
+from focal_det.data.findings import SEVERITIES, Findings
 from focal_det.env import load_config
 from focal_det.registry import describe_unknown
-from focal_det.tools._check_config import check_config
+from focal_det.tools import _check_anchors as check_anchors
+from focal_det.tools._check_anchors import TrainingSetReport
+from focal_det.tools._check_config import check_classes, check_config, check_weights
+from focal_det.tools._check_data import check_dataset, check_evaluation, write_fixed
 
 _COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
 _END = "\033[0m"
+_LABELLED_IMAGES = 200  # whose anchors are labelled
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`. Returns 0 if all is well, 1 with warnings, 2 with errors."""
     parser = argparse.ArgumentParser(prog="focal-det check", description=__doc__)
-    parser.add_argument("--config-file", required=True, help="config of the training")
+    parser.add_argument("--config-file", type=Path, required=True, help="config of the training")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="decode N images of each data set (default: all)")
-    parser.add_argument("--json", action="store_true", help="print the findings as json")
-    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a corrected copy of a COCO json; needs --dataset")
+    parser.add_argument("--json", action="store_true", help="print findings and figures as json")
+    parser.add_argument("--write", type=Path, metavar="Y.yaml", help="write a config with anchors that fit, pi and alpha per class")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures: DIR/index.html")
+    parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write a corrected copy of a COCO json; needs --dataset")
     parser.add_argument("--dataset", help="check this data set only (default: those of DATASETS.TRAIN and TEST)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values, last")
+    parser.add_argument("--unsafe-yaml", action="store_true", help="let the config run code (!!python/...) when it is read")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config, last")
     args = parser.parse_args(argv)
     if args.fix and not args.dataset:
         parser.error("--fix needs --dataset, the data set whose json is to be corrected")
     if args.images < 0:
         parser.error(f"--images must be >= 0, got {args.images}")
     try:
-        findings = run_checks(load_config(args.config_file, args.opts), images=args.images, dataset=args.dataset)
+        cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+        findings, report = run_checks(cfg, images=args.images, dataset=args.dataset, suggest=True)
+        if args.fix:
+            print(f"{args.fix}: {write_fixed(args.dataset, args.fix)}", file=sys.stderr)
+        if report and args.write:
+            check_anchors.write_suggestion(report, cfg, args.config_file, args.opts, args.write)
     except (OSError, KeyError, ValueError, AssertionError) as error:
-        parser.error(str(error.args[0]))
-    if args.fix:
-        _write_fixed(args.dataset, args.fix, parser)
+        parser.error(str(error.args[0] if len(error.args) == 1 else error))
+    if args.report:
+        _write_page(args.report, args.config_file, findings, report)
     if args.json:
-        print(json.dumps([x.to_json() for x in findings], indent=1))
+        figures = check_anchors.to_json(report) if report else None
+        print(json.dumps({"findings": [x.to_json() for x in findings], "training_set": figures}, indent=1))
     else:
-        print_findings(findings)
+        _print_all(findings, report, args)
     return findings.exit_code
 
 
-def run_checks(cfg: CfgNode, *, images: int = 0, dataset: Optional[str] = None) -> Findings:
-    """Check a config and its data sets.
+def run_checks(
+    cfg: CfgNode, *, images: int = 0, dataset: Optional[str] = None, suggest: bool = False
+) -> tuple[Findings, Optional[TrainingSetReport]]:
+    """Check a config, its data sets and its weights.
 
     Args:
         images: how many of each data set to decode, at even distances; 0 for all.
-        dataset: check this data set, instead of those of the config.
+        dataset: check the data of this data set, instead of those of the config, and nothing else but the config.
+        suggest: also look for anchors that fit better.
+
+    Returns:
+        What was found; and what was measured of the training set, if it has no errors.
 
     Raises:
         ValueError: an entry of MODEL.FOCAL_DET.DATASETS that is not valid, or an unknown `dataset`.
     """
-    findings = Findings()
+    findings, num_classes = Findings(), cfg.MODEL.RETINANET.NUM_CLASSES
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     if dataset and dataset not in DatasetCatalog.list():
         raise ValueError(f"--dataset: {describe_unknown('data set', dataset, DatasetCatalog.list())}")
     check_config(cfg, findings)
     for name in [dataset] if dataset else dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if name in DatasetCatalog.list():
-            check_images(sample_evenly(check_dataset(name, cfg.MODEL.RETINANET.NUM_CLASSES, findings), images), findings)
-    return findings
-
-
-def check_dataset(name: str, num_classes: int, findings: Findings) -> list[dict[str, Any]]:
-    """Check the annotations of a registered data set; return what there is to know of its images, for `check_images`."""
-    metadata = MetadataCatalog.get(name)
-    spec = metadata.get("focal_det_spec", {})
-    if spec.get("format") == "digits":
-        build_digits(spec["split"])
-    if metadata.get("json_file"):
-        records, classes = _check_json(Path(metadata.json_file), Path(metadata.get("image_root", "")), findings)
-    else:
-        records, classes = _read_records(name, spec, findings), metadata.get("thing_classes", [])
-    if classes and len(classes) != num_classes:
-        advice = f"Set MODEL.RETINANET.NUM_CLASSES to {len(classes)}; background is not counted."
-        place = f"{name} has {len(classes)} ({shorten(classes)}), MODEL.RETINANET.NUM_CLASSES is {num_classes}"
-        findings.add("error", "data sets with another number of classes than the model", advice, place)
-    return records
-
-
-def _check_json(file: Path, image_root: Path, findings: Findings) -> tuple[list[dict[str, Any]], list[str]]:
-    """The images of a COCO json with their whole paths, and its classes."""
-    if not file.is_file():
-        findings.add("error", "annotation files that do not exist", "Put them there, or correct the path.", str(file))
-        return [], []
-    content = read_coco(file, findings)
-    if content is None:
-        return [], []
-    check_coco(content, file, findings)
-    images = [{**x, "file_name": str(image_root / x["file_name"])} for x in content["images"] if "file_name" in x]
-    return images, [str(x.get("name")) for x in content["categories"]]
-
-
-def _read_records(name: str, spec: dict[str, Any], findings: Findings) -> list[dict[str, Any]]:
-    """The dicts of a data set without a json: a VOC folder, or one registered by code."""
-    try:
-        if spec.get("format") != "voc":
-            return DatasetCatalog.get(name)
-        records, without_area = read_voc(Path(spec["root"]), spec["split"], spec["classes"], name)
-    except (ValueError, OSError) as error:
-        findings.add("error", "data sets that cannot be read", "Correct what it says.", str(error))
-        return []
-    for box in without_area:
-        findings.add("warning", "boxes without area", "They are left out. Correct the annotations.", f"{name}: {box}")
-    return records
-
-
-def _write_fixed(name: str, out_file: Path, parser: argparse.ArgumentParser) -> None:
-    file = Path(MetadataCatalog.get(name).get("json_file", ""))
-    if not file.is_file():
-        parser.error(f"--fix: {name} has no COCO json")
-    if out_file.resolve() == file.resolve():
-        parser.error(f"--fix: {out_file} is the original; write to another file")
-    content = read_coco(file, Findings())
-    if content is None:
-        parser.error(f"--fix: {file} cannot be read")
-    fixed, changes = fix_coco(content)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    out_file.write_text(json.dumps(fixed))
-    print(f"{out_file}: " + ("; ".join(changes) or "nothing to correct"), file=sys.stderr)
+            is_test = name in cfg.DATASETS.TEST or bool(dataset)
+            records = check_dataset(name, num_classes, findings, is_test=is_test)
+            check_images(sample_evenly(records, images), findings)
+    if dataset or findings.get("error"):
+        return findings, None
+    for name in cfg.DATASETS.TEST:
+        check_evaluation(cfg, name, findings)
+    check_classes(cfg, findings)
+    check_weights(cfg, findings)
+    if findings.get("error"):
+        return findings, None
+    report = check_anchors.measure_training_set(cfg, _LABELLED_IMAGES, suggest=suggest)
+    check_anchors.add_findings(report, findings)
+    return findings, report
 
 
 def print_findings(findings: Findings) -> None:
@@ -138,11 +109,44 @@ def print_findings(findings: Findings) -> None:
     for finding in findings:
         head = f"{finding.severity:<8}"
         print(f"{_COLORS[finding.severity]}{head}{_END}{finding}" if sys.stdout.isatty() else f"{head}{finding}")
+    print(_summarize(findings))
+
+
+def _summarize(findings: Findings) -> str:
     errors, warnings, notes = (len(findings.get(x)) for x in SEVERITIES)
-    if errors or warnings or notes:
-        print(f"\n{errors} kinds of errors, {warnings} of warnings, {notes} notes")
-    else:
-        print("nothing found; all is well")
+    return f"{errors} kinds of errors, {warnings} of warnings, {notes} notes"
+
+
+def _print_all(findings: Findings, report: Optional[TrainingSetReport], args: argparse.Namespace) -> None:
+    if report:
+        print("\n".join(check_anchors.describe(report)), end="\n\n")
+    print_findings(findings)
+    if not report and not args.dataset:
+        print("anchors and balance of the training set are looked at when there are no errors")
+        return
+    if args.write and report:
+        print(f"config:  {args.write}")
+    if args.report:
+        print(f"page:    {args.report / 'index.html'}")
+
+
+def _write_page(folder: Path, config_file: Path, findings: Findings, report: Optional[TrainingSetReport]) -> None:
+    """A page of what was found, with pictures of the training set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, str] = {}
+    lines: list[str] = []
+    if report:
+        check_anchors.draw(report, folder / "anchors.png")
+        draw_class_weights(report.weights, folder / "classes.png", title="objects, and alpha and pi per class")
+        lines, pictures = check_anchors.describe(report), {"anchors.png": "anchors", "classes.png": "classes"}
+    rows = "".join(f"<tr class={x.severity}><td>{x.severity}<td>{html.escape(str(x))}</tr>\n" for x in findings)
+    images = "".join(f'<p><img src="{file}" alt="{what}"></p>\n' for file, what in pictures.items())
+    style = "body{font:15px sans-serif;max-width:1300px;margin:2em auto} td{vertical-align:top;padding:.3em .8em}"
+    style += " .error{color:#b00} .warning{color:#a60} img{max-width:100%} pre{white-space:pre-wrap}"
+    text = html.escape("\n".join(lines))
+    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(config_file.name)}</title><style>{style}</style>\n"
+    page += f"<h1>{html.escape(str(config_file))}</h1>\n<p>{_summarize(findings)}</p>\n<table>{rows}</table>\n<pre>{text}</pre>\n"
+    (folder / "index.html").write_text(page + images, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,38 +2,35 @@
 
 import argparse
 import logging
-import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
-from functools import reduce
-from operator import getitem
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from focal_det.host import LOGGER_NAME
 
-import numpy as np
-import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_anchor_generator, build_backbone
-from detectron2.modeling.matcher import Matcher
 
+from focal_det.analysis.anchor_fit import AnchorFit, measure_anchors
 from focal_det.analysis.class_weights import (
     WEIGHT_METHODS,
     ClassWeights,
     compute_class_alphas,
     compute_class_priors,
     count_objects,
-    count_positives,
     draw_class_weights,
 )
-from focal_det.data.catalog import check_datasets, register_datasets, sample_evenly
+from focal_det.data.catalog import sample_evenly
 from focal_det.env import load_config
+from focal_det.tools._training_set import (
+    build_anchor_setup,
+    get_class_names,
+    get_middle_size,
+    read_training_set,
+    to_command_line,
+    write_config,
+)
 
 _FIRST_LINE = "Class weights of"
 _MAX_ROWS = 40  # of more classes, the terminal shows the most and the least frequent
@@ -44,34 +41,36 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parse(argv)
     cfg = load_config(args.config_file, args.opts)
-    records = _read_training_set(cfg)
-    class_names = _get_class_names(cfg)
+    records = read_training_set(cfg)
+    class_names = get_class_names(cfg)
     counts = count_objects(records, len(class_names))
     scalar_alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
     alpha_args = {"mean": scalar_alpha, "max_alpha": args.max_alpha, "beta": args.beta}
     alphas = {method: compute_class_alphas(counts, method=method, **alpha_args) for method in WEIGHT_METHODS}
-    sample, size = sample_evenly(records, args.images), _get_middle_size(cfg)
-    positives, num_anchors = _count_positives(cfg, sample, size)
-    priors = compute_class_priors(positives, num_anchors)
+    sample, size = sample_evenly(records, args.images), get_middle_size(cfg)
+    fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
+    priors = compute_class_priors(fit.positives, fit.num_anchors)
     scalar_prior = cfg.MODEL.RETINANET.PRIOR_PROB
     weights = ClassWeights(class_names, counts, alphas, args.method, priors, scalar_alpha, scalar_prior)
-    _warn(cfg, weights, positives, num_anchors)
+    _warn(cfg, weights, fit)
 
-    title = f"{' + '.join(cfg.DATASETS.TRAIN)}: {len(records)} images, {counts.sum()} objects, {_describe_imbalance(weights)}"
+    title = f"{' + '.join(cfg.DATASETS.TRAIN)}: {len(records)} images, {counts.sum()} objects, {describe_imbalance(weights)}"
     beta = f", beta {args.beta:g}" if args.method == "effective" else ""
     side = f"shorter side {size} px" if size else "not resized"
     how = [
         f"alpha: {args.method}{beta}; mean over the objects {scalar_alpha:g} (FOCAL_LOSS_ALPHA), none above {args.max_alpha:g}",
-        f"pi: positives per anchor; {len(sample)} images, {side}, {num_anchors / len(sample):.0f} anchors per image",
+        f"pi: positives per anchor; {len(sample)} images, {side}, {fit.num_anchors / len(sample):.0f} anchors per image",
     ]
-    table, command = _make_table(weights), _to_command_line(["focal-det", "weights", *argv])
-    _write_config(args, cfg, [f"{_FIRST_LINE} {title}", *how, f"Made by: {command}", "", *table], weights)
+    table, command = _make_table(weights), to_command_line(["focal-det", "weights", *argv])
+    values = get_weight_values(weights, args.max_alpha)
+    header = [f"{_FIRST_LINE} {title}", *how, f"Made by: {command}", "", *table]
+    write_config(args.write, args.config_file, cfg, args.opts, values, header)
     picture = args.write.with_suffix(".png")
     draw_class_weights(weights, picture, title=title)
     print("\n".join([title, *how, "", *_shorten(table), "", f"config:  {args.write}", f"picture: {picture}"]))
     output_dir = f"{cfg.OUTPUT_DIR.rstrip('/')}_{args.write.stem}"
     command = ["focal-det", "train", "--config-file", str(args.write), "OUTPUT_DIR", output_dir]
-    print(f"train:   {_to_command_line(command)}")
+    print(f"train:   {to_command_line(command)}")
     return 0
 
 
@@ -112,68 +111,22 @@ def _find_bases(config_file: Path) -> list[Path]:
     return files
 
 
-def _read_training_set(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Dataset dicts of DATASETS.TRAIN, without empty images if the config has the data loader leave them out."""
-    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
-    if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN is empty; name the data sets to count")
-    for name in cfg.DATASETS.TRAIN:
-        if name not in DatasetCatalog.list():
-            raise ValueError(f"DATASETS.TRAIN: data set {name} is not registered; does FOCAL_DET_DATASETS name its file?")
-    check_datasets(cfg.DATASETS.TRAIN, cfg.MODEL.RETINANET.NUM_CLASSES)
-    records = []
-    for name in cfg.DATASETS.TRAIN:
-        dataset_dicts = DatasetCatalog.get(name)
-        if not any(x.get("annotations") for x in dataset_dicts):
-            raise ValueError(f"Data set {name} of DATASETS.TRAIN has no annotations to count; is it a test set?")
-        records += dataset_dicts
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_images_with_only_crowd_annotations(records)
-    if not records:
-        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has nothing but crowds")
-    return records
+def get_weight_values(weights: ClassWeights, max_alpha: float) -> dict[str, list[float]]:
+    """What goes into a config, by key."""
+    return {
+        "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS": [_round(x) for x in weights.priors],
+        "MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class": [
+            min(_round(x), max_alpha) for x in weights.alphas[weights.method]
+        ],
+    }
 
 
-def _get_class_names(cfg: CfgNode) -> list[str]:
-    """The classes of the training sets, which must be the same and as many as the model has; ids where there are no names."""
-    num_classes, first = cfg.MODEL.RETINANET.NUM_CLASSES, cfg.DATASETS.TRAIN[0]
-    classes = MetadataCatalog.get(first).get("thing_classes") or [str(i) for i in range(num_classes)]
-    for name in cfg.DATASETS.TRAIN:
-        others = MetadataCatalog.get(name).get("thing_classes") or classes
-        if list(others) != list(classes):
-            raise ValueError(f"DATASETS.TRAIN: the classes of {name} {others[:10]} are not those of {first} {classes[:10]}")
-    if len(classes) != num_classes:
-        raise ValueError(f"Data set {first} has {len(classes)} classes, but MODEL.RETINANET.NUM_CLASSES is {num_classes}")
-    return list(classes)
-
-
-def _get_middle_size(cfg: CfgNode) -> int:
-    """The middle of the sizes that training draws from, in pixels; 0 if it does not resize."""
-    sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
-    return (sizes[0] + sizes[-1]) // 2 if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else sizes[len(sizes) // 2]
-
-
-def _count_positives(cfg: CfgNode, records: list[dict[str, Any]], size: int) -> tuple[np.ndarray, int]:
-    """Positives per class and number of anchors, with the anchors and thresholds of FocalRetinaNet.from_config."""
-    retinanet, backbone = cfg.MODEL.RETINANET, build_backbone(cfg)
-    shapes = [backbone.output_shape()[name] for name in retinanet.IN_FEATURES]
-    return count_positives(
-        records,
-        anchor_generator=build_anchor_generator(cfg, shapes),
-        matcher=Matcher(retinanet.IOU_THRESHOLDS, retinanet.IOU_LABELS, cfg.MODEL.FOCAL_DET.LOW_QUALITY_MATCHES),
-        resize=ResizeShortestEdge((size, size), cfg.INPUT.MAX_SIZE_TRAIN, "choice"),
-        strides=[x.stride for x in shapes],
-        size_divisibility=backbone.size_divisibility,
-        num_classes=retinanet.NUM_CLASSES,
-    )
-
-
-def _warn(cfg: CfgNode, weights: ClassWeights, positives: np.ndarray, num_anchors: int) -> None:
+def _warn(cfg: CfgNode, weights: ClassWeights, fit: AnchorFit) -> None:
     """Name the classes whose numbers are not measured, and settings that do not go with the written config."""
     warn = logging.getLogger(LOGGER_NAME).warning
     for values, message in (
         (weights.counts, "without objects, weighted like one with a single object"),
-        (positives, f"without a positive anchor in the images looked at (--images), with pi = 1 / {num_anchors}"),
+        (fit.positives, f"without a positive anchor in the images looked at (--images), with pi = 1 / {fit.num_anchors}"),
     ):
         names = [name for name, value in zip(weights.class_names, values) if value == 0]
         if names:
@@ -205,7 +158,7 @@ def _shorten(table: list[str]) -> list[str]:
     return [*table[: half + 1], f"      ... {len(table) - 1 - 2 * half} more, see the written config", *table[-half:]]
 
 
-def _describe_imbalance(weights: ClassWeights) -> str:
+def describe_imbalance(weights: ClassWeights) -> str:
     """How many times the objects of the least frequent class that has any the most frequent one has."""
     order = [i for i in weights.order if weights.counts[i]]
     most, least = (weights.class_names[i] for i in (order[0], order[-1]))
@@ -213,38 +166,8 @@ def _describe_imbalance(weights: ClassWeights) -> str:
     return f"{len(weights.counts)} classes; {ratio:.4g} times as many of class {most} as of {least}"
 
 
-def _write_config(args: argparse.Namespace, cfg: CfgNode, header: Sequence[str], weights: ClassWeights) -> None:
-    """A config on top of `--config-file`, with the changes from the command line and the numbers."""
-    folder = args.write.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    base = os.path.relpath(args.config_file.parent.resolve() / args.config_file.name, folder.resolve())
-    values = {key: reduce(getitem, key.split("."), cfg) for key in args.opts[0::2]}
-    values["MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS"] = [_round(x) for x in weights.priors]
-    alphas = [min(_round(x), args.max_alpha) for x in weights.alphas[weights.method]]
-    values["MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class"] = alphas
-    content: dict[str, Any] = {"_BASE_": Path(base).as_posix()}
-    for key, value in values.items():
-        *parents, leaf = key.split(".")
-        reduce(lambda node, part: node.setdefault(part, {}), parents, content)[leaf] = value
-    comment = "".join(f"# {line}".rstrip() + "\n" for line in header)
-    text = yaml.safe_dump(content, default_flow_style=None, sort_keys=False, width=130, allow_unicode=True)
-    args.write.write_text(comment + text, encoding="utf-8")
-
-
 def _round(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def _to_command_line(words: Sequence[str]) -> str:
-    """A command for a POSIX shell, with the variable that names the data sets if it is set."""
-    datasets_file = os.environ.get("FOCAL_DET_DATASETS")
-    variable = f"FOCAL_DET_DATASETS={_quote(datasets_file)} " if datasets_file else ""
-    return variable + " ".join(_quote(x) for x in words)
-
-
-def _quote(word: str) -> str:
-    """In double quotes where that is enough, so that "('cells_train',)" is legible."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 if __name__ == "__main__":

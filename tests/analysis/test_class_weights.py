@@ -1,13 +1,8 @@
-"""Weights and priors per class: the promised mean and range, positives as the model labels them, and a picture that can be read."""
+"""Weights and priors per class: the promised mean and range, and a picture that can be read."""
 
 import cv2
 import numpy as np
 import pytest
-import torch
-from detectron2.data import DatasetMapper
-from detectron2.data.datasets import load_coco_json
-from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +12,9 @@ from focal_det.analysis.class_weights import (
     compute_class_alphas,
     compute_class_priors,
     count_objects,
-    count_positives,
     draw_class_weights,
-    get_feature_sizes,
 )
-from tests.data.make_data import write_coco
+from tests.data.make_data import load_records
 
 COUNTS = st.lists(st.integers(0, 10) | st.integers(0, 10**7), min_size=1, max_size=30).map(np.array)
 
@@ -106,55 +99,8 @@ def test_priors_are_probabilities_and_positives_per_anchor(positives, others):
     assert priors[measured] == pytest.approx(positives[measured] / num_anchors)
 
 
-def load_records(folder):
-    write_coco(folder)
-    records = load_coco_json(str(folder / "coco.json"), str(folder / "images"))
-    for annotation in (x for record in records for x in record["annotations"]):
-        annotation["category_id"] -= 1  # ids of the json start at 1
-    return records
-
-
 def test_a_class_without_positives_gets_the_prior_of_one():
     assert compute_class_priors(np.array([30, 0]), 1000).tolist() == [0.03, 0.001]
-
-
-@pytest.mark.parametrize("size", [(128, 128), (1, 1), (97, 130), (160, 33), (31, 257)])
-def test_feature_sizes_and_anchors_are_those_of_the_model(make_cfg, size):
-    model = build_model(make_cfg()).eval()
-    with torch.no_grad():
-        images = model.preprocess_image([{"image": torch.zeros(3, *size)}])
-        features = [model.backbone(images.tensor)[name] for name in model.head_in_features]
-    sizes = get_feature_sizes(size, model.anchor_generator.strides, model.backbone.size_divisibility)
-    assert sizes == [tuple(x.shape[-2:]) for x in features]
-    empty = [torch.empty(1, 0, *x) for x in sizes]
-    assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(model.anchor_generator(empty), model.anchor_generator(features)))
-
-
-@pytest.mark.parametrize("size", [(128, 1333), (200, 150), (0, 1333)])
-def test_positives_are_those_that_the_model_trains_on(make_cfg, tmp_path, size):
-    records = load_records(tmp_path)
-    records[0]["annotations"].append({**records[0]["annotations"][0], "bbox": [60, 0, 30, 30], "iscrowd": 1})
-    overrides = ["INPUT.MIN_SIZE_TRAIN", (size[0],), "INPUT.MAX_SIZE_TRAIN", size[1], "INPUT.RANDOM_FLIP", "none"]
-    cfg = make_cfg(*overrides, "MODEL.RETINANET.NUM_CLASSES", 2)
-    model, mapper = build_model(cfg).train(), DatasetMapper(cfg, True)
-    want, want_anchors = np.zeros(2, int), 0
-    for record in records:
-        inputs = mapper(record)
-        features = model.backbone(model.preprocess_image([inputs]).tensor)
-        anchors = model.anchor_generator([features[name] for name in model.head_in_features])
-        (labels,), _ = model.label_anchors(anchors, [inputs["instances"]])
-        want += np.bincount(labels[(labels >= 0) & (labels < 2)].numpy(), minlength=2)
-        want_anchors += len(labels)
-    positives, num_anchors = count_positives(
-        records,
-        anchor_generator=model.anchor_generator,
-        matcher=model.anchor_matcher,
-        resize=ResizeShortestEdge((size[0], size[0]), size[1], "choice"),
-        strides=model.anchor_generator.strides,
-        size_divisibility=model.backbone.size_divisibility,
-        num_classes=2,
-    )
-    assert want.all() and positives.tolist() == want.tolist() and num_anchors == want_anchors
 
 
 def test_counting_leaves_the_records_as_they_were_and_crowds_out(tmp_path):
@@ -169,20 +115,6 @@ def test_a_class_id_without_an_output_is_named(tmp_path):
     records = load_records(tmp_path)
     with pytest.raises(ValueError, match=r"0\.png has an object of class id 1, but MODEL\.RETINANET\.NUM_CLASSES is 1"):
         count_objects(records, 1)
-
-
-def test_a_record_without_size_is_named(make_cfg):
-    model = build_model(make_cfg())
-    with pytest.raises(ValueError, match=r"Image a\.png has no 'height' and 'width'"):
-        count_positives(
-            [{"file_name": "a.png", "annotations": []}],
-            anchor_generator=model.anchor_generator,
-            matcher=model.anchor_matcher,
-            resize=ResizeShortestEdge((64, 64), 64, "choice"),
-            strides=model.anchor_generator.strides,
-            size_divisibility=32,
-            num_classes=5,
-        )
 
 
 def draw(file, num_classes, method="sqrt"):

@@ -48,6 +48,17 @@ def write_coco(root: Path) -> None:
     (root / "coco.json").write_text(json.dumps(content))
 
 
+def load_records(root: Path) -> list[dict]:
+    """Detectron2's dataset dicts of `write_coco`."""
+    from detectron2.data.datasets import load_coco_json
+
+    write_coco(root)
+    records = load_coco_json(str(root / "coco.json"), str(root / "images"))
+    for annotation in (x for record in records for x in record["annotations"]):
+        annotation["category_id"] -= 1  # ids of the json start at 1
+    return records
+
+
 def write_voc(root: Path, suffix: str = ".jpg") -> None:
     """`JPEGImages/`, `Annotations/` and the splits train and val, which are the same."""
     files = write_images(root / "JPEGImages", suffix)

@@ -71,7 +71,7 @@ def test_faults_of_the_data_are_told_as_json_and_corrected_in_a_copy(config, cap
     file.write_text(json.dumps(content))
     assert run(config, "--json") == 2
     findings = {x["what"]: x for x in json.loads(capsys.readouterr().out)}
-    assert findings["boxes without area"]["severity"] == "warning" and findings["annotations without area"]["count"] == 1
+    assert findings["boxes without area"]["severity"] == "warning" and findings["annotations without iscrowd or area"]["count"] == 1
     assert "annotation 1 of 0.png" in findings["boxes without area"]["places"][0]
     before = file.read_text()
     assert run(config, "--dataset", "cells", "--fix", str(config.parent / "new" / "fixed.json")) == 2

@@ -1,0 +1,301 @@
+"""How well anchors fit the boxes of a data set: which boxes are reached, by how many anchors, and which anchors would do better.
+
+Shapes: M boxes, R anchors of an image, K classes, L levels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+import numpy as np
+import torch
+from detectron2.data.detection_utils import annotations_to_instances, filter_empty_instances, transform_instance_annotations
+from detectron2.data.transforms import Augmentation
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import Boxes, Instances
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from focal_det.labeling import check_gt_classes, compute_gt_labels
+from focal_det.matching import match_anchors
+
+# Factors of the sizes that are tried, the nearest first, so that of equals the smallest change is taken.
+_SCALES = sorted((2 ** (x / 2) for x in range(-6, 4)), key=lambda x: abs(math.log(x)))
+MIN_GAIN, _MIN_GAIN_OF_LEVEL = 0.01, 0.02  # in share of the boxes reached, for which a change is worth it
+_MAX_CLASSES = 25  # in the picture
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Shapes of anchors.
+
+    Attributes:
+        sizes: per level, sides of the square ones, in pixels.
+        aspect_ratios: height / width of those of each size, on all levels.
+        strides: per level, in pixels.
+    """
+
+    sizes: Sequence[Sequence[float]]
+    aspect_ratios: Sequence[float]
+    strides: Sequence[int]
+
+
+@dataclass(frozen=True)
+class AnchorSetup:
+    """What decides the anchors of an image and their labels.
+
+    Attributes:
+        generator: the model's.
+        strides: of the feature maps that have anchors.
+        matcher: thresholds, labels and low-quality matches.
+        resize: what the images go through; its transform is applied to the boxes.
+        size_divisibility: what the backbone has images padded to, each by itself; in training also to the largest of its batch.
+        num_classes: K.
+    """
+
+    generator: nn.Module
+    strides: Sequence[int]
+    matcher: Matcher
+    resize: Augmentation
+    size_divisibility: int
+    num_classes: int
+
+    def generate(self, image_size: tuple[int, int]) -> list[Boxes]:
+        """Anchors per level of an image of (height, width) pixels."""
+        # The generator looks at nothing but height and width; maps without channels take no memory.
+        sizes = get_feature_sizes(image_size, self.strides, self.size_divisibility)
+        return self.generator([torch.empty(1, 0, *x) for x in sizes])
+
+    def with_anchors(self, anchors: Anchors) -> "AnchorSetup":
+        """The same with other anchors of Detectron2's DefaultAnchorGenerator."""
+        shapes = {"sizes": anchors.sizes, "aspect_ratios": [anchors.aspect_ratios], "strides": anchors.strides}
+        generator = DefaultAnchorGenerator(**shapes, offset=self.generator.offset)
+        return replace(self, generator=generator, strides=anchors.strides)
+
+
+@dataclass(frozen=True)
+class AnchorFit:
+    """What the labels of a data set's anchors are like.
+
+    Attributes:
+        positives: (K,) int64, anchors that are positive, by class.
+        positives_per_level: (L,) int64.
+        positives_per_image: (N,) int64.
+        num_anchors: of all images together, ignored ones included.
+        best_iou: (M,) the largest IoU of each box with any anchor.
+        has_positive: (M,) bool, whether a positive anchor is matched to the box: others may have taken all.
+        sides: (M, 2) width and height of the boxes in the resized image, in pixels.
+        classes: (M,) int64 class ids.
+        iou_thresh: from which an anchor is positive.
+    """
+
+    positives: np.ndarray
+    positives_per_level: np.ndarray
+    positives_per_image: np.ndarray
+    num_anchors: int
+    best_iou: np.ndarray
+    has_positive: np.ndarray
+    sides: np.ndarray
+    classes: np.ndarray
+    iou_thresh: float
+
+    @property
+    def is_reached(self) -> np.ndarray:
+        """(M,) bool: boxes that some anchor overlaps by the threshold or more."""
+        return self.best_iou >= self.iou_thresh
+
+    @property
+    def score(self) -> float:
+        """Share of boxes reached; in [0, 1], NaN without boxes."""
+        return float(self.is_reached.mean()) if len(self.best_iou) else float("nan")
+
+
+def measure_anchors(records: Sequence[Mapping[str, Any]], setup: AnchorSetup, *, progress: str = "") -> AnchorFit:
+    """Label the anchors of images as FocalRetinaNet does in training; no image is opened, flips and crops are left out.
+
+    Args:
+        records: Detectron2's dataset dicts with "height" and "width".
+        progress: what the progress bar says; none if empty.
+
+    Raises:
+        ValueError: a record without size, or a class id outside 0..K-1.
+    """
+    images = [_label_image(x, setup) for x in tqdm(records, desc=progress, unit=" images", disable=not progress, leave=False)]
+    num_classes = setup.num_classes
+    boxes, levels = [x["boxes"] for x in images], [x["levels"] for x in images]
+    classes = torch.cat([x["labels"] for x in images])
+    return AnchorFit(
+        positives=torch.bincount(classes, minlength=num_classes).numpy(),
+        positives_per_level=torch.bincount(torch.cat(levels), minlength=len(setup.strides)).numpy(),
+        positives_per_image=np.array([len(x) for x in levels]),
+        num_anchors=sum(x["num_anchors"] for x in images),
+        best_iou=torch.cat([x["best_iou"] for x in images]).numpy(),
+        has_positive=torch.cat([x["has_positive"] for x in images]).numpy(),
+        sides=torch.cat([x[:, 2:] - x[:, :2] for x in boxes]).numpy(),
+        classes=torch.cat([x["classes"] for x in images]).numpy(),
+        iou_thresh=setup.matcher.thresholds[-2],
+    )
+
+
+def _label_image(record: Mapping[str, Any], setup: AnchorSetup) -> dict[str, Any]:
+    """Labels, levels of the positives, and what each box gets."""
+    objects, anchors, labels, matched_idxs, best_iou = label_record(record, setup)
+    is_positive = (labels >= 0) & (labels < setup.num_classes)
+    level = torch.cat([torch.full((len(x),), i) for i, x in enumerate(anchors)])
+    return {
+        "boxes": objects.gt_boxes.tensor,
+        "classes": objects.gt_classes,
+        "labels": labels[is_positive],
+        "levels": level[is_positive],
+        "best_iou": best_iou,
+        "has_positive": torch.bincount(matched_idxs[is_positive], minlength=len(objects)) > 0,
+        "num_anchors": len(labels),
+    }
+
+
+def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> tuple[Instances, list[Boxes], Tensor, Tensor, Tensor]:
+    """Label the anchors of one dataset dict.
+
+    Returns:
+        The resized objects, anchors per level, (R,) labels in {-1, 0..K}, (R,) matched boxes, and (M,) best IoU of each box.
+    """
+    objects = _resize_objects(record, setup.resize)
+    check_gt_classes(objects.gt_classes, setup.num_classes, str(record["file_name"]))
+    anchors = setup.generate(objects.image_size)
+    num_anchors = sum(len(x) for x in anchors)
+    if len(objects) == 0:
+        no_match = torch.zeros(num_anchors, dtype=torch.int64)
+        return objects, anchors, torch.full_like(no_match, setup.num_classes), no_match, torch.zeros(0)
+    matches = match_anchors(Boxes.cat(anchors).tensor, objects.gt_boxes.tensor)
+    labels = compute_gt_labels(matches, objects.gt_classes, setup.matcher, setup.num_classes)
+    return objects, anchors, labels, matches.matched_idxs, matches.max_iou_of_box
+
+
+def get_feature_sizes(image_size: tuple[int, int], strides: Sequence[int], size_divisibility: int) -> list[tuple[int, int]]:
+    """(height, width) of the feature map of each stride, for an image of (height, width) that is padded to `size_divisibility`.
+
+    Every layer of stride 2, those of p6 and p7 included, rounds up: ceil(ceil(x / 2) / 2) = ceil(x / 4).
+    """
+    divisor = max(size_divisibility, 1)
+    height, width = (-(-x // divisor) * divisor for x in image_size)
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
+
+
+def get_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a dataset dict that are trained on: crowds are left out."""
+    return [x for x in record["annotations"] if x.get("iscrowd", 0) == 0]
+
+
+def _resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instances:
+    """What Detectron2's DatasetMapper makes of the annotations, from the size of the image alone."""
+    if "height" not in record or "width" not in record:
+        raise ValueError(
+            f"Image {record['file_name']} has no 'height' and 'width' in its dataset dict; add them where it is loaded"
+        )
+    height, width = record["height"], record["width"]
+    transform = resize.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
+    # Of size 0, Detectron2's resize is a transform that does nothing and has no sizes.
+    size = (getattr(transform, "new_h", height), getattr(transform, "new_w", width))
+    keys = ("bbox", "bbox_mode", "category_id")
+    objects = [transform_instance_annotations({k: x[k] for k in keys}, transform, size) for x in get_objects(record)]
+    objects = [{**x, "bbox": x["bbox"].tolist()} for x in objects]  # torch warns about lists of arrays
+    return filter_empty_instances(annotations_to_instances(objects, size))
+
+
+def suggest_anchors(
+    records: Sequence[Mapping[str, Any]], setup: AnchorSetup, anchors: Anchors, *, may_add_level: bool
+) -> Optional[Anchors]:
+    """Anchors that reach more boxes: other sizes, then other aspect ratios, then a finer level, each only if it is worth it.
+
+    There are as many in a cell as before, so that a checkpoint's head still fits.
+
+    Args:
+        records: images to try them on; the more there are, the longer it takes.
+        anchors: those of `setup`.
+        may_add_level: whether the backbone can have a level of half the smallest stride.
+
+    Returns:
+        None if nothing reaches 1 % more boxes.
+    """
+    start = measure_anchors(records, setup)
+    if not len(start.best_iou):
+        return None
+    progress = tqdm(total=len(_SCALES) + 2 * may_add_level, desc="other anchors", unit=" trials", leave=False)
+
+    def try_all(trials: Sequence[Anchors], best: tuple[Anchors, float], gain: float) -> tuple[Anchors, float]:
+        found = best
+        for trial in trials:
+            score = measure_anchors(records, setup.with_anchors(trial)).score
+            found = (trial, score) if score > found[1] else found
+            progress.update()
+        return found if found[1] >= best[1] + gain else best
+
+    best = try_all([_scale(anchors, x) for x in _SCALES if x != 1], (anchors, start.score), MIN_GAIN)
+    num = len(anchors.aspect_ratios)
+    ratios = np.quantile(start.sides[:, 1] / start.sides[:, 0], (np.arange(num) + 0.5) / num)
+    best = try_all([replace(best[0], aspect_ratios=[_round(x) for x in ratios])], best, MIN_GAIN)
+    if may_add_level:
+        best = try_all([_add_level(anchors), _add_level(best[0])], best, _MIN_GAIN_OF_LEVEL)
+    progress.close()
+    return best[0] if best[0] is not anchors else None
+
+
+def _scale(anchors: Anchors, factor: float) -> Anchors:
+    return replace(anchors, sizes=[[_round(factor * x) for x in level] for level in anchors.sizes])
+
+
+def _add_level(anchors: Anchors) -> Anchors:
+    """With a level of half the smallest stride and half its sizes."""
+    finer = [_round(x / 2) for x in anchors.sizes[0]]
+    return replace(anchors, sizes=[finer, *anchors.sizes], strides=[anchors.strides[0] // 2, *anchors.strides])
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def draw_anchor_fit(fits: Mapping[str, AnchorFit], class_names: Sequence[str], level_names: Sequence[str], out_file: Path) -> None:
+    """Draw which boxes the anchors reach, by size and by class, and how many positives there are on each level.
+
+    Args:
+        fits: by what the anchors are called; the first is drawn in all panels, others beside it where that says something.
+        level_names: of the first.
+        out_file: picture to write.
+    """
+    fit, figure = next(iter(fits.values())), Figure(figsize=(13, 8), layout="constrained")
+    by_size, by_iou, by_class, by_level = figure.subplots(2, 2).flat
+    sides = np.sqrt(fit.sides.prod(axis=1))
+    edges = 2.0 ** np.arange(np.floor(np.log2(sides.min())), np.ceil(np.log2(sides.max())) + 0.51, 0.5)
+    reached, lost = sides[fit.is_reached], sides[~fit.is_reached]
+    colors = ("tab:blue", "tab:red")
+    by_size.hist([reached, lost], edges, stacked=True, color=colors, label=("reached", "not reached"))
+    by_size.set_xscale("log", base=2)
+    by_size.xaxis.set_major_formatter("{x:g}")
+    by_size.set(xlabel="side of the box in training, pixels (geometric mean)", ylabel="boxes")
+    by_size.set_title(f"boxes that an anchor overlaps by {fit.iou_thresh:g} or more: {100 * fit.score:.1f} %")
+    by_size.legend()
+    for name, other in fits.items():
+        by_iou.hist(other.best_iou, np.linspace(0, 1, 41), histtype="step", lw=2, label=f"{name}: mean {other.best_iou.mean():.2f}")
+    by_iou.axvline(fit.iou_thresh, color="black", ls=":", lw=1)
+    by_iou.set(xlabel="largest IoU of a box with any anchor", ylabel="boxes", title="how well the best anchor fits")
+    by_iou.legend(loc="upper left")
+    counts = np.bincount(fit.classes, minlength=len(class_names))
+    shares = np.bincount(fit.classes[~fit.is_reached], minlength=len(class_names)) / np.maximum(counts, 1)
+    worst = [i for i in np.argsort(-shares, kind="stable") if counts[i]][:_MAX_CLASSES]
+    by_class.barh([f"{class_names[i]} ({counts[i]})" for i in worst], 100 * shares[worst], color="tab:red")
+    by_class.invert_yaxis()
+    by_class.set(xlabel="boxes not reached, %", title="by class (boxes)", xlim=(0, max(1.0, 105 * shares.max())))
+    by_class.tick_params(axis="y", labelsize=8)
+    num_images = len(fit.positives_per_image)
+    by_level.bar(level_names, fit.positives_per_level / num_images, color="tab:green")
+    by_level.set(ylabel="positives per image", title="positive anchors by level")
+    for axes in (by_size, by_iou, by_class, by_level):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.savefig(out_file, dpi=110)

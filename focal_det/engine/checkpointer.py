@@ -1,0 +1,54 @@
+"""Checkpoints that a training can go on from: sick ones are never the last, and weights that do not fit are refused."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Optional
+
+from focal_det.host import LOGGER_NAME
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+MIN_MATCHED = 0.1  # of the model's tensors that a checkpoint must have
+
+
+class HealthyCheckpointer(DetectionCheckpointer):
+    """Detectron2's DetectionCheckpointer, except that
+
+    - a checkpoint is only tagged as the last one if `find_sickness` has nothing to say; else it is saved as `sick_<name>.pth`,
+      and a resumed run starts from the one before,
+    - weights of which less than a tenth fit the model are refused; Detectron2 would train from scratch.
+
+    Attributes:
+        find_sickness: returns what is wrong with the model as it is, or None; called before each save.
+        num_matched, num_tensors: of the weights that were loaded last, and of the model.
+    """
+
+    find_sickness: Optional[Callable[[], Optional[str]]] = None
+    num_matched = num_tensors = 0
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        sickness = self.find_sickness() if self.find_sickness and self.save_to_disk else None
+        if sickness:
+            logging.getLogger(LOGGER_NAME).error(
+                f"The model is sick: {sickness}. It is saved as sick_{name}.pth and not tagged as the last checkpoint; --resume "
+                "goes on from the healthy one before it. Lower SOLVER.BASE_LR, warm up longer, or clip gradients "
+                "(SOLVER.CLIP_GRADIENTS)."
+            )
+        super().save(f"sick_{name}" if sickness else name, **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if not last_filename_basename.startswith("sick_"):
+            super().tag_last_checkpoint(last_filename_basename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        num_found = len(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        names = [x for x in self.model.state_dict() if not x.endswith("num_batches_tracked")]
+        lacking = {*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)}
+        self.num_tensors, self.num_matched = len(names), sum(x not in lacking for x in names)
+        if self.num_matched < MIN_MATCHED * self.num_tensors:
+            raise ValueError(
+                f"the weights have {self.num_matched} of the model's {self.num_tensors} tensors ({num_found} are in the file, such "
+                f"as {', '.join(list(checkpoint['model'])[:3])}; the model wants {', '.join(names[:3])}): they are of another model"
+            )
+        return incompatible

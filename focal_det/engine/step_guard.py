@@ -1,0 +1,186 @@
+"""Stops a training before the optimizer takes in a loss or gradient that is not finite, and keeps all that led to it."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+_MAX_NAMES = 5
+_DIVERGED = 100  # times the loss at the start of the run
+_FIELDS = ("file_name", "image_id", "height", "width")
+
+
+class SickStepError(FloatingPointError):
+    """A loss or gradient that is not finite; the message says of what, and where the step is kept."""
+
+
+class StepGuard(HookBase):
+    """Looks at losses and gradients before each step of the optimizer; needs one wait for the device.
+
+    It hangs on the model's forward and the optimizer's step, as Detectron2 0.5 has no place between backward and step.
+    The state it keeps is the last good one: the weights have not been stepped, and buffers that the forward changed are put back.
+
+    Args:
+        cfg: of the run, kept with the step.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+        self._batch: list[dict[str, Any]] = []
+        self._losses: dict[str, Tensor] = {}
+        self._first_losses: list[float] = []
+        self._last_loss: Optional[float] = None
+        self._buffers: dict[str, tuple[int, Tensor]] = {}
+        self._handles: list[Any] = []
+
+    def before_train(self) -> None:
+        model, optimizer = self.trainer.model, self.trainer.optimizer
+        self._handles = [
+            model.register_forward_pre_hook(self._before_forward),
+            model.register_forward_hook(self._after_forward),
+            optimizer.register_step_pre_hook(lambda *_: self.check()),
+        ]
+
+    def after_train(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before_forward(self, model: nn.Module, inputs: tuple) -> None:
+        if model.training:
+            self._batch = inputs[0]
+            for name, buffer in model.named_buffers():
+                if name not in self._buffers or self._buffers[name][0] != buffer._version:
+                    self._buffers[name] = buffer._version, buffer.detach().clone()
+
+    def _after_forward(self, model: nn.Module, inputs: tuple, losses: Any) -> None:
+        if model.training:
+            self._losses = {k: v.detach() for k, v in losses.items()}
+
+    def check(self) -> None:
+        """Raise SickStepError if a loss or gradient of this step is not finite."""
+        grads = [x.grad for x in self.trainer.model.parameters() if x.grad is not None]
+        norms = torch._foreach_norm(grads, float("inf"))
+        values = torch.stack([*self._losses.values(), torch.stack(norms).amax()]).tolist()
+        if not all(abs(x) < float("inf") for x in values):
+            self.stop()
+        self._last_loss = sum(values[:-1])
+        if len(self._first_losses) < 20:
+            self._first_losses.append(self._last_loss)
+
+    def stop(self) -> None:
+        """Keep the step in OUTPUT_DIR and raise SickStepError."""
+        iteration, model = self.trainer.iter, self.trainer.model
+        losses = {k: float(v) for k, v in self._losses.items()}
+        layers = find_sick_gradients(model)
+        self._restore_buffers(model)
+        file = Path(self._cfg.OUTPUT_DIR) / f"sick_step_{iteration:07d}_rank{comm.get_rank()}.pth"
+        model = getattr(model, "module", model)  # of DistributedDataParallel
+        content = {
+            "model": model.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "iteration": iteration,
+            "batch": [_to_plain(x) for x in self._batch],
+            "config": self._cfg.dump(),
+        }
+        torch.save(content, file)
+        raise SickStepError(_describe(iteration, losses, layers, self._batch, get_largest_logit(model, self._batch), file))
+
+    def _restore_buffers(self, model: nn.Module) -> None:
+        for name, buffer in model.named_buffers():
+            if name in self._buffers and self._buffers[name][0] != buffer._version:
+                buffer.data.copy_(self._buffers[name][1])
+
+    def find_sickness(self) -> Optional[str]:
+        """What is wrong with the model as it is, if anything: it is not finite, or the loss is far above that of the start.
+
+        The model is asked for its logits on the last batch, as at the next step.
+        """
+        model = getattr(self.trainer.model, "module", self.trainer.model)
+        sick = [k for k, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
+        if sick:
+            return f"{len(sick)} tensors are not finite, such as {', '.join(sick[:_MAX_NAMES])}"
+        logit = get_largest_logit(model, self._batch) if self._batch else None
+        if logit is not None and not logit < float("inf"):
+            return "its logits on the last batch are not finite"
+        if self._last_loss is not None and self._last_loss > _DIVERGED * statistics.median(self._first_losses):
+            return f"it has diverged: the loss is {self._last_loss:.3g}, and was {statistics.median(self._first_losses):.3g}"
+        return None
+
+
+def find_sick_gradients(model: nn.Module) -> list[str]:
+    """Names of the parameters whose gradient is not finite."""
+    return [name for name, x in model.named_parameters() if x.grad is not None and not x.grad.isfinite().all()]
+
+
+@torch.no_grad()
+def get_largest_logit(model: nn.Module, batch: Sequence[dict[str, Any]]) -> Optional[float]:
+    """Largest |logit| of a batch, NaN or inf if one is not finite; None for models without `predict`.
+
+    The model is in evaluation mode meanwhile, so that nothing changes and no process waits for another.
+    """
+    if not hasattr(model, "predict"):
+        return None
+    was_training = model.training
+    model.eval()
+    try:
+        return max(float(x.abs().amax()) if x.isfinite().all() else float("nan") for x in model.predict(batch)[2])
+    finally:
+        model.train(was_training)
+
+
+def _to_plain(item: dict[str, Any]) -> dict[str, Any]:
+    """An image of a batch as what `torch.load(weights_only=True)` reads."""
+    instances = item["instances"]
+    plain = {k: item[k] for k in _FIELDS if isinstance(item.get(k), (str, int, float))}
+    return {
+        **plain,
+        "image": item["image"].cpu(),
+        "gt_boxes": instances.gt_boxes.tensor.cpu(),
+        "gt_classes": instances.gt_classes.cpu(),
+    }
+
+
+def from_plain(item: dict[str, Any]) -> dict[str, Any]:
+    """The image of a batch again, from what a `sick_step` file has."""
+    instances = Instances(tuple(item["image"].shape[1:]))
+    instances.gt_boxes, instances.gt_classes = Boxes(item["gt_boxes"]), item["gt_classes"]
+    return {**item, "instances": instances}
+
+
+def _describe(
+    iteration: int, losses: dict[str, float], layers: Sequence[str], batch: Sequence[dict], logit: Optional[float], file: Path
+) -> str:
+    """The message of a stop."""
+    terms = [f"{k} is {v}" for k, v in losses.items() if not abs(v) < float("inf")]
+    finite = ", ".join(f"{k} {v:.4g}" for k, v in losses.items() if abs(v) < float("inf"))
+    names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
+    sick_images = [name for name, x in zip(names, batch) if not x["image"].isfinite().all()]
+    sick_boxes = [name for name, x in zip(names, batch) if not x["instances"].gt_boxes.tensor.isfinite().all()]
+    lines = [
+        f"Iteration {iteration}: {' and '.join(terms) or 'a gradient is not finite'}{f' ({finite})' if finite else ''}. The "
+        "optimizer was not stepped.",
+        f"gradients: {len(layers)} parameters are not finite{_list(layers)}",
+        f"images: {', '.join(names)}",
+    ]
+    lines += [f"pixels that are not finite: {', '.join(sick_images)}"] if sick_images else []
+    lines += [f"boxes that are not finite: {', '.join(sick_boxes)}"] if sick_boxes else []
+    lines += [f"largest |logit|: {logit:.4g}"] if logit is not None else []
+    lines += [
+        f"kept: {file} has the batch and the state before this step. To see it again: focal-det reproduce {file}",
+        "to go on from the last checkpoint: --resume, with a lower SOLVER.BASE_LR, a longer warm-up, or SOLVER.CLIP_GRADIENTS",
+    ]
+    return "\n  ".join(lines)
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f": {', '.join(names[:_MAX_NAMES])}{more}" if names else ""

@@ -1,0 +1,87 @@
+"""What a dense classification loss does while it trains: who carries it, how sure the model is, and where the positives are.
+
+Shapes: N images, R anchors per image, K classes, C logits per anchor, L levels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from focal_det.losses import ClsLoss, PointwiseClsLoss
+from focal_det.losses.cls_loss import split_levels
+from focal_det.targets import DenseTargets
+
+_MAX_CLASSES = 100  # with more of them, positives are not told by class
+
+
+@torch.no_grad()
+def compute_telemetry(
+    cls_loss: ClsLoss,
+    logits: Sequence[Tensor],
+    targets: DenseTargets,
+    *,
+    divisor: Tensor,
+    prior_bias: Optional[Tensor],
+    class_names: Sequence[str],
+    level_names: Sequence[str],
+) -> dict[str, float]:
+    """Figures of one training batch, by the names that they have in the metrics; waits for the device.
+
+    Level by level and image by image, so that what it needs is small beside what the step keeps.
+
+    Args:
+        logits: per level (N, Ri, C).
+        divisor: of the normalizer, () or (N,).
+        prior_bias: (C,) initial bias of `cls_score`; None if it is not known.
+        class_names: K names; level_names: L names.
+
+    Returns:
+        "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): in [0, 1] of the loss; only for losses of one anchor
+        at a time. "max_abs_logit". "mean_p_t": mean score of the positives' own class. "prior_distance": log-odds of the mean score
+        over all anchors and classes, less that of the prior; 0 at the start. "normalizer": mean divisor. "num_pos/<level>" and
+        "num_pos/<class>": positives of the batch.
+    """
+    classes, num_classes = targets.gt_labels, targets.num_classes
+    values: dict[str, float] = {"normalizer": float(divisor.float().mean())}
+    positive_sum, negatives, largest, score_sum = torch.zeros(()), [], [], torch.zeros((), dtype=torch.float64)
+    own_scores = []
+    for name, (x, labels, iou) in zip(level_names, split_levels(logits, targets)):
+        is_pos = (labels >= 0) & (labels < num_classes)
+        values[f"num_pos/{name}"] = int(is_pos.sum())
+        for i in range(len(x)):
+            scores = cls_loss.scores(x[i])
+            score_sum = score_sum.to(scores.device) + scores.sum(dtype=torch.float64)
+            own_scores.append(scores[is_pos[i]].gather(1, labels[i][is_pos[i]][:, None]).flatten())
+            largest.append(x[i].abs().amax())
+            if isinstance(cls_loss, PointwiseClsLoss):
+                losses = cls_loss.per_anchor(x[i : i + 1], labels[i : i + 1], None if iou is None else iou[i : i + 1])[0].float()
+                positive_sum = positive_sum.to(losses.device) + losses[is_pos[i]].sum()
+                negatives.append(losses[labels[i] == num_classes])
+    values["max_abs_logit"] = float(torch.stack(largest).amax())
+    if negatives:
+        values.update(_compute_shares(positive_sum, torch.cat(negatives)))
+    if targets.pos_idxs[0].numel():
+        values["mean_p_t"] = float(torch.cat(own_scores).float().mean())
+    if prior_bias is not None:
+        mean_score = float(score_sum) / (classes.numel() * num_classes)
+        values["prior_distance"] = _logit(mean_score) - _logit(float(cls_loss.scores(prior_bias[None]).double().mean()))
+    if num_classes <= _MAX_CLASSES:
+        counts = torch.bincount(classes[targets.pos_idxs], minlength=num_classes).tolist()
+        values.update({f"num_pos/{name}": count for name, count in zip(class_names, counts)})
+    return values
+
+
+def _compute_shares(positive_sum: Tensor, negatives: Tensor) -> dict[str, float]:
+    """Shares of the positives, and of the hardest 1 % of the negatives."""
+    total = positive_sum + negatives.sum()
+    hardest = negatives.topk(math.ceil(len(negatives) / 100)).values.sum() if len(negatives) else total.new_zeros(())
+    shares = torch.stack([positive_sum, hardest]) / total.clamp(min=1e-30)
+    return dict(zip(("share_of_positives", "share_of_hardest_negatives"), shares.tolist()))
+
+
+def _logit(probability: float) -> float:
+    probability = min(max(probability, 1e-30), 1 - 1e-12)
+    return math.log(probability / (1 - probability))

@@ -1,0 +1,101 @@
+"""The trainer of `focal-det train`: Detectron2's DefaultTrainer, with what its hooks and loaders leave open."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from focal_det.host import LOGGER_NAME, set_data_loader
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator, PascalVOCDetectionEvaluator
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+from focal_det.data.coco_cache import find_stale_cache
+from focal_det.engine.checkpointer import HealthyCheckpointer
+from focal_det.engine.step_guard import SickStepError, StepGuard
+from focal_det.registry import describe_unknown
+
+
+class LaterSampler(Sampler):
+    """An endless sampler without its first `num_skipped` indices."""
+
+    def __init__(self, sampler: Sampler, num_skipped: int) -> None:
+        self.sampler, self.num_skipped = sampler, num_skipped
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(iter(self.sampler), self.num_skipped, None)
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer, and
+
+    - box evaluators chosen by a data set's `evaluator_type`, never on a cache of annotations that have changed,
+    - a StepGuard: nothing that is not finite reaches the weights,
+    - a HealthyCheckpointer, with the optimizer's state on Detectron2 0.5 too,
+    - a resumed run that goes on through the data. Detectron2 starts again at the first batch. On a CPU, a run without data workers
+      is bit for bit the run that was not interrupted: the batches that have been trained on are drawn again, for the random
+      generators, and left. With workers, the sampler leaves out what it has given; images that waited to be grouped by their
+      shape are lost. Needs `cfg.SEED` to be what it was.
+    """
+
+    def build_hooks(self) -> list:
+        checkpointables = dict(self.checkpointer.checkpointables)
+        if "state_dict" not in vars(DefaultTrainer):  # Detectron2 0.5, whose checkpoints lack the momentum
+            checkpointables["optimizer"] = self.optimizer
+        self.checkpointer = HealthyCheckpointer(self.model, self.cfg.OUTPUT_DIR, **checkpointables)
+        self._guard = StepGuard(self.cfg)
+        self.checkpointer.find_sickness = self._guard.find_sickness
+        return [self._guard, *super().build_hooks()]
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except SickStepError:
+            raise
+        except FloatingPointError:  # Detectron2's own, of the losses
+            self._guard.stop()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume=resume)
+        if not resume or self.start_iter == 0 or self.cfg.SEED < 0:
+            return
+        log = logging.getLogger(LOGGER_NAME).info
+        if self.cfg.DATALOADER.NUM_WORKERS == 0:
+            log(f"drawing the batches of the first {self.start_iter} iterations again")
+            for _ in range(self.start_iter):
+                next(self._trainer._data_loader_iter)
+            return
+        log(f"going on through the data after {self.start_iter} iterations")
+        args = _train_loader_from_config(self.cfg)
+        num_skipped = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        args["sampler"] = LaterSampler(args["sampler"], num_skipped)
+        set_data_loader(self._trainer, build_detection_train_loader(**args))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None) -> DatasetEvaluator:
+        output_folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
+        evaluators: dict[str, Any] = {
+            "coco": lambda: COCOEvaluator(dataset_name, output_dir=output_folder),
+            "lvis": lambda: LVISEvaluator(dataset_name, output_dir=output_folder),
+            "pascal_voc": lambda: PascalVOCDetectionEvaluator(dataset_name),
+        }
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
+        if kind not in evaluators:
+            raise ValueError(f"Data set {dataset_name}: {describe_unknown('evaluator_type', kind, evaluators)}")
+        if kind == "coco" and comm.is_main_process():
+            _remove_stale_cache(dataset_name, Path(output_folder))
+        comm.synchronize()
+        return evaluators[kind]()
+
+
+def _remove_stale_cache(name: str, folder: Path) -> None:
+    stale = find_stale_cache(name, folder)
+    if stale:
+        logging.getLogger(LOGGER_NAME).warning(f"{stale} has other annotations than data set {name} has now; it is made anew")
+        stale.unlink()

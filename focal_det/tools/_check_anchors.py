@@ -1,0 +1,228 @@
+"""What a training set asks of a detector: class balance, anchors that reach the boxes, loss at the start; and better numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+
+from focal_det.analysis.anchor_fit import (
+    MIN_GAIN,
+    AnchorFit,
+    Anchors,
+    AnchorSetup,
+    draw_anchor_fit,
+    label_record,
+    measure_anchors,
+    suggest_anchors,
+)
+from focal_det.analysis.class_weights import (
+    WEIGHT_METHODS,
+    ClassWeights,
+    compute_class_alphas,
+    compute_class_priors,
+    count_objects,
+)
+from focal_det.config import build_cls_loss
+from focal_det.data.catalog import sample_evenly
+from focal_det.data.findings import Findings, shorten
+from focal_det.head import get_prior_prob
+from focal_det.losses.initial import compute_initial_loss
+from focal_det.targets import DenseTargets
+from focal_det.tools._training_set import build_anchor_setup, get_class_names, get_middle_size, read_training_set, write_config
+from focal_det.tools.weights import describe_imbalance, get_weight_values
+
+_TRIED_IMAGES = 60  # that other anchors are tried on
+_LOSS_IMAGES = 8
+_MAX_ALPHA = 0.95
+_LOST_SHARE = 0.1  # of the boxes unreached, from which it is a warning
+_RARE = 20  # times fewer objects than the most frequent class
+_FIRST_LINE = "Anchors, pi and alpha for"
+
+
+@dataclass(frozen=True)
+class TrainingSetReport:
+    """What was measured of a training set; `fit_after` and `anchors` are those of the suggestion, if there is one."""
+
+    class_names: Sequence[str]
+    level_names: Sequence[str]
+    weights: ClassWeights
+    num_images: int
+    sample: list[dict[str, Any]]
+    size: int
+    fit: AnchorFit
+    initial_loss: float
+    anchors: Optional[Anchors] = None
+    fit_after: Optional[AnchorFit] = None
+
+
+def measure_training_set(cfg: CfgNode, num_images: int, *, suggest: bool) -> TrainingSetReport:
+    """Count and label a training set.
+
+    Args:
+        num_images: whose anchors are labelled, at even distances; 0 for all.
+        suggest: whether to look for better anchors.
+    """
+    records, class_names = read_training_set(cfg), get_class_names(cfg)
+    counts, sample = count_objects(records, len(class_names)), sample_evenly(records, num_images)
+    setup = build_anchor_setup(cfg)
+    fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
+    anchors = _suggest(cfg, sample, setup) if suggest else None
+    fit_after = measure_anchors(sample, setup.with_anchors(anchors)) if anchors else None
+    if fit_after and fit_after.score < fit.score + MIN_GAIN:  # better on the images that it was found on only
+        anchors = fit_after = None
+    chosen = fit_after or fit
+    alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
+    mean = alpha if 0 < alpha <= _MAX_ALPHA else 0.25
+    alphas = {x: compute_class_alphas(counts, method=x, mean=mean, max_alpha=_MAX_ALPHA) for x in WEIGHT_METHODS}
+    priors = compute_class_priors(chosen.positives, chosen.num_anchors)
+    weights = ClassWeights(class_names, counts, alphas, "sqrt", priors, mean, cfg.MODEL.RETINANET.PRIOR_PROB)
+    loss = compute_expected_loss(cfg, sample_evenly(sample, _LOSS_IMAGES), setup)
+    levels, size = cfg.MODEL.RETINANET.IN_FEATURES, get_middle_size(cfg)
+    return TrainingSetReport(class_names, levels, weights, len(records), sample, size, fit, loss, anchors, fit_after)
+
+
+def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> Optional[Anchors]:
+    node, levels = cfg.MODEL.ANCHOR_GENERATOR, cfg.MODEL.RETINANET.IN_FEATURES
+    if node.NAME != "DefaultAnchorGenerator" or len(node.ASPECT_RATIOS) != 1:
+        return None
+    sizes = list(node.SIZES) * (len(levels) if len(node.SIZES) == 1 else 1)
+    may_add_level = cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone" and levels[0] == "p3"
+    anchors = Anchors(sizes, list(node.ASPECT_RATIOS[0]), setup.strides)
+    return suggest_anchors(sample_evenly(sample, _TRIED_IMAGES), setup, anchors, may_add_level=may_add_level)
+
+
+@torch.no_grad()
+def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup: AnchorSetup) -> float:
+    """`loss_cls` of the first step, with every score at the prior: over all images together, divided by their positives."""
+    cls_loss, num_classes = build_cls_loss(cfg), setup.num_classes
+    bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], 0
+    for record in records:
+        objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
+        boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
+        all_anchors = torch.cat([x.tensor for x in anchors])
+        targets = DenseTargets.from_labels(labels[None], boxes[None], num_classes)
+        targets = DenseTargets(**{**vars(targets), "anchors": all_anchors, "iou": torch.zeros(1, len(labels))})
+        sums.append(float(compute_initial_loss(cls_loss, bias, targets)))
+        num_pos += int(targets.num_pos)
+    return sum(sums) / (len(sums) if cls_loss.self_normalized else max(1, num_pos))
+
+
+def add_findings(report: TrainingSetReport, findings: Findings) -> None:
+    """What is wrong or could be better."""
+    fit, counts, names = report.fit, report.weights.counts, report.class_names
+    absent = [names[i] for i in np.flatnonzero(counts == 0)]
+    if absent:
+        advice = "They cannot be learnt, and evaluation leaves them out or counts them as missed."
+        findings.add("warning", "training sets with classes without objects", advice, shorten(absent))
+    rare = [f"{names[i]} ({counts[i]})" for i in report.weights.order if 0 < counts[i] * _RARE <= counts.max()]
+    if rare:
+        advice = (
+            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows their images more often; --write writes alpha per class."
+        )
+        place = f"{shorten(rare)}; the most frequent, {names[counts.argmax()]}, has {counts.max()}"
+        findings.add("note", f"training sets with classes {_RARE} times rarer than another", advice, place)
+    if report.fit.score < 1 - _LOST_SHARE:
+        place = f"{_percent(1 - fit.score)} of {len(fit.best_iou)}, {_describe_lost(report)}"
+        advice = "They train on their best anchor only, or on none. " + _advise(report)
+        findings.add("warning", f"training sets with boxes that no anchor overlaps by {fit.iou_thresh:g}", advice, place)
+    elif report.anchors:
+        findings.add("note", "training sets that other anchors fit better", _advise(report), _describe_gain(report))
+    lost = int((~fit.has_positive).sum())
+    if lost:
+        advice = "Other boxes have taken all their anchors: smaller or more anchors, or a larger image, would tell them apart."
+        place = f"{lost} of {len(fit.has_positive)} ({_percent(lost / len(fit.has_positive))})"
+        findings.add("note", "training sets with boxes without a positive anchor", advice, place)
+
+
+def describe(report: TrainingSetReport) -> list[str]:
+    """The measures, as lines for a person."""
+    fit, num = report.fit, len(report.sample)
+    per_image = fit.positives_per_image
+    levels = ", ".join(f"{k} {v / num:.3g}" for k, v in zip(report.level_names, fit.positives_per_level))
+    quartiles = "/".join(f"{x:.0f}" for x in np.quantile(per_image, (0.25, 0.5, 0.75)))
+    size = f"shorter side {report.size} px" if report.size else "not resized"
+    lines = [
+        f"training set: {report.num_images} images, {report.weights.counts.sum()} objects, {describe_imbalance(report.weights)}",
+        f"anchors ({num} images, {size}): {fit.num_anchors / num:.0f} an image, 1 of "
+        f"{fit.num_anchors / max(1, per_image.sum()):.0f} positive; quartiles of the positives of an image {quartiles}; "
+        f"by level {levels}",
+        f"  {_percent(fit.score)} of the boxes are overlapped by {fit.iou_thresh:g} or more; {_describe_lost(report)}",
+        f"  best possible recall (boxes with a positive anchor of their own): {_percent(fit.has_positive.mean())}",
+        f"  loss_cls of the first step, from the prior: about {report.initial_loss:.3g}",
+    ]
+    return [*lines, f"  {_describe_gain(report)}"] if report.anchors else lines
+
+
+def _describe_lost(report: TrainingSetReport) -> str:
+    """Where most boxes that are not reached are: by size, and by class."""
+    fit, sides = report.fit, np.sqrt(report.fit.sides.prod(axis=1))
+    lost = ~fit.is_reached
+    if not lost.any():
+        return "none is lost"
+    small, large = (int((lost & x).sum()) for x in (sides < np.median(sides), sides >= np.median(sides)))
+    shares = np.bincount(fit.classes[lost], minlength=len(report.class_names)) / np.maximum(
+        np.bincount(fit.classes, minlength=len(report.class_names)), 1
+    )
+    worst = int(shares.argmax())
+    half = f"smaller than the median of {np.median(sides):.0f} px: {small}, larger: {large}"
+    return f"of the {lost.sum()} others {half}; most of class {report.class_names[worst]} ({_percent(shares[worst])})"
+
+
+def _describe_gain(report: TrainingSetReport) -> str:
+    anchors, after = report.anchors, report.fit_after
+    finer = f", and a level of stride {anchors.strides[0]}" if len(anchors.strides) > len(report.level_names) else ""
+    sizes = " ".join(f"{level[0]:g}-{level[-1]:g}" for level in anchors.sizes)
+    ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
+    was = f"{_percent(report.fit.score)} to {_percent(after.score)}"
+    return f"anchors of {sizes} px, height / width {ratios}{finer} would reach {was} of the boxes"
+
+
+def _advise(report: TrainingSetReport) -> str:
+    return "--write FILE.yaml writes anchors that fit better." if report.anchors else "Larger images, or other anchors, reach them."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def write_suggestion(report: TrainingSetReport, cfg: CfgNode, config_file: Path, opts: Sequence[str], file: Path) -> None:
+    """A config on top of `config_file` with anchors, pi per class and alpha per class."""
+    if file.exists() and not file.read_text().startswith(f"# {_FIRST_LINE}"):
+        raise ValueError(f"--write {file} exists and is not from this program; remove it or choose another name")
+    values: dict[str, Any] = {}
+    if report.anchors:
+        values["MODEL.ANCHOR_GENERATOR.SIZES"] = [list(x) for x in report.anchors.sizes]
+        values["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = [list(report.anchors.aspect_ratios)]
+        if len(report.anchors.strides) > len(report.level_names):
+            values["MODEL.RESNETS.OUT_FEATURES"] = values["MODEL.FPN.IN_FEATURES"] = ["res2", "res3", "res4", "res5"]
+            values["MODEL.RETINANET.IN_FEATURES"] = ["p2", *report.level_names]
+    values.update(get_weight_values(report.weights, _MAX_ALPHA))
+    header = [f"{_FIRST_LINE} {' + '.join(cfg.DATASETS.TRAIN)}, from focal-det check --write.", *describe(report)]
+    write_config(file, config_file, cfg, opts, values, header)
+
+
+def draw(report: TrainingSetReport, file: Path) -> None:
+    fits = {"now": report.fit, **({"suggested": report.fit_after} if report.fit_after else {})}
+    draw_anchor_fit(fits, report.class_names, report.level_names, file)
+
+
+def to_json(report: TrainingSetReport) -> dict[str, Any]:
+    """Figures for a program."""
+    fit = report.fit
+    return {
+        "images": report.num_images,
+        "objects_per_class": dict(zip(report.class_names, report.weights.counts.tolist())),
+        "positives_per_image": float(fit.positives_per_image.mean()),
+        "positives_per_level": dict(zip(report.level_names, (fit.positives_per_level / len(report.sample)).tolist())),
+        "boxes_reached": fit.score,
+        "best_possible_recall": float(fit.has_positive.mean()),
+        "initial_loss_cls": report.initial_loss,
+        "suggested_anchors": vars(report.anchors) if report.anchors else None,
+        "boxes_reached_by_suggested": report.fit_after.score if report.fit_after else None,
+    }

@@ -1,0 +1,141 @@
+"""Checks of a registered data set: its annotations, and whether it can be evaluated."""
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from focal_det.data.check_coco import check_coco, fix_coco, read_coco
+from focal_det.data.check_records import check_records
+from focal_det.data.coco_cache import find_stale_cache
+from focal_det.data.digits import build_digits
+from focal_det.data.findings import Findings, shorten
+from focal_det.data.voc import read_voc
+from focal_det.engine.trainer import Trainer
+
+
+def check_dataset(name: str, num_classes: int, findings: Findings, *, is_test: bool) -> list[dict[str, Any]]:
+    """Check the annotations of a registered data set; return what there is to know of its images, for `check_images`."""
+    metadata = MetadataCatalog.get(name)
+    spec = metadata.get("focal_det_spec", {})
+    if spec.get("format") == "digits":
+        build_digits(spec["split"])
+    if metadata.get("json_file"):
+        records, classes = _check_json(Path(metadata.json_file), Path(metadata.get("image_root", "")), findings, is_test)
+    else:
+        records = _read_records(name, spec, findings)
+        classes = metadata.get("thing_classes", [])
+        check_records(records, name, len(classes) or num_classes, findings)
+    if classes and len(classes) != num_classes:
+        advice = f"Set MODEL.RETINANET.NUM_CLASSES to {len(classes)}; background is not counted."
+        place = f"{name} has {len(classes)} ({shorten(classes)}), MODEL.RETINANET.NUM_CLASSES is {num_classes}"
+        findings.add("error", "data sets with another number of classes than the model", advice, place)
+    return records
+
+
+def _check_json(file: Path, image_root: Path, findings: Findings, is_test: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """The images of a COCO json with their whole paths, and its classes."""
+    if not file.is_file():
+        findings.add("error", "annotation files that do not exist", "Put them there, or correct the path.", str(file))
+        return [], []
+    content = read_coco(file, findings)
+    if content is None:
+        return [], []
+    images = check_coco(content, file, findings, is_test=is_test)
+    images = [{**x, "file_name": str(image_root / x["file_name"])} for x in images]
+    return images, [str(x.get("name")) for x in content["categories"]]
+
+
+def _read_records(name: str, spec: dict[str, Any], findings: Findings) -> list[dict[str, Any]]:
+    """The dicts of a data set without a json: a VOC folder, or one registered by code."""
+    errors: list[str] = []
+    try:
+        if spec.get("format") != "voc":
+            return DatasetCatalog.get(name)
+        records, without_area = read_voc(Path(spec["root"]), spec["split"], spec["classes"], name, errors)
+    except Exception as error:  # code of the user's: it may raise anything
+        advice = "Correct what it says."
+        findings.add("error", "data sets that cannot be read", advice, f"{name}: {type(error).__name__}: {error}")
+        return []
+    for error in errors:
+        findings.add("error", "images whose annotations cannot be read", "Correct what it says.", error)
+    for box in without_area:
+        findings.add("warning", "boxes without area", "They are left out. Correct the annotations.", f"{name}: {box}")
+    return records
+
+
+def check_evaluation(cfg: CfgNode, name: str, findings: Findings) -> None:
+    """Evaluate two images of a test set with their own boxes as detections, and look for a stale cache of annotations."""
+    stale = find_stale_cache(name, Path(cfg.OUTPUT_DIR) / "inference")
+    if stale:
+        advice = "Detectron2 would evaluate with it: delete it. (focal-det train does.)"
+        findings.add("warning", "caches of annotations that have changed since", advice, f"{name}: {stale}")
+    metadata = MetadataCatalog.get(name)
+    has_json = "json_file" in metadata.as_dict()
+    try:
+        records = [x for x in DatasetCatalog.get(name) if x.get("annotations")][:2]
+        with tempfile.TemporaryDirectory() as folder, silence():
+            evaluator = Trainer.build_evaluator(cfg, name, folder)
+            evaluator.reset()
+            evaluator.process(records, [{"instances": _make_detections(x)} for x in records])
+            evaluator.evaluate()
+    except Exception as error:  # whatever it is, it would stop the evaluation after the training
+        what = f"{name}: {type(error).__name__}: {str(error) or 'without a message'}"
+        findings.add("error", "test sets whose evaluation fails", "It would after the training too: correct the data set.", what)
+    finally:
+        if not has_json and "json_file" in metadata.as_dict():  # the evaluator's, in the folder that is gone
+            del metadata.json_file
+
+
+def _make_detections(record: dict[str, Any]) -> Instances:
+    """The boxes of a dataset dict, found with certainty."""
+    objects = record["annotations"]
+    boxes = [BoxMode.convert(list(x["bbox"]), x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
+    found = Instances((record["height"], record["width"]))
+    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    found.scores = torch.ones(len(boxes))
+    found.pred_classes = torch.tensor([x["category_id"] for x in objects], dtype=torch.int64)
+    return found
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """What Detectron2 and pycocotools say, left out."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def write_fixed(name: str, out_file: Path) -> str:
+    """Write a corrected copy of a data set's COCO json; return what was changed.
+
+    Raises:
+        ValueError: there is no json, it cannot be read, or `out_file` is it.
+    """
+    file = Path(MetadataCatalog.get(name).get("json_file", ""))
+    if not file.is_file():
+        raise ValueError(f"--fix: {name} has no COCO json")
+    if out_file.resolve() == file.resolve():
+        raise ValueError(f"--fix: {out_file} is the original; write to another file")
+    content = read_coco(file, Findings())
+    if content is None:
+        raise ValueError(f"--fix: {file} cannot be read")
+    fixed, changes = fix_coco(content)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    out_file.write_text(json.dumps(fixed))
+    return "; ".join(changes) or "nothing to correct"
