@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the environment a user sets, a small model and a batch with every kind of anchor."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,30 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--faults-table", metavar="FILE.json", help="print the table of faults (tests/faults), and write it as json")
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    """The rows whose tests passed, in the order of their numbers."""
+    file = config.getoption("--faults-table")
+    if not file:
+        return
+    import detectron2
+
+    rows: dict = {}
+    for report in terminalreporter.stats.get("passed", ()):
+        for name, value in report.user_properties:
+            if name == "fault":
+                known = rows.setdefault(value["row"], {**value, "seen_with_detectron2": []})
+                known["seen_with_detectron2"] += [value["seen_with_detectron2"]] if value["seen_with_detectron2"] else []
+    rows = dict(sorted(rows.items()))
+    for row in rows.values():
+        terminalreporter.write_line(f"| {row['row']} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |")
+    content = {"command": "pytest tests/faults", "detectron2": detectron2.__version__, "rows": list(rows.values())}
+    Path(file).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def pytest_report_header() -> str:

@@ -14,7 +14,7 @@ class Finding:
 
     Attributes:
         severity: "error": training or evaluation stops or goes wrong; "warning": something is lost; "note": good to know.
-        what: what there is, to be read after its number, such as "boxes without area".
+        what: what there is, such as "boxes without area".
         advice: what to do.
         count: how often.
         places: the first few, with file, ids and values.
@@ -28,7 +28,8 @@ class Finding:
 
     def __str__(self) -> str:
         more = f"; and {self.count - len(self.places)} more" if self.count > len(self.places) else ""
-        return f"{self.count} {self.what}: {'; '.join(self.places)}{more}. {self.advice}"
+        count = f" ({self.count})" if self.count > 1 else ""
+        return f"{self.what}{count}: {'; '.join(self.places)}{more}. {self.advice}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self)}

@@ -8,7 +8,7 @@ from focal_det.host import LOGGER_NAME
 
 from detectron2.checkpoint import DetectionCheckpointer
 
-MIN_MATCHED = 0.1  # of the model's tensors that a checkpoint must have
+MIN_MATCHED = 0.1  # of the model's parameters that a checkpoint must have
 
 
 class HealthyCheckpointer(DetectionCheckpointer):
@@ -16,11 +16,11 @@ class HealthyCheckpointer(DetectionCheckpointer):
 
     - a checkpoint is only tagged as the last one if `find_sickness` has nothing to say; else it is saved as `sick_<name>.pth`,
       and a resumed run starts from the one before,
-    - weights of which less than a tenth fit the model are refused; Detectron2 would train from scratch.
+    - weights that have less than a tenth of the model's parameters are refused; Detectron2 would train from scratch.
 
     Attributes:
         find_sickness: returns what is wrong with the model as it is, or None; called before each save.
-        num_matched, num_tensors: of the weights that were loaded last, and of the model.
+        num_matched, num_tensors: parameters that the weights loaded last have, and all of the model.
     """
 
     find_sickness: Optional[Callable[[], Optional[str]]] = None
@@ -41,14 +41,14 @@ class HealthyCheckpointer(DetectionCheckpointer):
             super().tag_last_checkpoint(last_filename_basename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        num_found = len(checkpoint["model"])
+        found = list(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        names = [x for x in self.model.state_dict() if not x.endswith("num_batches_tracked")]
+        names = [name for name, _ in self.model.named_parameters()]
         lacking = {*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)}
         self.num_tensors, self.num_matched = len(names), sum(x not in lacking for x in names)
         if self.num_matched < MIN_MATCHED * self.num_tensors:
             raise ValueError(
-                f"the weights have {self.num_matched} of the model's {self.num_tensors} tensors ({num_found} are in the file, such "
-                f"as {', '.join(list(checkpoint['model'])[:3])}; the model wants {', '.join(names[:3])}): they are of another model"
+                f"the weights have {self.num_matched} of the model's {self.num_tensors} parameters ({len(found)} tensors are in "
+                f"the file, such as {', '.join(found[:3])}; the model wants {', '.join(names[:3])}): they are of another model"
             )
         return incompatible

@@ -1,6 +1,5 @@
 """Stops a training before the optimizer takes in a loss or gradient that is not finite, and keeps all that led to it."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -15,7 +14,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 _MAX_NAMES = 5
-_DIVERGED = 100  # times the loss at the start of the run
+_DIVERGED = 1000  # times the loss of the first step
 _FIELDS = ("file_name", "image_id", "height", "width")
 
 
@@ -37,9 +36,9 @@ class StepGuard(HookBase):
         self._cfg = cfg
         self._batch: list[dict[str, Any]] = []
         self._losses: dict[str, Tensor] = {}
-        self._first_losses: list[float] = []
-        self._last_loss: Optional[float] = None
-        self._buffers: dict[str, tuple[int, Tensor]] = {}
+        self._first_loss: Optional[float] = None
+        self._last_loss = 0.0
+        self._buffers: list[Tensor] = []
         self._handles: list[Any] = []
 
     def before_train(self) -> None:
@@ -57,9 +56,10 @@ class StepGuard(HookBase):
     def _before_forward(self, model: nn.Module, inputs: tuple) -> None:
         if model.training:
             self._batch = inputs[0]
-            for name, buffer in model.named_buffers():
-                if name not in self._buffers or self._buffers[name][0] != buffer._version:
-                    self._buffers[name] = buffer._version, buffer.detach().clone()
+            if self._buffers:
+                torch._foreach_copy_(self._buffers, list(model.buffers()))
+            else:
+                self._buffers = [x.clone() for x in model.buffers()]
 
     def _after_forward(self, model: nn.Module, inputs: tuple, losses: Any) -> None:
         if model.training:
@@ -73,15 +73,14 @@ class StepGuard(HookBase):
         if not all(abs(x) < float("inf") for x in values):
             self.stop()
         self._last_loss = sum(values[:-1])
-        if len(self._first_losses) < 20:
-            self._first_losses.append(self._last_loss)
+        self._first_loss = self._first_loss or self._last_loss
 
     def stop(self) -> None:
         """Keep the step in OUTPUT_DIR and raise SickStepError."""
         iteration, model = self.trainer.iter, self.trainer.model
         losses = {k: float(v) for k, v in self._losses.items()}
         layers = find_sick_gradients(model)
-        self._restore_buffers(model)
+        torch._foreach_copy_(list(model.buffers()), self._buffers)
         file = Path(self._cfg.OUTPUT_DIR) / f"sick_step_{iteration:07d}_rank{comm.get_rank()}.pth"
         model = getattr(model, "module", model)  # of DistributedDataParallel
         content = {
@@ -93,11 +92,6 @@ class StepGuard(HookBase):
         }
         torch.save(content, file)
         raise SickStepError(_describe(iteration, losses, layers, self._batch, get_largest_logit(model, self._batch), file))
-
-    def _restore_buffers(self, model: nn.Module) -> None:
-        for name, buffer in model.named_buffers():
-            if name in self._buffers and self._buffers[name][0] != buffer._version:
-                buffer.data.copy_(self._buffers[name][1])
 
     def find_sickness(self) -> Optional[str]:
         """What is wrong with the model as it is, if anything: it is not finite, or the loss is far above that of the start.
@@ -111,8 +105,8 @@ class StepGuard(HookBase):
         logit = get_largest_logit(model, self._batch) if self._batch else None
         if logit is not None and not logit < float("inf"):
             return "its logits on the last batch are not finite"
-        if self._last_loss is not None and self._last_loss > _DIVERGED * statistics.median(self._first_losses):
-            return f"it has diverged: the loss is {self._last_loss:.3g}, and was {statistics.median(self._first_losses):.3g}"
+        if self._first_loss and self._last_loss > _DIVERGED * self._first_loss:
+            return f"it has diverged: the loss is {self._last_loss:.3g}, and was {self._first_loss:.3g}"
         return None
 
 

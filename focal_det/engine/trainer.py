@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -25,8 +25,8 @@ from focal_det.registry import describe_unknown
 class LaterSampler(Sampler):
     """An endless sampler without its first `num_skipped` indices."""
 
-    def __init__(self, sampler: Sampler, num_skipped: int) -> None:
-        self.sampler, self.num_skipped = sampler, num_skipped
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.num_skipped = sampler, 0
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(iter(self.sampler), self.num_skipped, None)
@@ -72,10 +72,17 @@ class Trainer(DefaultTrainer):
                 next(self._trainer._data_loader_iter)
             return
         log(f"going on through the data after {self.start_iter} iterations")
-        args = _train_loader_from_config(self.cfg)
-        num_skipped = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-        args["sampler"] = LaterSampler(args["sampler"], num_skipped)
-        set_data_loader(self._trainer, build_detection_train_loader(**args))
+        loader = self.data_loader
+        loader.later_sampler.num_skipped = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        set_data_loader(self._trainer, loader)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        args = _train_loader_from_config(cfg)
+        args["sampler"] = LaterSampler(args["sampler"])
+        loader = build_detection_train_loader(**args)
+        loader.later_sampler = args["sampler"]
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None) -> DatasetEvaluator:

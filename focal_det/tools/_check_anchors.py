@@ -1,7 +1,8 @@
 """What a training set asks of a detector: class balance, anchors that reach the boxes, loss at the start; and better numbers."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -10,6 +11,7 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import Boxes
 
 from focal_det.analysis.anchor_fit import (
     MIN_GAIN,
@@ -28,7 +30,7 @@ from focal_det.analysis.class_weights import (
     compute_class_priors,
     count_objects,
 )
-from focal_det.config import build_cls_loss
+from focal_det.config import build_cls_loss, build_normalizer
 from focal_det.data.catalog import sample_evenly
 from focal_det.data.findings import Findings, shorten
 from focal_det.head import get_prior_prob
@@ -38,7 +40,6 @@ from focal_det.tools._training_set import build_anchor_setup, get_class_names, g
 from focal_det.tools.weights import describe_imbalance, get_weight_values
 
 _TRIED_IMAGES = 60  # that other anchors are tried on
-_LOSS_IMAGES = 8
 _MAX_ALPHA = 0.95
 _LOST_SHARE = 0.1  # of the boxes unreached, from which it is a warning
 _RARE = 20  # times fewer objects than the most frequent class
@@ -82,7 +83,8 @@ def measure_training_set(cfg: CfgNode, num_images: int, *, suggest: bool) -> Tra
     alphas = {x: compute_class_alphas(counts, method=x, mean=mean, max_alpha=_MAX_ALPHA) for x in WEIGHT_METHODS}
     priors = compute_class_priors(chosen.positives, chosen.num_anchors)
     weights = ClassWeights(class_names, counts, alphas, "sqrt", priors, mean, cfg.MODEL.RETINANET.PRIOR_PROB)
-    loss = compute_expected_loss(cfg, sample_evenly(sample, _LOSS_IMAGES), setup)
+    batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
+    loss = compute_expected_loss(cfg, batch, setup)
     levels, size = cfg.MODEL.RETINANET.IN_FEATURES, get_middle_size(cfg)
     return TrainingSetReport(class_names, levels, weights, len(records), sample, size, fit, loss, anchors, fit_after)
 
@@ -99,18 +101,23 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
 
 @torch.no_grad()
 def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup: AnchorSetup) -> float:
-    """`loss_cls` of the first step, with every score at the prior: over all images together, divided by their positives."""
+    """`loss_cls` of the first step of one process, with every score at the prior.
+
+    Args:
+        records: a batch.
+    """
     cls_loss, num_classes = build_cls_loss(cfg), setup.num_classes
-    bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], 0
+    bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], []
     for record in records:
         objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
         boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
-        all_anchors = torch.cat([x.tensor for x in anchors])
         targets = DenseTargets.from_labels(labels[None], boxes[None], num_classes)
-        targets = DenseTargets(**{**vars(targets), "anchors": all_anchors, "iou": torch.zeros(1, len(labels))})
-        sums.append(float(compute_initial_loss(cls_loss, bias, targets)))
-        num_pos += int(targets.num_pos)
-    return sum(sums) / (len(sums) if cls_loss.self_normalized else max(1, num_pos))
+        targets = replace(targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels)))
+        sums.append(compute_initial_loss(cls_loss, bias, targets))
+        num_pos.append(targets.num_pos)
+    if cls_loss.self_normalized:
+        return float(torch.cat(sums).mean())
+    return float((torch.cat(sums) / build_normalizer(cfg)(torch.cat(num_pos))).sum())
 
 
 def add_findings(report: TrainingSetReport, findings: Findings) -> None:
@@ -119,25 +126,25 @@ def add_findings(report: TrainingSetReport, findings: Findings) -> None:
     absent = [names[i] for i in np.flatnonzero(counts == 0)]
     if absent:
         advice = "They cannot be learnt, and evaluation leaves them out or counts them as missed."
-        findings.add("warning", "training sets with classes without objects", advice, shorten(absent))
+        findings.add("warning", "classes without objects in the training set", advice, shorten(absent))
     rare = [f"{names[i]} ({counts[i]})" for i in report.weights.order if 0 < counts[i] * _RARE <= counts.max()]
     if rare:
         advice = (
             "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows their images more often; --write writes alpha per class."
         )
         place = f"{shorten(rare)}; the most frequent, {names[counts.argmax()]}, has {counts.max()}"
-        findings.add("note", f"training sets with classes {_RARE} times rarer than another", advice, place)
+        findings.add("note", f"classes at least {_RARE} times rarer than another", advice, place)
     if report.fit.score < 1 - _LOST_SHARE:
-        place = f"{_percent(1 - fit.score)} of {len(fit.best_iou)}, {_describe_lost(report)}"
+        place = f"{_percent(1 - fit.score)} of {len(fit.best_iou)}: {_describe_lost(report)}"
         advice = "They train on their best anchor only, or on none. " + _advise(report)
-        findings.add("warning", f"training sets with boxes that no anchor overlaps by {fit.iou_thresh:g}", advice, place)
+        findings.add("warning", f"boxes that no anchor overlaps by {fit.iou_thresh:g}", advice, place)
     elif report.anchors:
-        findings.add("note", "training sets that other anchors fit better", _advise(report), _describe_gain(report))
+        findings.add("note", "anchors that could fit better", _advise(report), _describe_gain(report))
     lost = int((~fit.has_positive).sum())
     if lost:
         advice = "Other boxes have taken all their anchors: smaller or more anchors, or a larger image, would tell them apart."
         place = f"{lost} of {len(fit.has_positive)} ({_percent(lost / len(fit.has_positive))})"
-        findings.add("note", "training sets with boxes without a positive anchor", advice, place)
+        findings.add("note", "boxes without a positive anchor", advice, place)
 
 
 def describe(report: TrainingSetReport) -> list[str]:
@@ -152,7 +159,7 @@ def describe(report: TrainingSetReport) -> list[str]:
         f"anchors ({num} images, {size}): {fit.num_anchors / num:.0f} an image, 1 of "
         f"{fit.num_anchors / max(1, per_image.sum()):.0f} positive; quartiles of the positives of an image {quartiles}; "
         f"by level {levels}",
-        f"  {_percent(fit.score)} of the boxes are overlapped by {fit.iou_thresh:g} or more; {_describe_lost(report)}",
+        f"  {_percent(fit.score)} of the boxes are overlapped by {fit.iou_thresh:g} or more; not reached: {_describe_lost(report)}",
         f"  best possible recall (boxes with a positive anchor of their own): {_percent(fit.has_positive.mean())}",
         f"  loss_cls of the first step, from the prior: about {report.initial_loss:.3g}",
     ]
@@ -164,14 +171,16 @@ def _describe_lost(report: TrainingSetReport) -> str:
     fit, sides = report.fit, np.sqrt(report.fit.sides.prod(axis=1))
     lost = ~fit.is_reached
     if not lost.any():
-        return "none is lost"
+        return "none"
     small, large = (int((lost & x).sum()) for x in (sides < np.median(sides), sides >= np.median(sides)))
     shares = np.bincount(fit.classes[lost], minlength=len(report.class_names)) / np.maximum(
         np.bincount(fit.classes, minlength=len(report.class_names)), 1
     )
     worst = int(shares.argmax())
-    half = f"smaller than the median of {np.median(sides):.0f} px: {small}, larger: {large}"
-    return f"of the {lost.sum()} others {half}; most of class {report.class_names[worst]} ({_percent(shares[worst])})"
+    return (
+        f"{small} smaller than the median of {np.median(sides):.0f} px and {large} larger; most of class "
+        f"{report.class_names[worst]}, {_percent(shares[worst])} of it"
+    )
 
 
 def _describe_gain(report: TrainingSetReport) -> str:
@@ -179,8 +188,8 @@ def _describe_gain(report: TrainingSetReport) -> str:
     finer = f", and a level of stride {anchors.strides[0]}" if len(anchors.strides) > len(report.level_names) else ""
     sizes = " ".join(f"{level[0]:g}-{level[-1]:g}" for level in anchors.sizes)
     ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
-    was = f"{_percent(report.fit.score)} to {_percent(after.score)}"
-    return f"anchors of {sizes} px, height / width {ratios}{finer} would reach {was} of the boxes"
+    shares = f"{_percent(after.score)} of the boxes instead of {_percent(report.fit.score)}"
+    return f"anchors of {sizes} px, height / width {ratios}{finer} would reach {shares}"
 
 
 def _advise(report: TrainingSetReport) -> str:

@@ -1,0 +1,26 @@
+"""`fault` puts a row into the table of faults, and `--faults-table FILE` prints the table and writes it as json."""
+
+import pytest
+
+from tests.faults.copies import DigitsCopy, copy_cells
+
+
+@pytest.fixture
+def fault(record_property):
+    """A function that says what the test of a row has shown: its number, the fault, and both outcomes."""
+
+    def tell(row: int, what: str, *, stock: str, ours: str, seen: str = "") -> None:
+        values = {"row": row, "fault": what, "detectron2": stock, "focal_det": ours, "seen_with_detectron2": seen}
+        record_property("fault", values)
+
+    return tell
+
+
+@pytest.fixture
+def digits(tmp_path, clean_catalog):
+    return DigitsCopy(tmp_path)
+
+
+@pytest.fixture
+def cells(tmp_path, clean_catalog):
+    return copy_cells(tmp_path)

@@ -1,0 +1,453 @@
+"""Faults of config, weights and optimisation: refused before the training, or stopped before they reach the weights."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import DefaultTrainer, SimpleTrainer, default_setup
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from focal_det.data.catalog import register_datasets
+from focal_det.engine.checkpointer import HealthyCheckpointer
+from focal_det.engine.step_guard import SickStepError, StepGuard
+from focal_det.engine.trainer import Trainer
+from focal_det.env import load_config
+from focal_det.tools.reproduce import reproduce_step
+from focal_det.tools.train import main as train
+from tests.conftest import make_batch
+from tests.faults.copies import run_check
+
+NAN = float("nan")
+
+
+class Arguments:
+    """What `default_setup` asks for."""
+
+    config_file, eval_only = "", False
+
+
+def make_trainer(kind, digits, **keys):
+    cfg = load_config(digits.write_config(**keys))
+    default_setup(cfg, Arguments())
+    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="test")
+    return kind(cfg)
+
+
+def make_model(digits, **keys):
+    return build_model(load_config(digits.write_config(**keys)))
+
+
+def test_row_11_a_diverged_model_is_not_the_last_checkpoint(digits, fault):
+    trainer = make_trainer(Trainer, digits, SOLVER__MAX_ITER=6, SOLVER__CHECKPOINT_PERIOD=2)
+    old_step = trainer.run_step
+
+    def run_step():
+        old_step()
+        if trainer.iter == 2:  # huge, but finite
+            with torch.no_grad():
+                trainer.model.head.cls_score.weight.mul_(1e36)
+
+    trainer.run_step = run_step
+    with pytest.raises(SickStepError):
+        trainer.train()
+    out = digits.folder / "out"
+    assert (out / "sick_model_0000003.pth").is_file() or not (out / "model_0000003.pth").exists()
+    assert (out / "last_checkpoint").read_text() == "model_0000001.pth"
+    again = make_trainer(Trainer, digits, SOLVER__MAX_ITER=3)
+    again.resume_or_load(resume=True)
+    again.train()
+    assert again.start_iter == 2 and all(x.isfinite().all() for x in again.model.state_dict().values())
+    stock = "saves and tags it; a resumed run stops at once, for ever"
+    fault(
+        11,
+        "diverged (huge but finite) weights at a checkpoint",
+        stock=stock,
+        ours="saved apart; the healthy one before stays the last",
+    )
+
+
+def test_a_finite_model_whose_loss_has_left_for_good_is_sick(digits):
+    trainer = make_trainer(Trainer, digits, SOLVER__MAX_ITER=3, SOLVER__CHECKPOINT_PERIOD=10)
+    old_step = trainer.run_step
+
+    def run_step():
+        old_step()
+        if trainer.iter == 0:
+            with torch.no_grad():
+                trainer.model.head.cls_score.bias.add_(1e4)
+
+    trainer.run_step = run_step
+    trainer.train()
+    assert "it has diverged: the loss is" in trainer._guard.find_sickness()
+    assert (digits.folder / "out" / "sick_model_final.pth").is_file() and not (digits.folder / "out" / "last_checkpoint").exists()
+
+
+def break_gradient(trainer, iteration):
+    """NaN in the gradient of `cls_score` of one iteration, with finite losses."""
+    weight = trainer.model.head.cls_score.weight
+    weight.register_hook(lambda grad: grad * NAN if trainer.iter == iteration else grad)
+
+
+def test_row_12_a_gradient_that_is_not_finite_does_not_reach_the_weights(digits, fault):
+    trainer = make_trainer(Trainer, digits)
+    break_gradient(trainer, 1)
+    with pytest.raises(SickStepError) as stop:
+        trainer.train()
+    message, out = str(stop.value), digits.folder / "out"
+    assert "Iteration 1: a gradient is not finite" in message and "head.cls_score.weight" in message
+    assert message.count(".png") == 2 and "largest |logit|" in message and "--resume" in message
+    assert all(x.isfinite().all() for x in trainer.model.state_dict().values())
+    kept = torch.load(out / "sick_step_0000001_rank0.pth", weights_only=True)
+    assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in kept["model"].items())
+    assert not (out / "last_checkpoint").exists()
+
+    stock = make_trainer(DefaultTrainer, digits)
+    break_gradient(stock, 1)
+    stock.train()
+    seen = "NaN weights saved as model_final.pth" if not stock.model.head.cls_score.weight.isfinite().all() else "finite"
+    assert seen.startswith("NaN")
+    fault(
+        12,
+        "gradient that is not finite, with a finite loss",
+        stock="SILENT: NaN weights are saved, and noticed a step later",
+        ours="stopped before the optimizer's step",
+        seen=seen,
+    )
+
+
+class SickLoss:
+    """`loss_cls` of NaN in one iteration, as a loss that overflows gives it."""
+
+    def __init__(self, model, trainer, iteration):
+        self.losses, self.trainer, self.iteration = model.losses, trainer, iteration
+
+    def __call__(self, *args):
+        losses = self.losses(*args)
+        return {**losses, "loss_cls": losses["loss_cls"] * NAN} if self.trainer.iter == self.iteration else losses
+
+
+def test_row_14_a_loss_that_is_not_finite_names_term_and_images_and_keeps_the_step(digits, fault):
+    trainer = make_trainer(Trainer, digits)
+    trainer.model.losses = SickLoss(trainer.model, trainer, 1)
+    with pytest.raises(SickStepError) as stop:
+        trainer.train()
+    message = str(stop.value)
+    assert "Iteration 1: loss_cls is nan (loss_box_reg" in message and message.count(".png") == 2
+    assert re.search(r"gradients: \d+ parameters are not finite: backbone", message)
+    file = digits.folder / "out" / "sick_step_0000001_rank0.pth"
+    assert f"focal-det reproduce {file}" in message
+    fault(
+        14,
+        "loss that is not finite",
+        stock="stops; neither batch nor state are kept",
+        ours="names term and images, keeps batch and state",
+    )
+
+
+def test_a_kept_step_is_the_same_again_and_its_state_is_that_before_it(digits):
+    """Pixels of an image that are not finite: found by name, and what they did to batch norm is undone in what is kept."""
+    trainer = make_trainer(Trainer, digits)
+    preprocess, seen = trainer.model.preprocess_image, []
+
+    def spoil(batch):
+        if trainer.iter == 1 and trainer.model.training:
+            seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+            batch[1]["image"] = batch[1]["image"].float()
+            batch[1]["image"][0, 5, 5] = NAN
+        return preprocess(batch)
+
+    trainer.model.preprocess_image = spoil
+    with pytest.raises(SickStepError, match=r"pixels that are not finite: .*png") as stop:
+        trainer.train()
+    assert "Iteration 1: loss_cls is nan" in str(stop.value)
+    file = digits.folder / "out" / "sick_step_0000001_rank0.pth"
+    kept = torch.load(file, weights_only=True)["model"]
+    assert all(torch.equal(kept[k], v) for k, v in seen[0].items())
+    again = reproduce_step(file)
+    assert again["iteration"] == 1 and again["losses"]["loss_cls"] != again["losses"]["loss_cls"]
+    assert "head.cls_score.weight" in again["sick_gradients"] and again["max_abs_logit"] != again["max_abs_logit"]
+    assert again["images"][1] in str(stop.value)
+
+
+def train_in_process(rank, cfg, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    from detectron2.utils import comm
+
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(2)
+    model = build_model(cfg)
+    batches = [make_batch([[16, 16, 52, 52]], [[30, 40, 110, 120]]) for _ in range(3)]
+    trainer = SimpleTrainer(DistributedDataParallel(model), batches, torch.optim.SGD(model.parameters(), 1e-3))
+    trainer.register_hooks([StepGuard(cfg)])
+    if rank == 1:
+        model.losses = SickLoss(model, trainer, 1)
+    outcome = "went on"
+    try:
+        trainer.train(0, 3)
+    except FloatingPointError as error:  # SickStepError, or Detectron2's on the main process
+        outcome = f"{type(error).__name__}: {error}"
+    finite = all(x.isfinite().all() for x in model.parameters())
+    (folder / f"{rank}.json").write_text(json.dumps({"outcome": outcome, "finite": bool(finite)}))
+    distributed.destroy_process_group()
+
+
+def test_row_15_a_loss_that_is_not_finite_in_one_process_of_two(make_cfg, tmp_path, fault):
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
+    multiprocessing.spawn(train_in_process, (cfg, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["finite"] and second["finite"]
+    assert "loss_cls is nan" in second["outcome"] and "went on" not in first["outcome"]
+    assert (tmp_path / "sick_step_0000001_rank1.pth").is_file()
+    fault(
+        15,
+        "loss that is not finite in one process of two",
+        stock="all stop; nothing is kept",
+        ours="all stop; each keeps its step, and says whether the loss was its own",
+    )
+
+
+def test_row_13_a_learning_rate_of_nan_is_refused(digits, capsys, fault):
+    config = digits.write_config(SOLVER__BASE_LR=NAN)
+    with pytest.raises(ValueError, match=r"numbers that are not finite: SOLVER\.BASE_LR nan"):
+        build_model(load_config(config))  # the stock script as well
+    code, output = run_check(config, capsys)
+    assert code == 2 and "SOLVER.BASE_LR: nan" in output
+    cfg = load_config(config)
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    build_model(cfg)
+    fault(13, "`BASE_LR: .nan`", stock="SILENT for a step", ours="refused, by key", seen="builds the model")
+
+
+def test_row_22_weights_without_a_matching_key(digits, capsys, fault):
+    file = digits.folder / "other.pth"
+    torch.save({"model": {f"net.{i}.weight": torch.zeros(3) for i in range(5)}}, file)
+    model = make_model(digits)
+    with pytest.raises(
+        ValueError, match=r"the weights have 0 of the model's \d+ parameters \(5 tensors are in the file, such as net"
+    ):
+        HealthyCheckpointer(model).load(str(file), checkpointables=[])
+    code, output = run_check(digits.write_config(MODEL__WEIGHTS=str(file)), capsys)
+    assert code == 2 and "weights that cannot be loaded" in output and str(file) in output
+    with pytest.raises(ValueError, match="they are of another model"):
+        train(["--no-check", "--config-file", str(digits.write_config(MODEL__WEIGHTS=str(file)))])
+    trainer = make_trainer(DefaultTrainer, digits, MODEL__WEIGHTS=str(file))
+    trainer.resume_or_load(resume=False)
+    fault(
+        22,
+        "weights file without a matching key",
+        stock="SILENT: trains from scratch",
+        ours="refused, with the counts",
+        seen="goes on",
+    )
+
+
+def test_row_23_weights_that_do_not_exist(digits, capsys, fault):
+    code, output = run_check(digits.write_config(MODEL__WEIGHTS="none.pth"), capsys)
+    assert code == 2 and "weights that do not exist: none.pth. Correct MODEL.WEIGHTS" in output
+    trainer = make_trainer(DefaultTrainer, digits, MODEL__WEIGHTS=str(digits.folder / "none.pth"))
+    with pytest.raises(AssertionError, match=r"none\.pth not found"):
+        trainer.resume_or_load(resume=False)
+    fault(23, "weights that do not exist", stock="stops, and says so", ours="found before", seen="AssertionError")
+
+
+def test_row_37_a_test_set_that_nobody_registered(digits, capsys, fault):
+    code, output = run_check(digits.write_config(DATASETS__TEST=["copi"]), capsys)
+    assert code == 2 and "DATASETS.TEST: Unknown data set 'copi'. Did you mean 'copy'" in output
+    trainer = make_trainer(DefaultTrainer, digits, DATASETS__TEST=["copi"])
+    trainer.run_step = lambda: None
+    with pytest.raises((KeyError, NotImplementedError)):
+        trainer.test(trainer.cfg, trainer.model)
+    fault(
+        37,
+        "test set that nobody registered",
+        stock="found after the training",
+        ours="found before, with the nearest name",
+        seen="KeyError in the evaluation",
+    )
+
+
+def train_stock(digits, num_classes):
+    """Losses of one step of Detectron2's RetinaNet on objects of 10 classes."""
+    cfg = load_config(digits.write_config(MODEL__RETINANET__NUM_CLASSES=num_classes, MODEL__META_ARCHITECTURE="RetinaNet"))
+    batch = make_batch([[10, 10, 40, 40], [60, 60, 100, 100]], num_classes=10)
+    batch[0]["instances"].gt_classes[:] = 9
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage():
+        return build_model(cfg).train()(batch)
+
+
+@pytest.mark.parametrize(
+    ("row", "num_classes", "stock"),
+    [
+        (38, 9, "SILENT: the last class trains as background"),
+        (39, 5, "stops with a message about sizes; on a GPU with a device-side assert"),
+        (40, 12, "stops in the evaluation, after the training"),
+    ],
+)
+def test_rows_38_to_40_a_number_of_classes_that_does_not_fit(row, num_classes, stock, digits, capsys, fault):
+    config = digits.write_config(MODEL__RETINANET__NUM_CLASSES=num_classes)
+    message = rf"10 classes .* but MODEL\.RETINANET\.NUM_CLASSES is {num_classes}\. Set it to 10"
+    with pytest.raises(ValueError, match=message):
+        build_model(load_config(config))  # the stock script as well
+    code, output = run_check(config, capsys)
+    assert code == 2 and "Set MODEL.RETINANET.NUM_CLASSES to 10" in output
+    try:
+        losses = train_stock(digits, num_classes)
+        seen = "trains" if all(x.isfinite() for x in losses.values()) else "not finite"
+    except (RuntimeError, IndexError) as error:
+        seen = f"{type(error).__name__}: {str(error)[:60]}"
+    assert (seen == "trains") == (row != 39)
+    what = {38: "`NUM_CLASSES` one too small", 39: "`NUM_CLASSES` smaller still", 40: "`NUM_CLASSES` too large"}[row]
+    fault(row, what, stock=stock, ours="refused before the training, with the right number", seen=seen)
+
+
+@pytest.mark.parametrize("num_classes", [4, 7])
+def test_a_data_set_of_the_users_own_code_is_compared_at_the_first_step(num_classes, make_cfg, batch, clean_catalog):
+    """Its classes are not known when the model is built: under the stock script, they are by the first step."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    DatasetCatalog.register("own", lambda: [])
+    model = build_model(make_cfg("DATASETS.TRAIN", ("own",), "MODEL.RETINANET.NUM_CLASSES", num_classes)).train()
+    MetadataCatalog.get("own").thing_classes = list("abcde")
+    with pytest.raises(ValueError, match=rf"Data set own has 5 classes \(a, b, c, d, e\), .* is {num_classes}. Set it to 5"):
+        model(batch)
+
+
+def test_row_41_a_typo_in_the_config(digits, capsys, fault):
+    code, output = run_check(digits.write_config(SOLVER__BASE_LRR=0.1), capsys)
+    assert code == 2 and "config.yaml: SOLVER.BASE_LRR: Unknown key of SOLVER 'BASE_LRR'. Did you mean 'BASE_LR'?" in output
+    code, output = run_check(digits.write_config(), capsys, "SOLVER.BASE_LRR", "1")
+    assert code == 2 and "Did you mean 'BASE_LR'?" in output
+    code, output = run_check(digits.write_config(SOLVER__BASE_LR="fast"), capsys)
+    assert code == 2 and "config.yaml" in output and "config key: SOLVER.BASE_LR" in output
+    with pytest.raises(AssertionError) as error:
+        get_cfg().merge_from_list(["SOLVER.BASE_LRR", "1"])
+    fault(
+        41,
+        "config key with a typo, or of the wrong type",
+        stock="stops, with the key",
+        ours="with the file and the nearest key",
+        seen=str(error.value),
+    )
+
+
+def get_image_ids(trainer, num):
+    return [[x["image_id"] for x in next(trainer._trainer._data_loader_iter)] for _ in range(num)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
+    """Two runs without a seed see different orders; a resumed run goes on where it was."""
+    seeds, orders = [], []
+
+    def record(cfg):
+        seeds.append(cfg.SEED)
+        trainer = Trainer(cfg)
+        get_batch = trainer._trainer.model.forward
+        orders.append([])
+
+        def forward(batch):
+            if trainer.model.training:
+                orders[-1].append([x["image_id"] for x in batch])
+            return get_batch(batch)
+
+        trainer._trainer.model.forward = forward
+        return trainer
+
+    monkeypatch.setattr("focal_det.tools.train.Trainer", record)
+
+    def run(out, *words, **keys):
+        config = digits.write_config(
+            SEED=-1, OUTPUT_DIR=str(digits.folder / out), DATASETS__TEST=[], DATALOADER__NUM_WORKERS=num_workers, **keys
+        )
+        train(["--no-check", "--config-file", str(config), *words])
+
+    run("a", SOLVER__MAX_ITER=6)
+    run("b", SOLVER__MAX_ITER=6)
+    assert seeds[0] != seeds[1] and orders[0] != orders[1]
+    run("c", SOLVER__MAX_ITER=3, SOLVER__CHECKPOINT_PERIOD=3)
+    run("c", "--resume", SOLVER__MAX_ITER=6)
+    assert seeds[3] == seeds[2] and orders[2] + orders[3] == get_order(digits, seeds[2], num_workers)
+    if num_workers:
+        return
+    samplers = [iter(TrainingSampler(20, seed=-1)) for _ in range(2)] if not is_05() else []
+    same = samplers and [next(samplers[0]) for _ in range(20)] == [next(samplers[1]) for _ in range(20)]
+    seen = "main: the same order twice" if same else "0.5: unseeded, so other orders; a resumed run starts over"
+    fault(
+        44,
+        "run without a seed; resumed run",
+        stock="SILENT: main gives every run the same order of the data, and both start over at a resume",
+        ours="another order each; a resumed run goes on",
+        seen=seen,
+    )
+
+
+def is_05():
+    import detectron2
+
+    return detectron2.__version__.startswith("0.5")
+
+
+def get_order(digits, seed, num_workers):
+    """The first six batches of an uninterrupted run with this seed."""
+    trainer = make_trainer(Trainer, digits, SEED=seed, DATALOADER__NUM_WORKERS=num_workers, DATASETS__TEST=[])
+    return get_image_ids(trainer, 6)
+
+
+def test_row_46_a_config_that_runs_code(digits, capsys, fault):
+    folder = digits.folder / "made_by_yaml"
+    base = digits.write_config()
+    evil = digits.folder / "evil.yaml"
+    evil.write_text(f"_BASE_: {base}\nOUTPUT_DIR: !!python/object/apply:os.mkdir ['{folder}']\n")
+    through = digits.folder / "through.yaml"
+    through.write_text(f"_BASE_: {evil}\n")
+    for config in (evil, through):
+        code, output = run_check(config, capsys)
+        assert code == 2 and not folder.exists()
+        assert f"{evil} runs code when it is read, line 2" in output and "python/object/apply:os.mkdir" in output
+    with pytest.raises(TypeError):  # asked, it runs: mkdir returns None, which is no folder
+        load_config(through, unsafe_yaml=True).OUTPUT_DIR + ""
+    assert folder.is_dir()
+    folder.rmdir()
+    get_cfg().load_yaml_with_base(str(through), allow_unsafe=True)
+    seen = "runs it" if folder.is_dir() else "does not"
+    fault(
+        46, "yaml with `!!python/...`, also through `_BASE_`", stock="runs the code", ours="refused, with file and line", seen=seen
+    )
+
+
+def test_row_48_a_box_that_no_anchor_overlaps(make_cfg, fault):
+    cfg = make_cfg()
+    batch = make_batch([[10, 10, 10, 40]])
+    instances = Instances((128, 128), gt_boxes=Boxes(torch.tensor([[10.0, 10, 10, 40]])), gt_classes=torch.tensor([1]))
+    counts = []
+    for name in ("FocalRetinaNet", "RetinaNet"):
+        cfg.MODEL.META_ARCHITECTURE = name
+        model = build_model(cfg)
+        features = model.backbone(model.preprocess_image(batch).tensor)
+        anchors = model.anchor_generator([features[x] for x in ("p3", "p4", "p5", "p6", "p7")])
+        (labels,), _ = model.label_anchors(anchors, [instances])
+        counts.append(int(((labels >= 0) & (labels < 5)).sum()))
+    assert counts[0] == 0 and counts[1] == sum(map(len, anchors))
+    fault(
+        48,
+        "box that no anchor overlaps (no area, NaN, off the canvas) reaching the labels",
+        stock="SILENT: every anchor of the image becomes a positive",
+        ours="gets none; counted and reported",
+        seen=f"{counts[1]} of {counts[1]} anchors positive",
+    )
+
+
+def test_the_drawn_seed_is_kept_in_the_dumped_config(digits):
+    config = digits.write_config(SEED=-1, DATASETS__TEST=[])
+    train(["--no-check", "--config-file", str(config)])
+    assert yaml.safe_load((digits.folder / "out" / "config.yaml").read_text())["SEED"] >= 0
