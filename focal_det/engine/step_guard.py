@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _MAX_NAMES = 5
 _DIVERGED = 1000  # times the loss of the first step
+_MAX_OUTPUT = 1e4  # |logit| or |delta|; a sigmoid says no more than 1 from 20 on
 _FIELDS = ("file_name", "image_id", "height", "width")
 
 
@@ -91,7 +92,8 @@ class StepGuard(HookBase):
             "config": self._cfg.dump(),
         }
         torch.save(content, file)
-        raise SickStepError(_describe(iteration, losses, layers, self._batch, get_largest_logit(model, self._batch), file))
+        outputs = get_largest_outputs(model, self._batch)
+        raise SickStepError(_describe(iteration, losses, layers, self._batch, outputs, file))
 
     def find_sickness(self) -> Optional[str]:
         """What is wrong with the model as it is, if anything: it is not finite, or the loss is far above that of the start.
@@ -102,9 +104,10 @@ class StepGuard(HookBase):
         sick = [k for k, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
         if sick:
             return f"{len(sick)} tensors are not finite, such as {', '.join(sick[:_MAX_NAMES])}"
-        logit = get_largest_logit(model, self._batch) if self._batch else None
-        if logit is not None and not logit < float("inf"):
-            return "its logits on the last batch are not finite"
+        outputs = get_largest_outputs(model, self._batch) if self._batch else {}
+        for name, value in outputs.items():
+            if not value < _MAX_OUTPUT:
+                return f"it has diverged: the largest {name} on the last batch is {value:.3g}"
         if self._first_loss and self._last_loss > _DIVERGED * self._first_loss:
             return f"it has diverged: the loss is {self._last_loss:.3g}, and was {self._first_loss:.3g}"
         return None
@@ -116,17 +119,18 @@ def find_sick_gradients(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def get_largest_logit(model: nn.Module, batch: Sequence[dict[str, Any]]) -> Optional[float]:
-    """Largest |logit| of a batch, NaN or inf if one is not finite; None for models without `predict`.
+def get_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The largest "|logit|" and "|delta|" of a batch, NaN if one is not finite; nothing for models without `predict`.
 
     The model is in evaluation mode meanwhile, so that nothing changes and no process waits for another.
     """
     if not hasattr(model, "predict"):
-        return None
+        return {}
     was_training = model.training
     model.eval()
     try:
-        return max(float(x.abs().amax()) if x.isfinite().all() else float("nan") for x in model.predict(batch)[2])
+        _, _, *outputs = model.predict(batch)
+        return {k: float(torch.stack([x.abs().amax() for x in v]).amax()) for k, v in zip(("|logit|", "|delta|"), outputs)}
     finally:
         model.train(was_training)
 
@@ -151,7 +155,7 @@ def from_plain(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(
-    iteration: int, losses: dict[str, float], layers: Sequence[str], batch: Sequence[dict], logit: Optional[float], file: Path
+    iteration: int, losses: dict[str, float], layers: Sequence[str], batch: Sequence[dict], outputs: dict, file: Path
 ) -> str:
     """The message of a stop."""
     terms = [f"{k} is {v}" for k, v in losses.items() if not abs(v) < float("inf")]
@@ -167,7 +171,7 @@ def _describe(
     ]
     lines += [f"pixels that are not finite: {', '.join(sick_images)}"] if sick_images else []
     lines += [f"boxes that are not finite: {', '.join(sick_boxes)}"] if sick_boxes else []
-    lines += [f"largest |logit|: {logit:.4g}"] if logit is not None else []
+    lines += [f"largest {k}: {v:.4g}" for k, v in outputs.items()]
     lines += [
         f"kept: {file} has the batch and the state before this step. To see it again: focal-det reproduce {file}",
         "to go on from the last checkpoint: --resume, with a lower SOLVER.BASE_LR, a longer warm-up, or SOLVER.CLIP_GRADIENTS",

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from focal_det.engine.step_guard import find_sick_gradients, from_plain, get_largest_logit
+from focal_det.engine.step_guard import find_sick_gradients, from_plain, get_largest_outputs
 from focal_det.env import ensure_environment
 
 
@@ -36,14 +36,14 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
 
     Returns:
         "iteration"; "images"; "losses" by name; "sick_gradients", names of the parameters whose gradient is not finite;
-        "max_abs_logit". A normalizer that counts over several processes counts this one's batch only.
+        "largest", |logit| and |delta|. A normalizer that counts over several processes counts this one's batch only.
     """
     ensure_environment()
     content = torch.load(file, map_location="cpu", weights_only=True)
     model = build_model(CfgNode.load_cfg(content["config"])).train()
     model.load_state_dict(content["model"])
     batch = [from_plain(x) for x in content["batch"]]
-    logit = get_largest_logit(model, batch)
+    outputs = get_largest_outputs(model, batch)
     losses = model(batch)
     sum(losses.values()).backward()
     return {
@@ -51,7 +51,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
         "images": [x.get("file_name", x.get("image_id")) for x in batch],
         "losses": {k: float(v) for k, v in losses.items()},
         "sick_gradients": find_sick_gradients(model),
-        "max_abs_logit": logit,
+        "largest": outputs,
     }
 
 
