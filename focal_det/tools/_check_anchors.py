@@ -36,7 +36,14 @@ from focal_det.data.findings import Findings, shorten
 from focal_det.head import get_prior_prob
 from focal_det.losses.initial import compute_initial_loss
 from focal_det.targets import DenseTargets
-from focal_det.tools._training_set import build_anchor_setup, get_class_names, get_middle_size, read_training_set, write_config
+from focal_det.tools._training_set import (
+    GetRecords,
+    build_anchor_setup,
+    get_class_names,
+    get_middle_size,
+    read_training_set,
+    write_config,
+)
 from focal_det.tools.weights import describe_imbalance, get_weight_values
 
 _TRIED_IMAGES = 60  # that other anchors are tried on
@@ -62,14 +69,14 @@ class TrainingSetReport:
     fit_after: Optional[AnchorFit] = None
 
 
-def measure_training_set(cfg: CfgNode, num_images: int, *, suggest: bool) -> TrainingSetReport:
+def measure_training_set(cfg: CfgNode, get_records: GetRecords, num_images: int, *, suggest: bool) -> TrainingSetReport:
     """Count and label a training set.
 
     Args:
         num_images: whose anchors are labelled, at even distances; 0 for all.
         suggest: whether to look for better anchors.
     """
-    records, class_names = read_training_set(cfg), get_class_names(cfg)
+    records, class_names = read_training_set(cfg, get_records), get_class_names(cfg)
     counts, sample = count_objects(records, len(class_names)), sample_evenly(records, num_images)
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")

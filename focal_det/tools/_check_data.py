@@ -14,6 +14,7 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from focal_det.data.check_coco import check_coco, fix_coco, read_coco
@@ -23,6 +24,7 @@ from focal_det.data.digits import build_digits
 from focal_det.data.findings import Findings, shorten
 from focal_det.data.voc import read_voc
 from focal_det.engine.trainer import Trainer
+from focal_det.tools._training_set import GetRecords
 
 
 def check_dataset(name: str, num_classes: int, findings: Findings, *, is_test: bool) -> list[dict[str, Any]]:
@@ -75,7 +77,7 @@ def _read_records(name: str, spec: dict[str, Any], findings: Findings) -> list[d
     return records
 
 
-def check_evaluation(cfg: CfgNode, name: str, findings: Findings) -> None:
+def check_evaluation(cfg: CfgNode, name: str, get_records: GetRecords, findings: Findings) -> None:
     """Evaluate two images of a test set with their own boxes as detections, and look for a stale cache of annotations."""
     stale = find_stale_cache(name, Path(cfg.OUTPUT_DIR) / "inference")
     if stale:
@@ -84,12 +86,13 @@ def check_evaluation(cfg: CfgNode, name: str, findings: Findings) -> None:
     metadata = MetadataCatalog.get(name)
     has_json = "json_file" in metadata.as_dict()
     try:
-        records = [x for x in DatasetCatalog.get(name) if x.get("annotations")][:2]
+        records = [x for x in get_records(name) if x.get("annotations")][:2]
         with tempfile.TemporaryDirectory() as folder, silence():
             evaluator = Trainer.build_evaluator(cfg, name, folder)
             evaluator.reset()
             evaluator.process(records, [{"instances": _make_detections(x)} for x in records])
-            evaluator.evaluate()
+            some = {"img_ids": [x["image_id"] for x in records]} if isinstance(evaluator, COCOEvaluator) else {}
+            evaluator.evaluate(**some)
     except Exception as error:  # whatever it is, it would stop the evaluation after the training
         what = f"{name}: {type(error).__name__}: {str(error) or 'without a message'}"
         findings.add("error", "test sets whose evaluation fails", "It would after the training too: correct the data set.", what)

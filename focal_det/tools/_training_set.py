@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -21,8 +21,11 @@ from detectron2.modeling.matcher import Matcher
 from focal_det.analysis.anchor_fit import AnchorSetup
 from focal_det.data.catalog import check_datasets, register_datasets
 
+# From the name of a data set to its dataset dicts.
+GetRecords = Callable[[str], list[dict[str, Any]]]
 
-def read_training_set(cfg: CfgNode) -> list[dict[str, Any]]:
+
+def read_training_set(cfg: CfgNode, get_records: GetRecords = DatasetCatalog.get) -> list[dict[str, Any]]:
     """Dataset dicts of DATASETS.TRAIN, without empty images if the config has the data loader leave them out."""
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     if not cfg.DATASETS.TRAIN:
@@ -33,7 +36,7 @@ def read_training_set(cfg: CfgNode) -> list[dict[str, Any]]:
     check_datasets(cfg.DATASETS.TRAIN, cfg.MODEL.RETINANET.NUM_CLASSES)
     records = []
     for name in cfg.DATASETS.TRAIN:
-        dataset_dicts = DatasetCatalog.get(name)
+        dataset_dicts = get_records(name)
         if not any(x.get("annotations") for x in dataset_dicts):
             raise ValueError(f"Data set {name} of DATASETS.TRAIN has no annotations to count; is it a test set?")
         records += dataset_dicts

@@ -1,6 +1,7 @@
 """Check data, config and model before a training: what would stop it or go wrong in silence, with the place and the fix."""
 
 import argparse
+import functools
 import html
 import json
 import sys
@@ -93,13 +94,14 @@ def run_checks(
             check_images(sample_evenly(records, images), findings)
     if dataset or findings.get("error"):
         return findings, None
+    get_records = functools.cache(DatasetCatalog.get)  # a large json takes long
     for name in cfg.DATASETS.TEST:
-        check_evaluation(cfg, name, findings)
+        check_evaluation(cfg, name, get_records, findings)
     check_classes(cfg, findings)
     check_weights(cfg, findings)
     if findings.get("error"):
         return findings, None
-    report = check_anchors.measure_training_set(cfg, _LABELLED_IMAGES, suggest=suggest)
+    report = check_anchors.measure_training_set(cfg, get_records, _LABELLED_IMAGES, suggest=suggest)
     check_anchors.add_findings(report, findings)
     return findings, report
 
