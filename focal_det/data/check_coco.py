@@ -70,7 +70,7 @@ def note_empty_images(num_empty: int, num_images: int, where: str, findings: Fin
     if num_empty:
         advice = "Training leaves them out unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False; they teach what background is."
         place = f"{where}: {num_empty} of {num_images} ({100 * num_empty / num_images:.0f} %)"
-        findings.add("note", "images without objects", advice, place)
+        findings.add("note", "data sets with empty images", advice, place)
 
 
 def _check_images(images: list[dict[str, Any]], file: Path, findings: Findings) -> dict[Any, dict[str, Any]]:

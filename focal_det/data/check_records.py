@@ -24,7 +24,7 @@ def check_records(records: Sequence[Mapping[str, Any]], name: str, num_classes: 
     num_objects = [_check_record(x, name, num_classes, findings) for x in records]
     for record in records:
         image_id, file = record.get("image_id"), str(record.get("file_name"))
-        if image_id is not None and first_of.setdefault(image_id, file) is not file:
+        if isinstance(image_id, (int, str)) and first_of.setdefault(image_id, file) is not file:
             place = f"{name}: id {image_id} of {first_of[image_id]} and {file}"
             findings.add("error", "image ids given twice", "Evaluation would mix the images: list each once.", place)
     if not sum(num_objects):
@@ -40,6 +40,9 @@ def _check_record(record: Mapping[str, Any], name: str, num_classes: int, findin
         advice = "Have the code that loads the data set add them."
         findings.add("error", "dataset dicts without a field", advice, f"{where} has no {', '.join(missing)}")
         return 0
+    if not isinstance(record["image_id"], (int, str)):
+        place = f"{where}: {record['image_id']!r} is a {type(record['image_id']).__name__}"
+        findings.add("error", "image ids that are neither int nor str", "Evaluation looks images up by them.", place)
     num_usable = 0
     for index, annotation in enumerate(record.get("annotations", ())):
         fault = _find_fault(annotation, record, num_classes)

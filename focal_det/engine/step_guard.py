@@ -1,5 +1,6 @@
 """Stops a training before the optimizer takes in a loss or gradient that is not finite, and keeps all that led to it."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -68,12 +69,12 @@ class StepGuard(HookBase):
 
     def check(self) -> None:
         """Raise SickStepError if a loss or gradient of this step is not finite."""
-        grads = [x.grad for x in self.trainer.model.parameters() if x.grad is not None]
-        norms = torch._foreach_norm(grads, float("inf"))
-        values = torch.stack([*self._losses.values(), torch.stack(norms).amax()]).tolist()
-        if not all(abs(x) < float("inf") for x in values):
+        grads = [x.grad for group in self.trainer.optimizer.param_groups for x in group["params"] if x.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads))  # infinite for finite gradients above 1e19 as well, so looked at again
+        *losses, norm = torch.stack([*self._losses.values(), norms.sum()]).tolist()
+        if not all(map(math.isfinite, losses)) or (not math.isfinite(norm) and find_sick_gradients(self.trainer.model)):
             self.stop()
-        self._last_loss = sum(values[:-1])
+        self._last_loss = sum(losses)
         self._first_loss = self._first_loss or self._last_loss
 
     def stop(self) -> None:
@@ -158,8 +159,8 @@ def _describe(
     iteration: int, losses: dict[str, float], layers: Sequence[str], batch: Sequence[dict], outputs: dict, file: Path
 ) -> str:
     """The message of a stop."""
-    terms = [f"{k} is {v}" for k, v in losses.items() if not abs(v) < float("inf")]
-    finite = ", ".join(f"{k} {v:.4g}" for k, v in losses.items() if abs(v) < float("inf"))
+    terms = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
+    finite = ", ".join(f"{k} {v:.4g}" for k, v in losses.items() if math.isfinite(v))
     names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
     sick_images = [name for name, x in zip(names, batch) if not x["image"].isfinite().all()]
     sick_boxes = [name for name, x in zip(names, batch) if not x["instances"].gt_boxes.tensor.isfinite().all()]

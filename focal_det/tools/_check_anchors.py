@@ -142,7 +142,7 @@ def add_findings(report: TrainingSetReport, findings: Findings) -> None:
         place = f"{shorten(rare)}; the most frequent, {names[counts.argmax()]}, has {counts.max()}"
         findings.add("note", f"classes at least {_RARE} times rarer than another", advice, place)
     if report.fit.score < 1 - _LOST_SHARE:
-        place = f"{_percent(1 - fit.score)} of {len(fit.best_iou)}: {_describe_lost(report)}"
+        place = f"{_share(int((~fit.is_reached).sum()), len(fit.best_iou))}: {_describe_lost(report)}"
         advice = "They train on their best anchor only, or on none. " + _advise(report)
         findings.add("warning", f"boxes that no anchor overlaps by {fit.iou_thresh:g}", advice, place)
     elif report.anchors:
@@ -150,25 +150,26 @@ def add_findings(report: TrainingSetReport, findings: Findings) -> None:
     lost = int((~fit.has_positive).sum())
     if lost:
         advice = "Other boxes have taken all their anchors: smaller or more anchors, or a larger image, would tell them apart."
-        place = f"{lost} of {len(fit.has_positive)} ({_percent(lost / len(fit.has_positive))})"
-        findings.add("note", "boxes without a positive anchor", advice, place)
+        findings.add("note", "boxes without a positive anchor", advice, _share(lost, len(fit.has_positive)))
 
 
 def describe(report: TrainingSetReport) -> list[str]:
     """The measures, as lines for a person."""
     fit, num = report.fit, len(report.sample)
-    per_image = fit.positives_per_image
+    per_image, num_boxes = fit.positives_per_image, len(fit.best_iou)
     levels = ", ".join(f"{k} {v / num:.3g}" for k, v in zip(report.level_names, fit.positives_per_level))
-    quartiles = "/".join(f"{x:.0f}" for x in np.quantile(per_image, (0.25, 0.5, 0.75)))
+    low, median, high = (f"{x:.0f}" for x in np.quantile(per_image, (0.25, 0.5, 0.75)))
     size = f"shorter side {report.size} px" if report.size else "not resized"
+    with_own = int(fit.has_positive.sum())
     lines = [
         f"training set: {report.num_images} images, {report.weights.counts.sum()} objects, {describe_imbalance(report.weights)}",
-        f"anchors ({num} images, {size}): {fit.num_anchors / num:.0f} an image, 1 of "
-        f"{fit.num_anchors / max(1, per_image.sum()):.0f} positive; quartiles of the positives of an image {quartiles}; "
-        f"by level {levels}",
-        f"  {_percent(fit.score)} of the boxes are overlapped by {fit.iou_thresh:g} or more; not reached: {_describe_lost(report)}",
-        f"  best possible recall (boxes with a positive anchor of their own): {_percent(fit.has_positive.mean())}",
-        f"  loss_cls of the first step, from the prior: about {report.initial_loss:.3g}",
+        f"anchors ({num} images, {size}): {fit.num_anchors / num:.0f} an image, "
+        f"of which 1 in {fit.num_anchors / max(1, per_image.sum()):.0f} is positive",
+        f"  positives of an image: {median}, in half of the images {low} to {high}; mean by level: {levels}",
+        f"  boxes overlapped by {fit.iou_thresh:g} or more: {_share(int(fit.is_reached.sum()), num_boxes)}; the others: "
+        f"{_describe_lost(report)}",
+        f"  best possible recall, by boxes with a positive anchor of their own: {_share(with_own, num_boxes)}",
+        f"  loss_cls of the first step, with every score at the prior: about {report.initial_loss:.3g}",
     ]
     return [*lines, f"  {_describe_gain(report)}"] if report.anchors else lines
 
@@ -201,6 +202,10 @@ def _describe_gain(report: TrainingSetReport) -> str:
 
 def _advise(report: TrainingSetReport) -> str:
     return "--write FILE.yaml writes anchors that fit better." if report.anchors else "Larger images, or other anchors, reach them."
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({_percent(part / max(1, whole))})"
 
 
 def _percent(share: float) -> str:

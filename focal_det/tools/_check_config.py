@@ -15,6 +15,7 @@ from focal_det.data.findings import Findings, shorten
 from focal_det.engine.checkpointer import HealthyCheckpointer
 from focal_det.registry import describe_unknown
 from focal_det.tools._check_data import silence
+from focal_det.tools._training_set import GetRecords
 
 _IMAGES_PER_LR = 16 / 0.01  # Detectron2's RetinaNet: 16 images at 0.01
 _EVALUATORS = ("coco", "lvis", "pascal_voc")
@@ -57,9 +58,11 @@ def _check_names(cfg: CfgNode, findings: Findings) -> None:
         findings.add("error", "configs without a training set", "Name one.", "DATASETS.TRAIN is empty")
 
 
-def check_classes(cfg: CfgNode, findings: Findings) -> None:
-    """Compare the classes of the data sets, which have been loaded, with each other."""
+def check_classes(cfg: CfgNode, get_records: GetRecords, findings: Findings) -> None:
+    """Compare the classes of the data sets with each other."""
     first, *others = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    for name in (first, *others):
+        get_records(name)  # some have their classes from then on
     classes = MetadataCatalog.get(first).get("thing_classes")
     for name in others:
         theirs = MetadataCatalog.get(name).get("thing_classes")

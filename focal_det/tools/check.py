@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
@@ -23,7 +23,7 @@ from focal_det.registry import describe_unknown
 from focal_det.tools import _check_anchors as check_anchors
 from focal_det.tools._check_anchors import TrainingSetReport
 from focal_det.tools._check_config import check_classes, check_config, check_weights
-from focal_det.tools._check_data import check_dataset, check_evaluation, write_fixed
+from focal_det.tools._check_data import check_dataset, check_evaluation, silence, write_fixed
 
 _COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
 _END = "\033[0m"
@@ -94,16 +94,22 @@ def run_checks(
             check_images(sample_evenly(records, images), findings)
     if dataset or findings.get("error"):
         return findings, None
-    get_records = functools.cache(DatasetCatalog.get)  # a large json takes long
+    get_records = functools.cache(_read_again)  # a large json takes long
     for name in cfg.DATASETS.TEST:
         check_evaluation(cfg, name, get_records, findings)
-    check_classes(cfg, findings)
+    check_classes(cfg, get_records, findings)
     check_weights(cfg, findings)
     if findings.get("error"):
         return findings, None
     report = check_anchors.measure_training_set(cfg, get_records, _LABELLED_IMAGES, suggest=suggest)
     check_anchors.add_findings(report, findings)
     return findings, report
+
+
+def _read_again(name: str) -> list[dict[str, Any]]:
+    """Detectron2's dicts of a data set whose annotations have been checked, without what loading them says."""
+    with silence():
+        return DatasetCatalog.get(name)
 
 
 def print_findings(findings: Findings) -> None:
@@ -115,8 +121,8 @@ def print_findings(findings: Findings) -> None:
 
 
 def _summarize(findings: Findings) -> str:
-    errors, warnings, notes = (len(findings.get(x)) for x in SEVERITIES)
-    return f"{errors} kinds of errors, {warnings} of warnings, {notes} notes"
+    numbers = [(x, len(findings.get(x))) for x in SEVERITIES]
+    return ", ".join(f"{number or 'no'} {severity}{'' if number == 1 else 's'}" for severity, number in numbers)
 
 
 def _print_all(findings: Findings, report: Optional[TrainingSetReport], args: argparse.Namespace) -> None:

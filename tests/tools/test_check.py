@@ -2,12 +2,20 @@
 
 import json
 
+import cv2
 import pytest
+import torch
 import yaml
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
+from focal_det.engine.trainer import Trainer
+from focal_det.env import load_config
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.check import main
-from tests.data.make_data import CLASSES, write_annotation, write_coco, write_voc
+from tests.data.make_data import CLASSES, load_records, write_annotation, write_coco, write_voc
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
 
@@ -34,7 +42,7 @@ def run(config, *words):
 
 def test_correct_data_and_config_pass(config, capsys):
     assert run(config) == 0
-    assert "0 kinds of errors, 0 of warnings, 1 notes" in capsys.readouterr().out
+    assert "no errors, no warnings, 1 note\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -45,8 +53,10 @@ def test_correct_data_and_config_pass(config, capsys):
         (["DATASETS.TEST", "('cels',)"], "DATASETS.TEST: Unknown data set 'cels'. Did you mean 'cells'", 2),
         (["SOLVER.BASE_LR", "float('nan')"], "SOLVER.BASE_LR", 2),
         (["SOLVER.STEPS", "(5000,)"], "[5000] with SOLVER.MAX_ITER 1100", 1),
+        (["SOLVER.WARMUP_ITERS", "2000"], "warm-ups longer than the training: SOLVER.WARMUP_ITERS 2000", 1),
+        (["DATASETS.TRAIN", "()"], "configs without a training set", 2),
         (["MODEL.WEIGHTS", "none.pth"], "weights that do not exist: none.pth", 2),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], "RetinaNet reads MODEL.RETINANET.NUM_CLASSES", 1),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], "MODEL.ROI_HEADS.NUM_CLASSES 2. RetinaNet reads MODEL.RETINANET, such as", 1),
     ],
 )
 def test_a_config_that_does_not_go_with_its_data_is_told(config, words, message, code, capsys):
@@ -57,10 +67,148 @@ def test_a_config_that_does_not_go_with_its_data_is_told(config, words, message,
     assert message in capsys.readouterr().out
 
 
-def test_a_learning_rate_far_from_the_batch_is_told(config, capsys):
-    (config.parent / "w.pth").write_bytes(b"")
-    assert run(config, "MODEL.WEIGHTS", str(config.parent / "w.pth"), "SOLVER.BASE_LR", "0.5") == 1
-    assert "0.5 for 8 images. By the linear rule (16 images at 0.01) it would be about 0.005" in capsys.readouterr().out
+@pytest.fixture
+def weights(config):
+    """The file of a model of the config, and its parameters."""
+    model = build_model(load_config(config)).state_dict()
+    torch.save({"model": model}, config.parent / "w.pth")
+    return config.parent / "w.pth", model
+
+
+@pytest.mark.parametrize(
+    ("base_lr", "warmup", "message"),
+    [
+        (0.5, 100, "0.5 for 8 images. By the linear rule (16 images at 0.01) it would be about 0.005"),
+        (0.0001, 100, "0.0001 for 8 images"),
+        (0.01, 10, "short warm-ups for a high learning rate: SOLVER.BASE_LR 0.01, SOLVER.WARMUP_ITERS 10"),
+        (0.005, 10, None),
+    ],
+)
+def test_a_learning_rate_far_from_the_batch_is_told(base_lr, warmup, message, config, weights, capsys):
+    words = ["MODEL.WEIGHTS", str(weights[0]), "SOLVER.BASE_LR", str(base_lr), "SOLVER.WARMUP_ITERS", str(warmup)]
+    assert run(config, *words) == int(message is not None)
+    output = capsys.readouterr().out
+    assert message in output if message else "learning rate" not in output
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.05, "error"), (0.3, "warning"), (0.9, "note"), (1, None)])
+def test_weights_that_leave_much_or_little_are_told(share, severity, config, weights, capsys):
+    file, model = weights
+    names = [k for k, _ in build_model(load_config(config)).named_parameters()]
+    left_out = set(names[int(share * len(names)) :])
+    torch.save({"model": {k: v for k, v in model.items() if k not in left_out}}, file)
+    code = run(config, "MODEL.WEIGHTS", str(file), "SOLVER.BASE_LR", "0.005")
+    lines = [x for x in capsys.readouterr().out.splitlines() if str(file) in x]
+    assert code == {"error": 2, "warning": 1}.get(severity, 0)
+    if severity is None:
+        assert not lines
+        return
+    (line,) = lines
+    assert line.startswith(severity) and f"{int(share * len(names))} of " in line and f" {len(names)} " in line
+
+
+def test_a_test_set_with_other_classes_is_told(config, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    write_coco(tmp_path / "other")
+    file = tmp_path / "other" / "coco.json"
+    file.write_text(file.read_text().replace('"circle"', '"disc"'))
+    content = yaml.safe_load(config.read_text())
+    block = {"name": "discs", "format": "coco", "json": str(file), "images": str(tmp_path / "images")}
+    content["MODEL"]["FOCAL_DET"]["DATASETS"].append(block)
+    content["DATASETS"]["TEST"] = ["discs"]
+    config.write_text(yaml.safe_dump(content))
+    assert run(config) == 2
+    assert "class 0 is 'circle' in cells, 'disc' in discs" in capsys.readouterr().out
+
+
+def register(name, records, **metadata):
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(thing_classes=CLASSES, **metadata)
+
+
+def test_data_registered_by_code_is_checked(config, tmp_path, capsys):
+    records = load_records(tmp_path)
+    register("own", records, evaluator_type="coco")
+    words = ["DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
+    assert run(config, *words) == 0
+    records[0]["annotations"][0]["bbox"] = [5, 5, 0, 9]
+    records[0]["annotations"][1]["category_id"] = 2
+    del records[1]["height"]
+    records[2]["image_id"], records[3]["image_id"] = [3], records[0]["image_id"]
+    capsys.readouterr()
+    assert run(config, *words) == 2
+    output = capsys.readouterr().out
+    assert "0.png (96 x 96), object 0: [5.0, 5.0, 0.0, 9.0]" in output and "object 1: category_id 2" in output
+    assert "1.png has no height" in output and "2.png: [3] is a list" in output
+    assert f"image ids given twice: own: id 1 of {records[0]['file_name']} and {records[3]['file_name']}" in output
+
+
+def test_a_test_set_that_cannot_be_evaluated_is_told_before_the_training(config, tmp_path, capsys):
+    register("own", load_records(tmp_path), evaluator_type="pascal_voc")  # whose evaluator wants the folder of the annotations
+    assert run(config, "DATASETS.TEST", "('own',)") == 2
+    assert "test sets whose evaluation fails: own: AttributeError: Attribute 'dirname'" in capsys.readouterr().out
+    register("other", load_records(tmp_path), evaluator_type="citiscapes")
+    assert run(config, "DATASETS.TEST", "('other',)") == 2
+    assert "test sets without an evaluator: other. Set its evaluator_type to one of coco" in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_boxes(config):
+    """The config with boxes of 9 px in place of the squares, which no anchor reaches."""
+    file = config.parent / "coco.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        if annotation["category_id"] == 2:
+            annotation.update(bbox=[*annotation["bbox"][:2], 9, 9], area=81)
+    file.write_text(json.dumps(content))
+    return config
+
+
+def test_anchors_that_miss_boxes_are_told_and_better_ones_written_and_they_are_better(small_boxes, tmp_path, capsys):
+    out = tmp_path / "better" / "anchors.yaml"
+    assert run(small_boxes, "--write", str(out)) == 1
+    output = capsys.readouterr().out
+    assert "boxes that no anchor overlaps by 0.5: 2 of 4 (50.0 %): 2 smaller than the median" in output
+    assert "most of class square, 100.0 % of it" in output and "would reach 100.0 % of the boxes instead of 50.0 %" in output
+    cfg = load_config(out)
+    assert len(cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS) == 2 and min(map(min, cfg.MODEL.ANCHOR_GENERATOR.SIZES)) < 24
+    assert run(out) == 0  # which measures again, with a model of the written config
+    assert "boxes overlapped by 0.5 or more: 4 of 4 (100.0 %)" in capsys.readouterr().out
+    config_before = small_boxes.read_text()
+    with pytest.raises(SystemExit):
+        run(small_boxes, "--write", str(small_boxes))
+    assert "exists and is not from this program" in capsys.readouterr().err and small_boxes.read_text() == config_before
+
+
+def test_the_page_has_findings_figures_and_pictures(small_boxes, tmp_path, capsys):
+    assert run(small_boxes, "--report", str(tmp_path / "page")) == 1
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "boxes that no anchor overlaps by 0.5" in page and "training set: 4 images, 4 objects" in page
+    for name in ("anchors.png", "classes.png"):
+        assert name in page and cv2.imread(str(tmp_path / "page" / name)).std() > 10
+    assert str(tmp_path / "page" / "index.html") in capsys.readouterr().out
+
+
+def test_the_expected_loss_is_that_of_the_models_first_step(config, capsys):
+    """With a head whose scores are the prior everywhere; the whole set in a batch of the size that is told."""
+    cfg = load_config(config, ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"])
+    model = Trainer.build_model(cfg).train()
+    torch.nn.init.zeros_(model.head.cls_score.weight)
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=[ResizeShortestEdge(128, 1333)])
+    with EventStorage():
+        first = model([mapper(x) for x in DatasetCatalog.get("cells")])["loss_cls"]
+    words = ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]
+    run(config, "--json", *words)
+    assert json.loads(capsys.readouterr().out)["training_set"]["initial_loss_cls"] == pytest.approx(float(first), rel=1e-4)
+
+
+def test_a_terminal_gets_colours_and_a_file_does_not(config, monkeypatch, capsys):
+    words = ["DATASETS.TEST", "('cels',)"]
+    run(config, *words)
+    assert "\033" not in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    run(config, *words)
+    assert "\033[31merror" in capsys.readouterr().out
 
 
 def test_faults_of_the_data_are_told_as_json_and_corrected_in_a_copy(config, capsys):
@@ -70,14 +218,18 @@ def test_faults_of_the_data_are_told_as_json_and_corrected_in_a_copy(config, cap
     del content["annotations"][1]["area"]
     file.write_text(json.dumps(content))
     assert run(config, "--json") == 2
-    findings = {x["what"]: x for x in json.loads(capsys.readouterr().out)}
+    printed = json.loads(capsys.readouterr().out)
+    findings = {x["what"]: x for x in printed["findings"]}
     assert findings["boxes without area"]["severity"] == "warning" and findings["annotations without iscrowd or area"]["count"] == 1
     assert "annotation 1 of 0.png" in findings["boxes without area"]["places"][0]
     before = file.read_text()
     assert run(config, "--dataset", "cells", "--fix", str(config.parent / "new" / "fixed.json")) == 2
     assert file.read_text() == before and "removed: boxes without area (1)" in capsys.readouterr().err
     file.write_text((config.parent / "new" / "fixed.json").read_text())
-    assert run(config) == 0
+    assert printed["training_set"] is None and run(config, "--json") == 0  # with an error it is not looked at
+    figures = json.loads(capsys.readouterr().out)["training_set"]
+    assert figures["images"] == 4 and figures["objects_per_class"] == {"circle": 1, "square": 2}
+    assert set(figures["positives_per_level"]) == {"p3", "p4", "p5", "p6", "p7"} and figures["best_possible_recall"] == 1
 
 
 def test_images_are_decoded_as_many_as_asked(config, capsys):
