@@ -7,13 +7,17 @@ from typing import Any
 
 from fvcore.common.registry import Registry
 
+_MAX_KNOWN = 20
+
 
 def describe_unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """One sentence for an unknown name: what it is, the nearest match and everything there is."""
+    """What it is that is unknown, the nearest match and what there is; of much, the nearest."""
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
+    shown = known if len(known) <= _MAX_KNOWN else difflib.get_close_matches(name, known, n=_MAX_KNOWN, cutoff=0)
+    more = f" and {len(known) - len(shown)} more" if len(shown) < len(known) else ""
+    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(shown) or 'none'}{more}."
 
 
 class ComponentRegistry(Registry):

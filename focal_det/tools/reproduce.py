@@ -22,9 +22,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="focal-det reproduce", description=__doc__)
     parser.add_argument("file", type=Path, help="sick_step_<iteration>_rank<process>.pth of a run's OUTPUT_DIR")
     args = parser.parse_args(argv)
-    if not args.file.is_file():
-        parser.error(f"{args.file} does not exist")
-    print(json.dumps(reproduce_step(args.file), indent=1))
+    try:
+        print(json.dumps(reproduce_step(args.file), indent=1))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     return 0
 
 
@@ -37,9 +38,19 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     Returns:
         "iteration"; "images"; "losses" by name; "sick_gradients", names of the parameters whose gradient is not finite;
         "largest", |logit| and |delta|. A normalizer that counts over several processes counts this one's batch only.
+
+    Raises:
+        ValueError: another file.
     """
     ensure_environment()
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # torch raises whatever comes, of a file that is not its own
+        content = {}
+    if not {"model", "batch", "config"} <= set(content):
+        raise ValueError(f"{file} is no step that focal-det train has kept; those are sick_step_*.pth of a run's OUTPUT_DIR")
     model = build_model(CfgNode.load_cfg(content["config"])).train()
     model.load_state_dict(content["model"])
     batch = [from_plain(x) for x in content["batch"]]

@@ -74,8 +74,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run under Detectron2's "
             "tools/lazyconfig_train_net.py"
         )
+    try:
+        cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    except (OSError, KeyError, ValueError, AssertionError) as error:
+        parser.error(str(error.args[0] if len(error.args) == 1 else error))
     if not (args.eval_only or args.no_check):
-        _check(load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml))
+        _check(cfg)
     machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank, "dist_url": args.dist_url}
     try:
         launch(run, args.num_gpus, **machines, args=(args,))

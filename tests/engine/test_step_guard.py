@@ -1,0 +1,122 @@
+"""StepGuard, its file and the checkpointer, beyond the faults of tests/faults: clipped, frozen and huge gradients, other files."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from torch.utils.data import SequentialSampler
+
+from focal_det.engine.checkpointer import HealthyCheckpointer
+from focal_det.engine.step_guard import SickStepError, StepGuard
+from focal_det.engine.trainer import LaterSampler
+from focal_det.model_zoo import get_config_file
+from focal_det.tools.reproduce import main as reproduce
+from focal_det.tools.train import main as train
+from tests.conftest import make_batch
+
+
+@pytest.fixture
+def train_steps(make_cfg, tmp_path):
+    """A function that trains a small model for some steps with `change` as hook of the gradient of `cls_score`."""
+
+    def run(change, *overrides, num_steps=2):
+        cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-30, *overrides)
+        model = build_model(cfg).train()
+        batches = [make_batch([[16, 16, 52, 52]], [[30, 40, 110, 120]]) for _ in range(num_steps)]
+        trainer = SimpleTrainer(model, batches, build_optimizer(cfg, model))
+        guard = StepGuard(cfg)
+        trainer.register_hooks([guard])
+        model.head.cls_score.weight.register_hook(lambda grad: change(grad, trainer.iter))
+        trainer.train(0, num_steps)
+        return guard
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("SOLVER.CLIP_GRADIENTS.ENABLED", True), ("MODEL.BACKBONE.FREEZE_AT", 2)],
+    ids=["plain", "clipped", "frozen"],
+)
+def test_a_gradient_that_is_not_finite_stops_with_every_optimizer(overrides, train_steps):
+    def spoil(grad, iteration):
+        grad = grad.clone()
+        grad[0, 0, 0, 0] = float("-inf") if iteration == 1 else 0.0
+        return grad
+
+    with pytest.raises(SickStepError, match=r"Iteration 1: a gradient is not finite(?s:.)*1 parameters .*head\.cls_score\.weight"):
+        train_steps(spoil, *overrides)
+
+
+def test_a_huge_gradient_is_not_told_to_be_infinite(train_steps):
+    """The squares of its norm are."""
+    guard = train_steps(lambda grad, _: grad * 1e30 + 1e30)
+    assert guard.find_sickness() is None  # the learning rate was tiny
+
+
+def test_hooks_are_gone_after_the_training(train_steps):
+    guard = train_steps(lambda grad, _: grad)
+    model = guard.trainer.model
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "checkpoint"])
+def test_reproduce_refuses_another_file(kind, tmp_path, capsys):
+    file = tmp_path / "file.pth"
+    if kind == "text":
+        file.write_text("a: b\n")
+    elif kind == "checkpoint":
+        torch.save({"model": {}}, file)
+    with pytest.raises(SystemExit):
+        reproduce([str(file)])
+    message = "No such file" if kind == "missing" else "is no step that focal-det train has kept"
+    output = capsys.readouterr().err
+    assert message in output and str(file) in output
+
+
+def test_reproduce_prints_the_step(train_steps, tmp_path, capsys):
+    with pytest.raises(SickStepError):
+        train_steps(lambda grad, _: grad * float("nan"))
+    assert reproduce([str(tmp_path / "sick_step_0000000_rank0.pth")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["iteration"] == 0 and set(printed["losses"]) == {"loss_cls", "loss_box_reg"}
+    assert printed["sick_gradients"] == [] and set(printed["largest"]) == {"|logit|", "|delta|"}  # the hook spoilt it, not the step
+
+
+@pytest.mark.parametrize("sickness", [None, "it has diverged"])
+def test_a_sick_checkpoint_is_kept_apart(sickness, tmp_path):
+    checkpointer = HealthyCheckpointer(torch.nn.Linear(2, 2), str(tmp_path))
+    checkpointer.save("model_0000001")
+    checkpointer.find_sickness = lambda: sickness
+    checkpointer.save("model_0000003")
+    expected = {"last_checkpoint", "model_0000001.pth", "sick_model_0000003.pth" if sickness else "model_0000003.pth"}
+    assert {x.name for x in tmp_path.iterdir()} == expected
+    assert (tmp_path / "last_checkpoint").read_text() == ("model_0000001.pth" if sickness else "model_0000003.pth")
+
+
+def test_a_sampler_goes_on_later():
+    sampler = LaterSampler(SequentialSampler(range(9)))
+    assert list(itertools.islice(sampler, 3)) == [0, 1, 2]
+    sampler.num_skipped = 6
+    assert list(sampler) == [6, 7, 8]
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-check"], ["--eval-only"]])
+def test_train_names_a_wrong_key_without_a_traceback(flags, capsys):
+    with pytest.raises(SystemExit):
+        train([*flags, "--config-file", get_config_file("digits/focal_retinanet_tiny.yaml"), "SOLVER.BASE_LRR", "1"])
+    error = capsys.readouterr().err
+    assert "focal-det train: error: SOLVER.BASE_LRR" in error and "Did you mean 'BASE_LR'?" in error
+
+
+def test_train_runs_the_code_of_a_config_only_if_asked(tmp_path, capsys):
+    config, made = tmp_path / "config.yaml", tmp_path / "made"
+    config.write_text(f"MODEL:\n  WEIGHTS: !!python/object/apply:os.makedirs ['{made}']\nSOLVER: {{BASE_LRR: 1}}\n")
+    for words, runs in ([], False), (["--unsafe-yaml"], True):
+        with pytest.raises(SystemExit):
+            train([*words, "--config-file", str(config)])
+        assert made.exists() == runs and ("runs code when it is read" in capsys.readouterr().err) != runs
