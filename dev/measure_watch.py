@@ -1,6 +1,6 @@
 """What it costs to be watched: guard and telemetry in a training step on digits, and `focal-det check` on 100,000 images.
 
-python dev/measure_watch.py benchmarks/watch_cpu.json
+python dev/measure_watch.py benchmarks/watch/cpu.json
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from statistics import median
 
@@ -21,11 +22,10 @@ from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.model_zoo import get_config_file
 
-ROUNDS, ITERATIONS = 5, 60
 NUM_IMAGES, BOXES_PER_IMAGE, NUM_CLASSES = 100_000, 7, 80
 
 
-def measure_steps() -> dict:
+def measure_steps(rounds: int = 5, iterations: int = 100) -> dict:
     """Seconds per iteration of each way in each round, in turn, in one process and on one model."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config(get_config_file("digits/focal_retinanet_tiny.yaml"), ["OUTPUT_DIR", folder])
@@ -34,29 +34,27 @@ def measure_steps() -> dict:
         seconds: dict[str, list[float]] = {"plain": [], "guard": [], "guard and telemetry": []}
         with EventStorage() as trainer.storage:
             trainer.max_iter = 10**6
-            for _ in range(ROUNDS + 1):  # the first warms up
+            for _ in range(rounds + 1):  # the first warms up
                 for way, times in seconds.items():
                     trainer.model.telemetry_period = 20 if "telemetry" in way else 0
                     if "guard" in way:
                         guard.before_train()
                     start = time.perf_counter()
-                    for _ in range(ITERATIONS):
+                    for _ in range(iterations):
                         trainer.storage.iter = trainer.iter
                         trainer.run_step()
                         trainer.iter += 1
-                    times.append((time.perf_counter() - start) / ITERATIONS)
+                    times.append((time.perf_counter() - start) / iterations)
                     if "guard" in way:
                         guard.after_train()
                     print(f"{way}: {times[-1]:.4f} s/it", flush=True)
     seconds = {k: v[1:] for k, v in seconds.items()}
-    plain = seconds["plain"]
-    ratios = {k: median(x / y for x, y in zip(v, plain)) for k, v in seconds.items()}
-    on, off = seconds["guard and telemetry"], seconds["guard"]
-    ratios["telemetry on against off"] = median(x / y for x, y in zip(on, off))
-    return {"seconds_per_iteration": seconds, "median_ratios": ratios, "rounds": ROUNDS, "iterations": ITERATIONS}
+    pairs = {"guard": ("guard", "plain"), "telemetry": ("guard and telemetry", "guard"), "both": ("guard and telemetry", "plain")}
+    ratios = {k: median(x / y for x, y in zip(seconds[on], seconds[off])) for k, (on, off) in pairs.items()}
+    return {"seconds_per_iteration": seconds, "median_ratios": ratios, "rounds": rounds, "iterations": iterations}
 
 
-def write_large_coco(file: Path, num_images: int = NUM_IMAGES) -> None:
+def write_large_coco(file: Path, num_images: int) -> None:
     """A correct COCO json of many images, written line by line."""
     rng = random.Random(0)
     with file.open("w") as out:
@@ -72,14 +70,14 @@ def write_large_coco(file: Path, num_images: int = NUM_IMAGES) -> None:
         out.write("]}")
 
 
-def measure_check() -> dict:
+def measure_check(num_images: int = NUM_IMAGES) -> dict:
     """Seconds and peak memory of a whole check but for the decoding of the images, of which there is one."""
     import cv2
     import numpy as np
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_large_coco(folder / "large.json")
+        write_large_coco(folder / "large.json", num_images)
         cv2.imwrite(str(folder / "0.jpg"), np.zeros((480, 640, 3), np.uint8))
         block = {"name": "large", "format": "coco", "json": str(folder / "large.json"), "images": name}
         words = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", "('large',)", "DATASETS.TEST", "('large',)"]
@@ -90,7 +88,7 @@ def measure_check() -> dict:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     exit_code = os.waitstatus_to_exitcode(status)
-    figures = {"images": NUM_IMAGES, "annotations": NUM_IMAGES * BOXES_PER_IMAGE, "exit_code": exit_code}
+    figures = {"images": num_images, "annotations": num_images * BOXES_PER_IMAGE, "exit_code": exit_code}
     return {**figures, "seconds": round(seconds, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
 
 
@@ -99,8 +97,10 @@ def main(out_file: Path) -> int:
 
     device = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     versions = {x: get_version(x) for x in ("torch", "detectron2", "focal-det")}
-    content = {"device": device, "commit": get_commit(), "versions": versions, "command": "python dev/measure_watch.py"}
+    command = "python dev/measure_watch.py benchmarks/watch/cpu.json"
+    content = {"command": command, "device": device, "commit": get_commit(), "versions": versions, "date": date.today().isoformat()}
     content = {**content, "step": measure_steps(), "check": measure_check()}
+    out_file.parent.mkdir(parents=True, exist_ok=True)
     out_file.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps({"ratios": content["step"]["median_ratios"], "check": content["check"]}, indent=1))
     return 0

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from render_losses import render_losses
-from render_speed import render_headlines, render_speed
+from render_speed import render_headlines, render_speed, render_watch
 
 from focal_det.analysis.record import get_figure
 from focal_det.analysis.sweep_results import make_markdown
@@ -52,6 +52,18 @@ def render_zoo(zoo: dict) -> str:
     return "\n".join(lines)
 
 
+def render_faults(folder: Path) -> str:
+    """One row per fault: what Detectron2 does, what focal_det does, and with which Detectron2 the tests of the row passed."""
+    lines = ["| # | fault | Detectron2 | focal_det | passed with |", "|---|---|---|---|---|"]
+    rows: dict[int, dict] = {}
+    for file in sorted(folder.glob("*.json")):  # named by the Detectron2
+        for row in json.loads(file.read_text())["rows"]:
+            rows.setdefault(row["row"], {**row, "hosts": []})["hosts"].append(file.stem)
+    for number, row in sorted(rows.items()):
+        lines.append(f"| {number} | {row['fault']} | {row['detectron2']} | {row['focal_det']} | {', '.join(row['hosts'])} |")
+    return "\n".join(lines)
+
+
 def render(page: Path) -> str:
     """The page with its generated parts filled in.
 
@@ -71,6 +83,8 @@ def render(page: Path) -> str:
         "zoo": lambda: render_zoo(read_zoo()),
         "speed": lambda: render_speed(benchmarks, page),
         "headlines": lambda: render_headlines(benchmarks),
+        "watch": lambda: render_watch(ROOT / "benchmarks" / "watch" / "cpu.json"),
+        "faults": lambda: render_faults(ROOT / "tests" / "faults" / "records"),
     }
     for file in ROOT.glob("projects/PaperTables/results/*.json"):
         tables[file.stem.replace("_", " ")] = lambda file=file: make_markdown(json.loads(file.read_text()))

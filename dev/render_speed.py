@@ -57,3 +57,16 @@ def _format_memory(contender: dict) -> str:
     if contender["peak_units"] is not None:
         return f"{contender['peak_units']:.2f} x logits"
     return f"{contender['peak_bytes'] / 1e6:.1f} MB"
+
+
+def render_watch(file: Path) -> str:
+    """What it costs to be watched, from the json of dev/measure_watch.py."""
+    content = json.loads(file.read_text())
+    ratios, check = content["step"]["median_ratios"], content["check"]
+    step = f"median of {content['step']['rounds']} rounds of {content['step']['iterations']} iterations on digits, in turn"
+    lines = ["| what | takes |", "|---|---|"]
+    for name, what in (("guard", "the guard of `focal-det train`"), ("telemetry", "telemetry"), ("both", "both")):
+        lines.append(f"| a training step with {what}, against one without ({step}) | {ratios[name]:.3f} x |")
+    what = f"`focal-det check` on {check['images']:,} images with {check['annotations']:,} annotations, but for decoding them"
+    lines.append(f"| {what} | {check['seconds']:.0f} s, {check['peak_gb']:.1f} GB |")
+    return "\n".join(lines)

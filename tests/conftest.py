@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Optional
 
@@ -27,6 +28,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         return
     import detectron2
 
+    from focal_det.analysis.record import get_commit
+
     rows: dict = {}
     for report in terminalreporter.stats.get("passed", ()):
         for name, value in report.user_properties:
@@ -36,7 +39,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     rows = dict(sorted(rows.items()))
     for row in rows.values():
         terminalreporter.write_line(f"| {row['row']} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |")
-    content = {"command": "pytest tests/faults", "detectron2": detectron2.__version__, "rows": list(rows.values())}
+    origin = {"command": "pytest tests/faults --faults-table", "commit": get_commit(), "date": date.today().isoformat()}
+    content = {**origin, "detectron2": detectron2.__version__, "rows": list(rows.values())}
     Path(file).write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,7 +54,7 @@ def step(make_cfg, monkeypatch):
     """A function that makes labels and losses of a model on a GPU that is not there; returns what was waited for."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
 
-    def run(*overrides):
+    def run(*overrides, iteration=0):
         model = build_model(make_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", *overrides)).train()
         model._is_first_step = False  # which also computes the loss of the prior
         env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=True)
@@ -66,7 +67,7 @@ def step(make_cfg, monkeypatch):
             logits = [torch.empty(2, n, model.cls_loss.num_outputs(5), device="cuda", requires_grad=True) for n in numbers]
             deltas = [torch.empty(2, n, 4, device="cuda", requires_grad=True) for n in numbers]
             gt = [make_instances(3), make_instances(0)]
-            with RecordShapesFromValues() as waits:
+            with RecordShapesFromValues() as waits, EventStorage(iteration):
                 without_anchor = []
                 labels, boxes = model.label_anchors(anchors, gt, without_anchor)
                 losses = model.losses(anchors, logits, labels, deltas, boxes)
@@ -84,6 +85,13 @@ def make_instances(num_boxes):
 @pytest.mark.parametrize("name", sorted({name for name, _ in CLS_LOSS_REGISTRY} - {"OHEMLoss"}))
 def test_a_step_waits_once_with_every_loss_but_mining(step, name):
     assert step("MODEL.FOCAL_DET.CLS_LOSS.NAME", name) == ["nonzero"]
+
+
+def test_telemetry_waits_at_its_iterations_only(step):
+    assert step("MODEL.FOCAL_DET.TELEMETRY_PERIOD", 20, iteration=18) == ["nonzero"]
+    assert step("MODEL.FOCAL_DET.TELEMETRY_PERIOD", 0, iteration=19) == ["nonzero"]
+    with pytest.raises((DataDependentOutputException, GuardOnDataDependentSymNode)):
+        step("MODEL.FOCAL_DET.TELEMETRY_PERIOD", 20, iteration=19)
 
 
 def test_mining_waits_until_it_has_found_the_hardest_anchors(step):

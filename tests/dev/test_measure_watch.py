@@ -1,0 +1,36 @@
+"""dev/measure_watch.py: that it measures, and that the check of many annotations needs little memory."""
+
+import importlib.util
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("measure_watch", ROOT / "dev" / "measure_watch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_measures_guard_and_telemetry(script):
+    measured = script.measure_steps(rounds=2, iterations=1)
+    assert set(measured["median_ratios"]) == {"guard", "telemetry", "both"}
+    assert [len(x) for x in measured["seconds_per_iteration"].values()] == [2, 2, 2]
+
+
+def check_memory(script, num_images, most):
+    measured = script.measure_check(num_images)
+    assert measured["annotations"] == 7 * num_images and measured["exit_code"] in (0, 1)
+    assert measured["peak_gb"] < most
+
+
+def test_a_check_of_few_annotations(script):
+    check_memory(script, 300, most=1.5)
+
+
+@pytest.mark.slow
+def test_a_check_of_700000_annotations_has_bounded_memory(script):
+    check_memory(script, 100_000, most=3)
