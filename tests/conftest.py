@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: the environment a user sets, a small model and a batch with every kind of anchor."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Takes away what a training in the tests' own process adds to Detectron2's loggers."""
+    known = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    before = [(x.handlers[:], x.level, x.propagate) for x in known]
+    yield
+    for logger, (handlers, level, propagate) in zip(known, before):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -150,6 +150,6 @@ def test_images_are_decoded(tmp_path):
     found = {x.what: str(x) for x in findings}
     assert len(found) == 4 and all(x.severity == "error" for x in findings)
     decoded = found["images that cannot be decoded"]
-    assert "2 images" in decoded and "0.jpg: image file is truncated" in decoded and "2.jpg" in decoded
+    assert "(2)" in decoded and "0.jpg: image file is truncated" in decoded and "2.jpg" in decoded
     assert "1.jpg" in found["image files without content"] and "none.jpg" in found["images that do not exist"]
     assert "3.jpg is 96 x 50, the annotations say 96 x 96" in found["images of another size than the annotations say"]
