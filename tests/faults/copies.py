@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
@@ -109,7 +109,7 @@ def run_stock(json_file: Path, images: Path, *, num_classes: int = len(DIGITS_CL
     phase = "loading"
     try:
         register_coco_instances("stock_copy", {}, str(json_file), str(images))
-        records = load_coco_json(str(json_file), str(images), "stock_copy")
+        records = get_detection_dataset_dicts(["stock_copy"], filter_empty=True)
         phase = "training, when it comes to the image"
         mapper = DatasetMapper(get_cfg(), is_train=True, augmentations=[])
         batches = [mapper(x) for x in records]

@@ -153,11 +153,19 @@ def test_row_14_a_loss_that_is_not_finite_names_term_and_images_and_keeps_the_st
     assert re.search(r"gradients: \d+ parameters are not finite: backbone", message)
     file = digits.folder / "out" / "sick_step_0000001_rank0.pth"
     assert f"focal-det reproduce {file}" in message
+    file.unlink()
+    before = set(file.parent.iterdir())
+    stock = make_trainer(DefaultTrainer, digits)
+    stock.model.losses = SickLoss(stock.model, stock, 1)
+    with pytest.raises(FloatingPointError) as error:
+        stock.train()
+    new = sorted(x.name for x in set(file.parent.iterdir()) - before if x.suffix == ".pth")
     fault(
         14,
         "loss that is not finite",
         stock="stops; neither batch nor state are kept",
         ours="names term and images, keeps batch and state",
+        seen=f"{type(error.value).__name__}: {str(error.value).splitlines()[0]}; kept: {new}",
     )
 
 
