@@ -11,7 +11,7 @@ from typing import Any, Optional
 from focal_det.data.findings import Findings, shorten
 
 _MAX_SIDE = 1e6  # pixels; a larger coordinate is no place in an image
-_FIX = "Correct the file, or write a corrected copy with --fix."
+_FIX = "Correct the file, or write a corrected copy: --dataset NAME --fix OUT.json."
 _PARTS = ("images", "annotations", "categories")
 _CUT = "boxes that reach out of the image"
 _NOT_NUMBERS = "boxes that are not four finite numbers"

@@ -26,10 +26,19 @@ class Finding:
     count: int = 0
     places: list[str] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """What there is, and how often."""
+        return f"{self.what} ({self.count})" if self.count > 1 else self.what
+
+    @property
+    def shown(self) -> list[str]:
+        """The places, and how many more there are."""
+        more = self.count - len(self.places)
+        return [*self.places, f"and {more} more"] if more else self.places
+
     def __str__(self) -> str:
-        more = f"; and {self.count - len(self.places)} more" if self.count > len(self.places) else ""
-        count = f" ({self.count})" if self.count > 1 else ""
-        return f"{self.what}{count}: {'; '.join(self.places)}{more}. {self.advice}".rstrip()
+        return f"{self.title}: {'; '.join(self.shown)}. {self.advice}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self)}

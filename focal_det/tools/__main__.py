@@ -3,6 +3,7 @@
 import ast
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
@@ -12,6 +13,7 @@ from focal_det.registry import describe_unknown
 
 def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
     """Run `argv[0]` with the rest of `argv`; without arguments, list the programs."""
+    warnings.filterwarnings("ignore", "`torch.jit")  # fvcore compiles its own losses on import, which current torch warns about
     argv = list(sys.argv[1:] if argv is None else argv)
     tools = _find_tools()
     if not argv or argv[0] in ("-h", "--help"):

@@ -141,4 +141,4 @@ def write_fixed(name: str, out_file: Path) -> str:
     fixed, changes = fix_coco(content)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     out_file.write_text(json.dumps(fixed))
-    return "; ".join(changes) or "nothing to correct"
+    return "\n  ".join(changes) or "nothing to correct"

@@ -4,7 +4,9 @@ import argparse
 import functools
 import html
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -50,8 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
         findings, report = run_checks(cfg, images=args.images, dataset=args.dataset, suggest=True)
-        if args.fix:
-            print(f"{args.fix}: {write_fixed(args.dataset, args.fix)}", file=sys.stderr)
+        fixed = write_fixed(args.dataset, args.fix) if args.fix else ""
         if report and args.write:
             check_anchors.write_suggestion(report, cfg, args.config_file, args.opts, args.write)
     except (OSError, KeyError, ValueError, AssertionError) as error:
@@ -63,6 +64,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(json.dumps({"findings": [x.to_json() for x in findings], "training_set": figures}, indent=1))
     else:
         _print_all(findings, report, args)
+    if args.fix:
+        print(f"corrected copy, to be checked in its place: {args.fix}\n  {fixed}", file=sys.stderr)
     return findings.exit_code
 
 
@@ -113,10 +116,15 @@ def _read_again(name: str) -> list[dict[str, Any]]:
 
 
 def print_findings(findings: Findings) -> None:
-    """Print each finding, errors first, in colours on a terminal."""
+    """Print each finding, errors first: in paragraphs with colours on a terminal, else in a line."""
     for finding in findings:
-        head = f"{finding.severity:<8}"
-        print(f"{_COLORS[finding.severity]}{head}{_END}{finding}" if sys.stdout.isatty() else f"{head}{finding}")
+        if not sys.stdout.isatty():
+            print(f"{finding.severity:<8}{finding}")
+            continue
+        print(f"{_COLORS[finding.severity]}{finding.severity:<8}{_END}{finding.title}")
+        width, indent = shutil.get_terminal_size().columns, " " * 8
+        for line in filter(None, [*(f"- {x}" for x in finding.shown), finding.advice]):
+            print(textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False))
     print(_summarize(findings))
 
 

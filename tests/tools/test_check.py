@@ -208,7 +208,13 @@ def test_a_terminal_gets_colours_and_a_file_does_not(config, monkeypatch, capsys
     assert "\033" not in capsys.readouterr().out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     run(config, *words)
-    assert "\033[31merror" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    capsys.readouterr()
+    run(config, *words)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "\033[31merror   \033[0mdata sets that nobody registered"
+    assert lines[1] == "        - DATASETS.TEST: Unknown data set 'cels'. Did you"
+    assert max(len(x) for x in lines if x.startswith("        ")) <= 60
 
 
 def test_faults_of_the_data_are_told_as_json_and_corrected_in_a_copy(config, capsys):
