@@ -122,9 +122,12 @@ def print_findings(findings: Findings) -> None:
             print(f"{finding.severity:<8}{finding}")
             continue
         print(f"{_COLORS[finding.severity]}{finding.severity:<8}{_END}{finding.title}")
-        width, indent = shutil.get_terminal_size().columns, " " * 8
+        indent = " " * 8
+        wrapper = textwrap.TextWrapper(
+            shutil.get_terminal_size().columns, indent, indent + "  ", break_on_hyphens=False, break_long_words=False
+        )
         for line in filter(None, [*(f"- {x}" for x in finding.shown), finding.advice]):
-            print(textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False))
+            print(wrapper.fill(line))
     print(_summarize(findings))
 
 
