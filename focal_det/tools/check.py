@@ -117,15 +117,13 @@ def _read_again(name: str) -> list[dict[str, Any]]:
 
 def print_findings(findings: Findings) -> None:
     """Print each finding, errors first: in paragraphs with colours on a terminal, else in a line."""
+    indent, unbroken = " " * 8, {"break_on_hyphens": False, "break_long_words": False}  # paths can be copied
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, indent, indent + "  ", **unbroken)
     for finding in findings:
         if not sys.stdout.isatty():
             print(f"{finding.severity:<8}{finding}")
             continue
         print(f"{_COLORS[finding.severity]}{finding.severity:<8}{_END}{finding.title}")
-        indent = " " * 8
-        wrapper = textwrap.TextWrapper(
-            shutil.get_terminal_size().columns, indent, indent + "  ", break_on_hyphens=False, break_long_words=False
-        )
         for line in filter(None, [*(f"- {x}" for x in finding.shown), finding.advice]):
             print(wrapper.fill(line))
     print(_summarize(findings))
