@@ -1,7 +1,8 @@
 """Stops a training before the optimizer takes in a loss or gradient that is not finite, and keeps all that led to it."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -27,7 +28,8 @@ class SickStepError(FloatingPointError):
 class StepGuard(HookBase):
     """Looks at losses and gradients before each step of the optimizer; needs one wait for the device.
 
-    It hangs on the model's forward and the optimizer's step, as Detectron2 0.5 has no place between backward and step.
+    It hangs on the model's forward and stands before the optimizer's step, as Detectron2 0.5 has no place between backward and
+    step. (torch's hooks of an optimizer would come too late: where Detectron2 clips gradients, they see the clipped ones.)
     The state it keeps is the last good one: the weights have not been stepped, and buffers that the forward changed are put back.
 
     Args:
@@ -42,16 +44,25 @@ class StepGuard(HookBase):
         self._last_loss = 0.0
         self._buffers: list[Tensor] = []
         self._handles: list[Any] = []
+        self._step: Callable = lambda: None
 
     def before_train(self) -> None:
         model, optimizer = self.trainer.model, self.trainer.optimizer
         self._handles = [
             model.register_forward_pre_hook(self._before_forward),
             model.register_forward_hook(self._after_forward),
-            optimizer.register_step_pre_hook(lambda *_: self.check()),
         ]
+        self._step = step = optimizer.step
+
+        @functools.wraps(step)  # with what a scheduler of the learning rate has noted on it
+        def check_and_step(*args: Any, **kwargs: Any) -> Any:
+            self.check()
+            return step(*args, **kwargs)
+
+        optimizer.step = check_and_step
 
     def after_train(self) -> None:
+        self.trainer.optimizer.step = self._step
         for handle in self._handles:
             handle.remove()
 

@@ -39,8 +39,13 @@ def train_steps(make_cfg, tmp_path):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("SOLVER.CLIP_GRADIENTS.ENABLED", True), ("MODEL.BACKBONE.FREEZE_AT", 2)],
-    ids=["plain", "clipped", "frozen"],
+    [
+        (),
+        ("SOLVER.CLIP_GRADIENTS.ENABLED", True),
+        ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
+        ("MODEL.BACKBONE.FREEZE_AT", 2),
+    ],
+    ids=["plain", "clipped by value", "clipped by norm", "frozen"],
 )
 def test_a_gradient_that_is_not_finite_stops_with_every_optimizer(overrides, train_steps):
     def spoil(grad, iteration):
@@ -62,6 +67,8 @@ def test_hooks_are_gone_after_the_training(train_steps):
     guard = train_steps(lambda grad, _: grad)
     model = guard.trainer.model
     assert not model._forward_hooks and not model._forward_pre_hooks
+    guard.check = None  # must not be called any more
+    guard.trainer.optimizer.step()
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "checkpoint"])
