@@ -14,6 +14,9 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
+import cv2
+import numpy as np
+import torch
 from detectron2.utils.events import EventStorage
 
 from focal_det.analysis.record import get_commit, get_version
@@ -25,7 +28,7 @@ from focal_det.model_zoo import get_config_file
 NUM_IMAGES, BOXES_PER_IMAGE, NUM_CLASSES = 100_000, 7, 80
 
 
-def measure_steps(rounds: int = 5, iterations: int = 100) -> dict:
+def measure_steps(rounds: int = 6, iterations: int = 100) -> dict:
     """Seconds per iteration of each way in each round, in turn, in one process and on one model."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config(get_config_file("digits/focal_retinanet_tiny.yaml"), ["OUTPUT_DIR", folder])
@@ -34,8 +37,9 @@ def measure_steps(rounds: int = 5, iterations: int = 100) -> dict:
         seconds: dict[str, list[float]] = {"plain": [], "guard": [], "guard and telemetry": []}
         with EventStorage() as trainer.storage:
             trainer.max_iter = 10**6
-            for _ in range(rounds + 1):  # the first warms up
-                for way, times in seconds.items():
+            for index in range(rounds + 1):  # the first warms up
+                for way in np.roll(list(seconds), index).tolist():  # each is first, second and last in turn
+                    times = seconds[way]
                     trainer.model.telemetry_period = 20 if "telemetry" in way else 0
                     if "guard" in way:
                         guard.before_train()
@@ -72,9 +76,6 @@ def write_large_coco(file: Path, num_images: int) -> None:
 
 def measure_check(num_images: int = NUM_IMAGES) -> dict:
     """Seconds and peak memory of a whole check but for the decoding of the images, of which there is one."""
-    import cv2
-    import numpy as np
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_large_coco(folder / "large.json", num_images)
@@ -93,8 +94,6 @@ def measure_check(num_images: int = NUM_IMAGES) -> dict:
 
 
 def main(out_file: Path) -> int:
-    import torch
-
     device = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     versions = {x: get_version(x) for x in ("torch", "detectron2", "focal-det")}
     command = "python dev/measure_watch.py benchmarks/watch/cpu.json"
