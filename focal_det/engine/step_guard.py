@@ -170,6 +170,8 @@ def _describe(
     iteration: int, losses: dict[str, float], layers: Sequence[str], batch: Sequence[dict], outputs: dict, file: Path
 ) -> str:
     """The message of a stop."""
+    has_checkpoint = (file.parent / "last_checkpoint").is_file()
+    how = "to go on from the last checkpoint: --resume, with" if has_checkpoint else "there is no checkpoint yet; start again with"
     terms = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
     finite = ", ".join(f"{k} {v:.4g}" for k, v in losses.items() if math.isfinite(v))
     names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
@@ -186,7 +188,7 @@ def _describe(
     lines += [f"largest {k}: {v:.4g}" for k, v in outputs.items()]
     lines += [
         f"kept: {file} has the batch and the state before this step. To see it again: focal-det reproduce {file}",
-        "to go on from the last checkpoint: --resume, with a lower SOLVER.BASE_LR, a longer warm-up, or SOLVER.CLIP_GRADIENTS",
+        f"{how} a lower SOLVER.BASE_LR, a longer warm-up, or SOLVER.CLIP_GRADIENTS",
     ]
     return "\n  ".join(lines)
 

@@ -57,6 +57,16 @@ def test_a_gradient_that_is_not_finite_stops_with_every_optimizer(overrides, tra
         train_steps(spoil, *overrides)
 
 
+@pytest.mark.parametrize(
+    ("has_checkpoint", "how"), [(True, "--resume, with a lower"), (False, "no checkpoint yet; start again with")]
+)
+def test_the_message_says_how_to_go_on(has_checkpoint, how, train_steps, tmp_path):
+    if has_checkpoint:
+        (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(SickStepError, match=how):
+        train_steps(lambda grad, _: grad * float("nan"))
+
+
 def test_a_huge_gradient_is_not_told_to_be_infinite(train_steps):
     """The squares of its norm are."""
     guard = train_steps(lambda grad, _: grad * 1e30 + 1e30)
