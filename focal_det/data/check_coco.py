@@ -153,7 +153,7 @@ def _check_lacking(annotations: list[dict[str, Any]], file: Path, findings: Find
     for annotation in annotations:
         lacking = [x for x in ("iscrowd", "area") if x not in annotation]
         if lacking:
-            place = f"{file}: annotation {_get_name(annotation)}: no {', '.join(lacking)}"
+            place = f"{file}: annotation {_get_name(annotation)} (image {annotation.get('image_id')}): no {', '.join(lacking)}"
             advice = f"Evaluation stops without them, after the training. {_FIX}"
             findings.add(severity, "annotations without iscrowd or area", advice, place)
 
@@ -171,7 +171,7 @@ def _check_annotation(annotation: dict[str, Any], images: dict, names: dict, fil
     where = f"{file}: annotation {_get_name(annotation)}"
     image = images.get(annotation["image_id"]) if _is_id(annotation.get("image_id")) else None
     if image is not None:
-        where += f" of {image['file_name']} ({image['width']} x {image['height']})"
+        where += f" of {image['file_name']} (image {image['id']}, {image['width']} x {image['height']})"
     severity, advice = _ADVICE.get(what, ("error", "Training or evaluation stops at them."))
     if what == "annotations of unknown categories":
         advice = f"Known are {shorten([f'{k} ({v})' for k, v in names.items()])}."

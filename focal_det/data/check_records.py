@@ -50,7 +50,8 @@ def _check_record(record: Mapping[str, Any], name: str, num_classes: int, findin
             num_usable += not annotation.get("iscrowd", 0)
         else:
             severity, what, advice, value = fault
-            place = f"{where} ({record['width']} x {record['height']}), object {index}: {value}"
+            size = f"{record['width']} x {record['height']}"
+            place = f"{where} (image {record['image_id']}, {size}), object {index}: {value}"
             findings.add(severity, what, advice, place)
     return num_usable
 

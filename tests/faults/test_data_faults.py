@@ -122,7 +122,7 @@ ROWS = {
         "annotation without `iscrowd` or `area`",
         lambda copy: copy.content["annotations"][0].pop("area"),
         "error",
-        ["annotations without iscrowd or area", "annotation {ann[id]}: no area", "--fix"],
+        ["annotations without iscrowd or area", "annotation {ann[id]} (image {ann[image_id]}): no area", "--fix"],
         "stops in the evaluation, after the training",
         "found before; `--fix` fills it in",
     ),

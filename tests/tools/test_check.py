@@ -138,7 +138,7 @@ def test_data_registered_by_code_is_checked(config, tmp_path, capsys):
     capsys.readouterr()
     assert run(config, *words) == 2
     output = capsys.readouterr().out
-    assert "0.png (96 x 96), object 0: [5.0, 5.0, 0.0, 9.0]" in output and "object 1: category_id 2" in output
+    assert "0.png (image 1, 96 x 96), object 0: [5.0, 5.0, 0.0, 9.0]" in output and "object 1: category_id 2" in output
     assert "1.png has no height" in output and "2.png: [3] is a list" in output
     assert f"image ids given twice: own: id 1 of {records[0]['file_name']} and {records[3]['file_name']}" in output
 
