@@ -1,6 +1,6 @@
 """What it costs to be watched: guard and telemetry in a training step on digits, and `focal-det check` on 100,000 images.
 
-python dev/measure_watch.py benchmarks/watch/cpu.json
+python dev/measure_watch.py
 """
 
 import json
@@ -20,11 +20,11 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from focal_det.analysis.record import get_commit, get_version
-from focal_det.engine.step_guard import StepGuard
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.model_zoo import get_config_file
 
+RECORD = Path(__file__).parent.parent / "benchmarks" / "watch" / "cpu.json"
 NUM_IMAGES, BOXES_PER_IMAGE, NUM_CLASSES = 100_000, 7, 80
 
 
@@ -33,7 +33,7 @@ def measure_steps(rounds: int = 6, iterations: int = 100) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_config(get_config_file("digits/focal_retinanet_tiny.yaml"), ["OUTPUT_DIR", folder])
         trainer = Trainer(cfg)
-        guard = next(x for x in trainer._hooks if isinstance(x, StepGuard))
+        guard = trainer._guard
         seconds: dict[str, list[float]] = {"plain": [], "guard": [], "guard and telemetry": []}
         with EventStorage() as trainer.storage:
             trainer.max_iter = 10**6
@@ -93,17 +93,21 @@ def measure_check(num_images: int = NUM_IMAGES) -> dict:
     return {**figures, "seconds": round(seconds, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
 
 
-def main(out_file: Path) -> int:
+def main() -> int:
     device = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     versions = {x: get_version(x) for x in ("torch", "detectron2", "focal-det")}
-    command = "python dev/measure_watch.py benchmarks/watch/cpu.json"
-    content = {"command": command, "device": device, "commit": get_commit(), "versions": versions, "date": date.today().isoformat()}
+    content = {
+        "command": "python dev/measure_watch.py",
+        "device": device,
+        "commit": get_commit(),
+        "versions": versions,
+        "date": date.today().isoformat(),
+    }
     content = {**content, "step": measure_steps(), "check": measure_check()}
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    out_file.write_text(json.dumps(content, indent=1) + "\n")
+    RECORD.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps({"ratios": content["step"]["median_ratios"], "check": content["check"]}, indent=1))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main())

@@ -3,16 +3,14 @@
 Shapes: N images, A anchors per cell, R anchors per image, K classes, C = `cls_loss.num_outputs(K)` logits per anchor.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
-from focal_det.host import LOGGER_NAME, has_event_storage, put_scalar
+from focal_det.host import has_event_storage, put_scalar
 
 import torch
 from detectron2.config import configurable
-from detectron2.data import MetadataCatalog
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from focal_det.box_loss import BOX_LOSS_TYPES, box_loss_per_image, iou_of_predictions
 from focal_det.config import build_cls_loss, build_normalizer, check_finite
 from focal_det.data.catalog import check_datasets, check_metadata, register_datasets
-from focal_det.engine.telemetry import compute_telemetry
+from focal_det.engine.telemetry import is_telemetry_due, put_telemetry, report_first_loss
 from focal_det.head import FocalRetinaNetHead, get_prior_prob
 from focal_det.labeling import check_gt_classes, label_anchors_of_image, report_boxes_without_anchor
 from focal_det.losses import ClsLoss
@@ -222,35 +220,20 @@ class FocalRetinaNet(RetinaNet):
         if "anchors" in self.cls_loss.needs:
             targets = replace(targets, anchors=all_anchors)
         divisor = self.normalizer(targets.num_pos)
-        self._put_telemetry(pred_logits, targets, divisor)
+        if is_telemetry_due(self.telemetry_period):
+            names = {"dataset_names": self.dataset_names, "level_names": self.head_in_features}
+            put_telemetry(self.cls_loss, pred_logits, targets, divisor=divisor, prior_bias=self._get_prior_bias(), **names)
         initial_loss = self._get_initial_loss(targets, divisor) if self._is_first_step else None
         loss_cls = self._normalize(self.cls_loss(pred_logits, targets), divisor)
         if initial_loss is not None and targets.pos_idxs[0].numel():
-            _compare_first_loss(loss_cls.item(), initial_loss.item())
+            report_first_loss(loss_cls.item(), initial_loss.item())
         self._is_first_step = False
         return {"loss_cls": loss_cls, "loss_box_reg": (box_sums / divisor).sum()}
 
-    def _put_telemetry(self, pred_logits: list[Tensor], targets: DenseTargets, divisor: Tensor) -> None:
-        """Every `telemetry_period` iterations, figures of the batch to the trainer's metrics."""
-        if not (self.telemetry_period > 0 and has_event_storage()):
-            return
-        storage = get_event_storage()
-        if (storage.iter + 1) % self.telemetry_period:  # the iteration that Detectron2's writers follow
-            return
-        metadata = [MetadataCatalog.get(x) for x in self.dataset_names if x in MetadataCatalog.list()]
-        names = next((x.thing_classes for x in metadata if x.get("thing_classes")), range(self.num_classes))
+    def _get_prior_bias(self) -> Optional[Tensor]:
+        """(C,) the bias that `cls_score` starts with, or None for a head that does not say."""
         bias = getattr(self.head, "prior_bias", None)
-        values = compute_telemetry(
-            self.cls_loss,
-            [x.detach() for x in pred_logits],
-            targets,
-            divisor=divisor,
-            prior_bias=None if bias is None else bias[: self.cls_loss.num_outputs(self.num_classes)],
-            class_names=[str(x) for x in names],
-            level_names=self.head_in_features,
-        )
-        for name, value in values.items():
-            storage.put_scalar(f"focal_det/{name}", value, smoothing_hint=False)
+        return None if bias is None else bias[: self.cls_loss.num_outputs(self.num_classes)]
 
     def _normalize(self, cls_sums: Tensor, divisor: Tensor) -> Tensor:
         return cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()
@@ -260,10 +243,9 @@ class FocalRetinaNet(RetinaNet):
 
         The same on all processes, as a loss may gather statistics over them.
         """
-        prior_bias = getattr(self.head, "prior_bias", None)
-        if prior_bias is None or not torch.equal(self.head.cls_score.bias, prior_bias):
+        bias = self._get_prior_bias()
+        if bias is None or not torch.equal(self.head.cls_score.bias, self.head.prior_bias):
             return None
-        bias = prior_bias[: self.cls_loss.num_outputs(self.num_classes)]
         return self._normalize(compute_initial_loss(self.cls_loss, bias, targets), divisor)
 
     def inference(
@@ -322,15 +304,3 @@ def _to_fast_layout(images: Tensor) -> Tensor:
     """
     is_faster = images.device.type == "cpu" or (images.is_cuda and torch.is_autocast_enabled("cuda"))
     return images.contiguous(memory_format=torch.channels_last) if is_faster else images
-
-
-def _compare_first_loss(first: float, initial: float) -> None:
-    """Say what the classification loss starts with, and warn if it is far from what the prior makes of it."""
-    message = f"loss_cls of the first batch is {first:.4g}; with every score at the prior it would be {initial:.4g}"
-    if initial / 2 <= first <= 2 * initial or first != first:  # of NaN, the trainer has more to say
-        logging.getLogger(LOGGER_NAME).info(message)
-    else:
-        logging.getLogger(LOGGER_NAME).warning(
-            f"{message}. Such a difference comes from features that are far too large: compare MODEL.PIXEL_MEAN, PIXEL_STD and the "
-            "NORM keys with what MODEL.WEIGHTS was trained with."
-        )

@@ -43,16 +43,11 @@ class StepGuard(HookBase):
         self._first_loss: Optional[float] = None
         self._last_loss = 0.0
         self._buffers: list[Tensor] = []
-        self._handles: list[Any] = []
-        self._step: Callable = lambda: None
+        self._undo: list[Callable[[], None]] = []
 
     def before_train(self) -> None:
         model, optimizer = self.trainer.model, self.trainer.optimizer
-        self._handles = [
-            model.register_forward_pre_hook(self._before_forward),
-            model.register_forward_hook(self._after_forward),
-        ]
-        self._step = step = optimizer.step
+        step = optimizer.step
 
         @functools.wraps(step)  # with what a scheduler of the learning rate has noted on it
         def check_and_step(*args: Any, **kwargs: Any) -> Any:
@@ -60,11 +55,15 @@ class StepGuard(HookBase):
             return step(*args, **kwargs)
 
         optimizer.step = check_and_step
+        self._undo = [
+            functools.partial(setattr, optimizer, "step", step),
+            model.register_forward_pre_hook(self._before_forward).remove,
+            model.register_forward_hook(self._after_forward).remove,
+        ]
 
     def after_train(self) -> None:
-        self.trainer.optimizer.step = self._step
-        for handle in self._handles:
-            handle.remove()
+        for undo in self._undo:
+            undo()
 
     def _before_forward(self, model: nn.Module, inputs: tuple) -> None:
         if model.training:

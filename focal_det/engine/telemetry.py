@@ -3,11 +3,16 @@
 Shapes: N images, R anchors per image, K classes, C logits per anchor, L levels.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Optional
 
+from focal_det.host import LOGGER_NAME, has_event_storage
+
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from focal_det.losses import ClsLoss, PointwiseClsLoss
@@ -15,6 +20,30 @@ from focal_det.losses.cls_loss import split_levels
 from focal_det.targets import DenseTargets
 
 _MAX_CLASSES = 100  # with more of them, positives are not told by class
+
+
+def is_telemetry_due(period: int) -> bool:
+    """Whether there is a trainer, and this is one of every `period` iterations that its writers follow; never if it is 0."""
+    return period > 0 and has_event_storage() and (get_event_storage().iter + 1) % period == 0
+
+
+def put_telemetry(
+    cls_loss: ClsLoss,
+    logits: Sequence[Tensor],
+    targets: DenseTargets,
+    *,
+    divisor: Tensor,
+    prior_bias: Optional[Tensor],
+    dataset_names: Sequence[str],
+    level_names: Sequence[str],
+) -> None:
+    """Give the figures of `compute_telemetry` to the trainer's metrics; class names are of the first data set that has any."""
+    metadata = [MetadataCatalog.get(x) for x in dataset_names if x in MetadataCatalog.list()]
+    class_names = next((x.thing_classes for x in metadata if x.get("thing_classes")), range(targets.num_classes))
+    names = {"class_names": [str(x) for x in class_names], "level_names": level_names}
+    values = compute_telemetry(cls_loss, logits, targets, divisor=divisor, prior_bias=prior_bias, **names)
+    for name, value in values.items():
+        get_event_storage().put_scalar(f"focal_det/{name}", value, smoothing_hint=False)
 
 
 @torch.no_grad()
@@ -85,3 +114,15 @@ def _compute_shares(positive_sum: Tensor, negatives: Tensor) -> dict[str, float]
 def _logit(probability: float) -> float:
     probability = min(max(probability, 1e-30), 1 - 1e-12)
     return math.log(probability / (1 - probability))
+
+
+def report_first_loss(first: float, initial: float) -> None:
+    """Say what the classification loss starts with, and warn if it is far from what the prior makes of it."""
+    message = f"loss_cls of the first batch is {first:.4g}; with every score at the prior it would be {initial:.4g}"
+    if initial / 2 <= first <= 2 * initial or first != first:  # of NaN, the trainer has more to say
+        logging.getLogger(LOGGER_NAME).info(message)
+    else:
+        logging.getLogger(LOGGER_NAME).warning(
+            f"{message}. Such a difference comes from features that are far too large: compare MODEL.PIXEL_MEAN, PIXEL_STD and the "
+            "NORM keys with what MODEL.WEIGHTS was trained with."
+        )

@@ -13,7 +13,7 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
@@ -27,7 +27,9 @@ from focal_det.engine.trainer import Trainer
 from focal_det.tools._training_set import GetRecords
 
 
-def check_dataset(name: str, num_classes: int, findings: Findings, *, is_test: bool) -> list[dict[str, Any]]:
+def check_dataset(
+    name: str, num_classes: int, get_records: GetRecords, findings: Findings, *, is_test: bool
+) -> list[dict[str, Any]]:
     """Check the annotations of a registered data set; return what there is to know of its images, for `check_images`."""
     metadata = MetadataCatalog.get(name)
     spec = metadata.get("focal_det_spec", {})
@@ -36,7 +38,7 @@ def check_dataset(name: str, num_classes: int, findings: Findings, *, is_test: b
     if metadata.get("json_file"):
         records, classes = _check_json(Path(metadata.json_file), Path(metadata.get("image_root", "")), findings, is_test)
     else:
-        records = _read_records(name, spec, findings)
+        records = _read_records(name, spec, get_records, findings)
         classes = metadata.get("thing_classes", [])
         check_records(records, name, len(classes) or num_classes, findings)
     if classes and len(classes) != num_classes:
@@ -59,12 +61,12 @@ def _check_json(file: Path, image_root: Path, findings: Findings, is_test: bool)
     return images, [str(x.get("name")) for x in content["categories"]]
 
 
-def _read_records(name: str, spec: dict[str, Any], findings: Findings) -> list[dict[str, Any]]:
+def _read_records(name: str, spec: dict[str, Any], get_records: GetRecords, findings: Findings) -> list[dict[str, Any]]:
     """The dicts of a data set without a json: a VOC folder, or one registered by code."""
     errors: list[str] = []
     try:
         if spec.get("format") != "voc":
-            return DatasetCatalog.get(name)
+            return get_records(name)
         records, without_area = read_voc(Path(spec["root"]), spec["split"], spec["classes"], name, errors)
     except Exception as error:  # code of the user's: it may raise anything
         advice = "Correct what it says."

@@ -90,14 +90,14 @@ def run_checks(
     if dataset and dataset not in DatasetCatalog.list():
         raise ValueError(f"--dataset: {describe_unknown('data set', dataset, DatasetCatalog.list())}")
     check_config(cfg, findings)
+    get_records = functools.cache(_load)  # a large json takes long
     for name in [dataset] if dataset else dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if name in DatasetCatalog.list():
             is_test = name in cfg.DATASETS.TEST or bool(dataset)
-            records = check_dataset(name, num_classes, findings, is_test=is_test)
+            records = check_dataset(name, num_classes, get_records, findings, is_test=is_test)
             check_images(sample_evenly(records, images), findings)
     if dataset or findings.get("error"):
         return findings, None
-    get_records = functools.cache(_read_again)  # a large json takes long
     for name in cfg.DATASETS.TEST:
         check_evaluation(cfg, name, get_records, findings)
     check_classes(cfg, get_records, findings)
@@ -109,8 +109,8 @@ def run_checks(
     return findings, report
 
 
-def _read_again(name: str) -> list[dict[str, Any]]:
-    """Detectron2's dicts of a data set whose annotations have been checked, without what loading them says."""
+def _load(name: str) -> list[dict[str, Any]]:
+    """Detectron2's dicts of a data set, without what loading them says."""
     with silence():
         return DatasetCatalog.get(name)
 

@@ -238,10 +238,13 @@ def test_row_13_a_learning_rate_of_nan_is_refused(digits, capsys, fault):
         build_model(load_config(config))  # the stock script as well
     code, output = run_check(config, capsys)
     assert code == 2 and "SOLVER.BASE_LR: nan" in output
-    cfg = load_config(config)
-    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
-    build_model(cfg)
-    fault(13, "`BASE_LR: .nan`", stock="SILENT for a step", ours="refused, by key", seen="builds the model")
+    stock = make_trainer(DefaultTrainer, digits, SOLVER__BASE_LR=NAN, MODEL__META_ARCHITECTURE="RetinaNet")
+    with pytest.raises((FloatingPointError, TypeError, AssertionError)) as error:
+        stock.train()
+    message = str(error.value).splitlines()[0]
+    assert "BASE_LR" not in message and not all(x.isfinite().all() for x in stock.model.parameters())
+    seen = f"{type(error.value).__name__}: {message}"
+    fault(13, "`BASE_LR: .nan`", stock="steps with it, then stops without naming it", ours="refused, by key", seen=seen)
 
 
 def test_row_22_weights_without_a_matching_key(digits, capsys, fault):
