@@ -13,11 +13,14 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
     """The lines of Detectron2's metrics.json, one per iteration.
 
     Detectron2 appends to the file: where the iterations go back, a run was resumed or started anew, and what an earlier one wrote
-    from there on is left out.
+    from there on is left out. So is a line that is being written, or that was when the run was killed.
     """
     metrics: list[dict[str, Any]] = []
     for text in metrics_file.read_text().splitlines():
-        line = json.loads(text)
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
         while metrics and metrics[-1]["iteration"] > line["iteration"]:
             metrics.pop()
         if metrics and metrics[-1]["iteration"] == line["iteration"]:

@@ -22,7 +22,7 @@ from focal_det.analysis.curves import read_metrics
 from focal_det.analysis.record import get_figure, make_record
 
 _POLL_SECONDS = 1.0
-_DIVERGED = "FloatingPointError: Loss became infinite or NaN"  # of Detectron2's trainer
+_DIVERGED = "focal_det.engine.step_guard.SickStepError: "  # as Python ends a traceback with it
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def execute(run: Run, env: Optional[Mapping[str, str]] = None, processes: Option
         processes: holds the training process while it runs.
 
     Returns:
-        "status": "done", "no detections", "diverged" or "crashed", with "error", its last line, for the last two; and for the
-        first two what `make_record` says, but without the lines of metrics.json and the text of config.yaml.
+        "status": "done", "no detections", "diverged" or "crashed", with "error", a line of its output, for the last two; and for
+        the first two what `make_record` says, but without the lines of metrics.json and the text of config.yaml.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     terminal, processes = run.folder / "terminal.txt", set() if processes is None else processes
@@ -89,7 +89,9 @@ def execute(run: Run, env: Optional[Mapping[str, str]] = None, processes: Option
         processes.remove(process)
     num_threads = int(env["OMP_NUM_THREADS"]) if "OMP_NUM_THREADS" in env else None
     result = _read_outcome(run, code, terminal.read_text(errors="replace"), num_threads)
-    run.result_file.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished = run.result_file.with_suffix(".part")  # a sweep that looks on never reads half a result
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(run.result_file)
     return result
 
 
@@ -97,7 +99,7 @@ def _read_outcome(run: Run, code: int, output: str, num_threads: Optional[int]) 
     origin = {"seed": run.seed, "iterations": run.num_iters}
     if code:
         lines = [x.strip() for x in output.splitlines() if x.strip()] or [f"exit code {code}, no output"]
-        diverged = [x for x in lines if x.startswith(_DIVERGED)]
+        diverged = [x.removeprefix(_DIVERGED) for x in lines if x.startswith(_DIVERGED)]
         return {**origin, "status": "diverged" if diverged else "crashed", "error": (diverged or lines)[-1]}
     record = make_record(run.folder, " ".join(["python", *run.command]), run.dataset, num_threads=num_threads)
     times = sorted(line["time"] for line in record.pop("metrics") if "time" in line)

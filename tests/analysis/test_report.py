@@ -72,6 +72,14 @@ def test_lines_that_a_resumed_run_wrote_again_count_once(run):
     assert get_figures(metrics)["bbox/AP"] == 41.5
 
 
+def test_a_line_that_is_cut_off_is_left_out(run):
+    """Of a run that is being written, or that was killed and then resumed."""
+    before = read_metrics(run / "metrics.json")
+    with open(run / "metrics.json", "a") as file:
+        file.write('\n{"iteration": 59, "total_l{"iteration": 59, "total_loss": 3.0}\n{"iteration": 79, "tot')
+    assert read_metrics(run / "metrics.json") == before
+
+
 def test_lines_of_an_earlier_longer_run_in_the_same_folder_are_left_out(run):
     with open(run / "metrics.json", "a") as file:
         file.write('\n{"iteration": 19, "total_loss": 5.0}\n{"iteration": 29, "total_loss": 4.0, "bbox/AP": 7.0}\n')

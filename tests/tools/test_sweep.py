@@ -16,7 +16,7 @@ import yaml
 from focal_det.analysis.sweep_results import draw_results, make_markdown
 from focal_det.env import load_config
 from focal_det.tools import _sweep_rows as sweep_rows
-from focal_det.tools._sweep_runs import Run, execute_with_submitit
+from focal_det.tools._sweep_runs import Run, execute, execute_with_submitit
 from focal_det.tools.sweep import main, make_executor
 from tests.conftest import ROOT, run_python
 from tests.data.make_data import write_coco
@@ -120,7 +120,7 @@ def test_rows_are_written_for_train_net(tmp_path, capsys):
 def test_rows_are_trained_what_fails_is_told_and_what_is_done_is_kept(data_env, tmp_path):
     command = ["-m", "focal_det.tools", "sweep", "--grid", GRID, "--base", make_config(tmp_path), "--jobs", "2"]
     _, output = run_python(*command, "--output", tmp_path / "sweep", env=data_env)
-    assert "base_lr-0.001, seed 1: done, AP" in output and "base_lr-1e-30, seed 1: diverged: FloatingPointError" in output
+    assert "base_lr-0.001, seed 1: done, AP" in output and "base_lr-1e-30, seed 1: diverged: Iteration 1: loss_cls is nan" in output
     content = json.loads((tmp_path / "sweep" / "results_grid.json").read_text())
     good, bad = (row["runs"][0] for row in content["rows"])
     assert (
@@ -139,6 +139,21 @@ def test_rows_are_trained_what_fails_is_told_and_what_is_done_is_kept(data_env, 
     # Other settings do not mix with these.
     code, output = run_python(*command, "--output", tmp_path / "sweep", "SOLVER.MAX_ITER", "9", env=data_env, check=False)
     assert code != 0 and "holds a run with another SOLVER.MAX_ITER, 4, than" in output
+
+
+def test_a_result_that_is_being_written_is_not_read(data_env, tmp_path, monkeypatch):
+    """The sweep looks at its runs while they end: half a json once stopped it."""
+    run, write = Run(tmp_path / "none.yaml", 1, tmp_path / "run", "shapes_train", 4), Path.write_text
+    seen = []
+
+    def write_in_two_parts(file, text):
+        write(file, text[: len(text) // 2])
+        seen.append(run.read_result())
+        write(file, text)
+
+    monkeypatch.setattr(Path, "write_text", write_in_two_parts)
+    assert execute(run, data_env)["status"] == "crashed" and seen == [{}]
+    assert json.loads(run.result_file.read_text())["seed"] == 1 and not list(run.folder.glob("*.part"))
 
 
 @pytest.mark.slow
