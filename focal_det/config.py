@@ -68,7 +68,9 @@ class _SafeYaml(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        is_detectron2s = Path(detectron2.__file__).resolve().parent in Path(filename).resolve().parents
+        package = Path(detectron2.__file__).parent
+        own = {package.resolve(), (package / "model_zoo" / "configs").resolve()}  # a link, of an editable install
+        is_detectron2s = not own.isdisjoint(Path(filename).resolve().parents)
         try:
             return super().load_yaml_with_base(filename, allow_unsafe=is_detectron2s)
         except yaml.constructor.ConstructorError as error:
@@ -97,7 +99,7 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{config_file} must have KEY: VALUE lines ({error})") from None
     except ValueError as error:
-        raise ValueError(str(error) if "runs code" in str(error) else f"{config_file}: {error}") from None
+        raise ValueError(str(error) if "runs code" in str(error) else f"{config_file}: {_explain_type(error)}") from None
     except KeyError as error:
         key = re.search(r"key: ([\w.]+)$", str(error.args[0]))
         if key is None:
@@ -122,9 +124,20 @@ def check_finite(cfg: CfgNode) -> None:
     Raises:
         ValueError: names the keys.
     """
-    wrong = {k: v for k, v in flatten_config(cfg).items() if isinstance(v, float) and not math.isfinite(v)}
+    wrong = find_not_finite(cfg)
     if wrong:
         raise ValueError(f"the config has numbers that are not finite: {', '.join(f'{k} {v}' for k, v in wrong.items())}")
+
+
+def find_not_finite(cfg: CfgNode) -> dict[str, Any]:
+    """Keys and values that are or contain NaN or infinity, but for the order of a norm, which may be infinite."""
+    return {k: v for k, v in flatten_config(cfg).items() if not _is_finite(v) and not (k.endswith("NORM_TYPE") and v == math.inf)}
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
@@ -132,6 +145,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
 
     Raises:
         KeyError: no such key.
+        ValueError: a value of the wrong type.
     """
     for key in options[0::2]:
         if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
@@ -139,7 +153,18 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
         unknown = _describe_unknown_key(cfg, key)
         if unknown:
             raise KeyError(unknown)
-    cfg.merge_from_list(list(options))
+    try:
+        cfg.merge_from_list(list(options))
+    except ValueError as error:
+        raise ValueError(_explain_type(error)) from None
+
+
+def _explain_type(error: ValueError) -> str:
+    """What yacs says of a value of the wrong type, and how to write it."""
+    found = re.search(r"\(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) for config key", str(error))
+    hints = {("float", "int"): "{}.0", ("tuple", "str"): "\"('{}',)\"", ("tuple", "int"): '"({},)"', ("list", "str"): "\"['{}']\""}
+    hint = hints.get(found.groups()[:2]) if found else None
+    return f"{error}: write {hint.format(found[3])}" if hint else str(error)
 
 
 def build_cls_loss(cfg: CfgNode) -> ClsLoss:

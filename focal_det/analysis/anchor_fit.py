@@ -198,7 +198,7 @@ def _resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instance
         raise ValueError(
             f"Image {record['file_name']} has no 'height' and 'width' in its dataset dict; add them where it is loaded"
         )
-    height, width = record["height"], record["width"]
+    height, width = int(record["height"]), int(record["width"])  # a json may have 96.0
     transform = resize.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
     # Of size 0, Detectron2's resize is a transform that does nothing and has no sizes.
     size = (getattr(transform, "new_h", height), getattr(transform, "new_w", width))

@@ -58,6 +58,35 @@ def draw_detections(
     figure.savefig(out_file, dpi=130)
 
 
+def draw_ground_truth(
+    records: Sequence[dict[str, Any]], class_names: Sequence[str], out_file: Path, *, num_images: int = 9
+) -> None:
+    """Draw images with their boxes, where mistakes of a whole data set are seen at once.
+
+    Args:
+        records: dataset dicts; those with objects are drawn, at even distances.
+        out_file: picture to write; the suffix decides the format.
+    """
+    records = sample_evenly([x for x in records if x.get("annotations")], num_images)
+    num_rows = -(-len(records) // 3)
+    aspect = max(x["height"] / x["width"] for x in records)
+    figure = Figure(figsize=(13, (4.3 * aspect + 0.25) * num_rows), layout="constrained")
+    for axes in figure.subplots(num_rows, 3, squeeze=False).flat:
+        axes.axis("off")
+    for axes, record in zip(figure.axes, records):
+        axes.imshow(_draw_objects(read_image(record["file_name"], "RGB"), record, class_names))
+        axes.set_title(Path(record["file_name"]).name, fontsize=9)
+    figure.savefig(out_file, dpi=110)
+
+
+def _draw_objects(image: np.ndarray, record: dict[str, Any], class_names: Sequence[str]) -> np.ndarray:
+    """The image with its ground truth."""
+    objects = record["annotations"]
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
+    classes, scale = [x["category_id"] for x in objects], _TILE / max(image.shape[:2])
+    return draw_boxes(image, np.reshape(boxes, (-1, 4)), classes, class_names=class_names, scale=scale)
+
+
 def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dict[str, Any]]]:
     """Detections by image id."""
     by_image = defaultdict(list)
@@ -70,10 +99,8 @@ def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dic
 def _draw_pair(record: dict[str, Any], detections: list[dict[str, Any]], dataset_name: str) -> tuple[np.ndarray, np.ndarray]:
     """Two RGB pictures of one image."""
     image, metadata = read_image(record["file_name"], "RGB"), MetadataCatalog.get(dataset_name)
-    found, objects = _to_instances(detections, image.shape[:2], metadata), record["annotations"]
-    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
+    found, truth = _to_instances(detections, image.shape[:2], metadata), _draw_objects(image, record, metadata.thing_classes)
     names = {"class_names": metadata.thing_classes, "scale": _TILE / max(image.shape[:2])}
-    truth = draw_boxes(image, np.reshape(boxes, (-1, 4)), [x["category_id"] for x in objects], **names)
     return truth, draw_boxes(image, found.pred_boxes.tensor, found.pred_classes, scores=found.scores, **names)
 
 

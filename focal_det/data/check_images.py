@@ -1,48 +1,114 @@
 """Checks of image files before anything is trained on them: each is opened and decoded as Detectron2 does."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Optional
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from focal_det.data.catalog import sample_evenly
 from focal_det.data.findings import Findings
 
 _GET_AGAIN = "Training would stop when it comes to them: get them again, or take them out of the annotations."
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF; those exchange width and height
+_MAX_VALUE = 255
+_MANY = 0.5  # of the images
+
+# Severity, kind, advice and place.
+Fault = tuple[str, str, str, str]
 
 
-def check_images(records: Sequence[dict[str, Any]], findings: Findings, *, workers: Optional[int] = None) -> None:
-    """Decode the images of data set dicts, in parallel and with a progress bar.
+def check_images(
+    records: Sequence[Mapping[str, Any]], findings: Findings, *, num_decoded: int = 0, workers: Optional[int] = None
+) -> dict[Any, str]:
+    """Look for the files of data set dicts and decode some, in parallel and with a progress bar on a terminal.
 
     Args:
         records: with "file_name" and, as far as known, "width" and "height" in pixels.
+        num_decoded: how many to decode, at even distances; 0 for all. Whether a file is there and not empty is asked of all.
         workers: threads; by default two for each core.
+
+    Returns:
+        Names of the files by path, and again by what they contain, as far as they were decoded.
     """
+    decoded, files, flat = set(sample_evenly(range(len(records)), num_decoded)), {}, []
     with ThreadPoolExecutor(workers or 2 * (os.cpu_count() or 1)) as pool:
-        faults = pool.map(_find_fault, records)
-        for fault in tqdm(faults, total=len(records), unit="image", desc="images", leave=False):
-            if fault is not None:
-                findings.add("error", *fault)
+        outcomes = pool.map(lambda i: _look_at(records[i], i in decoded), range(len(records)))
+        progress = tqdm(outcomes, total=len(records), unit="image", desc="images", leave=False, disable=None)
+        for record, (faults, digest, is_flat) in zip(records, progress):
+            for fault in faults:
+                findings.add(*fault)
+            flat += [record["file_name"]] if is_flat else []
+            files[os.path.realpath(record["file_name"])] = record["file_name"]
+            if digest:
+                files[digest] = record["file_name"]
+    severity = "warning" if len(flat) > _MANY * len(decoded) else "note"
+    for file in flat:
+        findings.add(severity, "images of a single colour", "There is nothing to see in them: look at them.", file)
+    if len(decoded) < len(records):
+        advice = "The others were looked for only; `focal-det check` without --images decodes all."
+        folder = Path(records[0]["file_name"]).parent
+        findings.add("note", "images of which some were decoded", advice, f"{folder}: {len(decoded)} of {len(records)}")
+    return files
 
 
-def _find_fault(record: dict[str, Any]) -> Optional[tuple[str, str, str]]:
-    """Kind, advice and place of what is wrong with an image, if anything."""
+def _look_at(record: Mapping[str, Any], is_decoded: bool) -> tuple[list[Fault], Optional[bytes], bool]:
+    """What is wrong with an image; if it was decoded, a digest of the file; and whether all its pixels are the same."""
     file = record["file_name"]
     if not os.path.isfile(file):
-        return "images that do not exist", "Put them there, or correct the folder or the names.", file
+        return [("error", "images that do not exist", "Put them there, or correct the folder or the names.", file)], None, False
     if os.path.getsize(file) == 0:
-        return "image files without content", _GET_AGAIN, file
+        return [("error", "image files without content", _GET_AGAIN, file)], None, False
+    if not is_decoded:
+        return [], None, False
     try:
         with Image.open(file) as image:
             image.load()
-            size = ImageOps.exif_transpose(image).size
+            extrema = np.reshape(image.getextrema(), (-1, 2))  # of each band
+            faults = [x for x in (_find_size_fault(image, record), _find_value_fault(image.mode, extrema.max(), file)) if x]
     except Exception as error:  # Pillow has many ways to say it
-        return "images that cannot be decoded", _GET_AGAIN, f"{file}: {error}"
-    expected = record.get("width", size[0]), record.get("height", size[1])
-    if size != expected:
-        advice = "Training stops at them. Correct width and height in the annotations, and look whether the boxes fit."
-        place = f"{file} is {size[0]} x {size[1]}, the annotations say {expected[0]} x {expected[1]}"
-        return "images of another size than the annotations say", advice, place
-    return None
+        return [("error", "images that cannot be decoded", _GET_AGAIN, f"{file}: {error}")], None, False
+    is_flat = bool((extrema[:, 0] == extrema[:, 1]).all())
+    return faults, hashlib.blake2b(Path(file).read_bytes(), digest_size=16).digest(), is_flat
+
+
+def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[Fault]:
+    width, height = image.size[::-1] if image.getexif().get(_ORIENTATION) in _TURNED else image.size
+    expected = record.get("width", width), record.get("height", height)
+    if (width, height) == expected:
+        return None
+    advice = "Training stops at them. Correct width and height in the annotations, and look whether the boxes fit."
+    place = f"{record['file_name']} is {width} x {height}, the annotations say {expected[0]} x {expected[1]}"
+    return "error", "images of another size than the annotations say", advice, place
+
+
+def _find_value_fault(mode: str, highest: float, file: str) -> Optional[Fault]:
+    """Pixels that Detectron2 cannot show: it makes 8 bits a channel of them by cutting."""
+    if highest <= _MAX_VALUE and mode != "F":
+        return None
+    advice = "Detectron2 cuts values at 255, and to whole numbers: convert them."
+    return "error", "images of more than 8 bits", advice, f"{file}: mode {mode}, values up to {highest:g}"
+
+
+def check_overlap(train: Mapping[str, Mapping[Any, str]], test: Mapping[str, Mapping[Any, str]], findings: Findings) -> None:
+    """Find images of the test sets among those of the training sets.
+
+    Args:
+        train, test: what `check_images` returns, by data set.
+    """
+    for test_name, test_files in test.items():
+        if test_name in train:
+            advice = "Figures will be better than on images that the model has not seen."
+            findings.add("note", "test sets that are trained on", advice, test_name)
+            continue
+        for train_name, train_files in train.items():
+            common = {test_files[x]: train_files[x] for x in test_files.keys() & train_files.keys()}
+            for file, other in sorted(common.items()):
+                advice = "Figures will be better than on images that the model has not seen: keep the sets apart."
+                place = f"{file} ({test_name}) is {other} ({train_name})"
+                findings.add("warning", "images of a test set that are trained on", advice, place)

@@ -38,7 +38,7 @@ class Finding:
         return [*self.places, f"and {more} more"] if more else self.places
 
     def __str__(self) -> str:
-        return f"{self.title}: {'; '.join(self.shown)}. {self.advice}".rstrip()
+        return f"{self.title}: {'; '.join(self.shown).rstrip('.')}. {self.advice}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self)}
@@ -48,17 +48,17 @@ class Findings:
     """Findings by kind, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._by_what: dict[str, Finding] = {}
+        self._by_kind: dict[tuple[str, str], Finding] = {}
 
     def add(self, severity: str, what: str, advice: str, place: str) -> None:
-        """Count one place of a kind, which its text names."""
-        finding = self._by_what.setdefault(what, Finding(severity, what, advice))
+        """Count one place of a kind, which severity and text name."""
+        finding = self._by_kind.setdefault((severity, what), Finding(severity, what, advice))
         finding.count += 1
         if len(finding.places) < _MAX_PLACES:
             finding.places.append(place)
 
     def get(self, severity: str) -> list[Finding]:
-        return [x for x in self._by_what.values() if x.severity == severity]
+        return [x for x in self._by_kind.values() if x.severity == severity]
 
     def __iter__(self):
         return iter([x for severity in SEVERITIES for x in self.get(severity)])

@@ -95,6 +95,8 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
     image_file = next((path for path in candidates if path.is_file()), None)
     if image_file is None:
         raise FileNotFoundError(f"{root / 'JPEGImages'} has no image {image_id} ({', '.join(IMAGE_SUFFIXES[:6])})")
+    if not annotation_file.is_file():
+        raise FileNotFoundError(f"{annotation_file} does not exist, but {image_id} is listed")
     try:
         tree = ElementTree.parse(annotation_file)
         size = {key: int(tree.find(f"size/{key}").text) for key in ("height", "width")}

@@ -20,21 +20,23 @@ class HealthyCheckpointer(DetectionCheckpointer):
 
     Attributes:
         find_sickness: returns what is wrong with the model as it is, or None; called before each save.
+        sickness: what it said last.
         num_matched, num_tensors: parameters that the weights loaded last have, and all of the model.
     """
 
     find_sickness: Optional[Callable[[], Optional[str]]] = None
+    sickness: Optional[str] = None
     num_matched = num_tensors = 0
 
     def save(self, name: str, **kwargs: Any) -> None:
-        sickness = self.find_sickness() if self.find_sickness and self.save_to_disk else None
-        if sickness:
+        self.sickness = self.find_sickness() if self.find_sickness and self.save_to_disk else None
+        if self.sickness:
+            before = "--resume goes on from the healthy one before it" if self.has_checkpoint() else "there is no healthy one yet"
             logging.getLogger(LOGGER_NAME).error(
-                f"The model is sick: {sickness}. It is saved as sick_{name}.pth and not tagged as the last checkpoint; --resume "
-                "goes on from the healthy one before it. Lower SOLVER.BASE_LR, warm up longer, or clip gradients "
-                "(SOLVER.CLIP_GRADIENTS)."
+                f"The model is sick: {self.sickness}. It is saved as sick_{name}.pth and is not tagged as the last checkpoint; "
+                f"{before}. Lower SOLVER.BASE_LR, warm up longer, or clip gradients more (SOLVER.CLIP_GRADIENTS)."
             )
-        super().save(f"sick_{name}" if sickness else name, **kwargs)
+        super().save(f"sick_{name}" if self.sickness else name, **kwargs)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         if not last_filename_basename.startswith("sick_"):

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -32,9 +32,24 @@ class LaterSampler(Sampler):
         return itertools.islice(iter(self.sampler), self.num_skipped, None)
 
 
+class NamingMapper:
+    """A mapper whose errors name the image."""
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> Any:
+        try:
+            return self.mapper(record)
+        except Exception as error:  # of a file, its annotations or code of the user's: it may be anything
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"Image {record.get('file_name')}: {what}. `focal-det check` finds all such images.") from error
+
+
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer, and
 
+    - errors of images that name the file,
     - box evaluators chosen by a data set's `evaluator_type`, never on a cache of annotations that have changed,
     - a StepGuard: nothing that is not finite reaches the weights,
     - a HealthyCheckpointer, with the optimizer's state on Detectron2 0.5 too,
@@ -79,7 +94,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         args = _train_loader_from_config(cfg)
-        args["sampler"] = LaterSampler(args["sampler"])
+        args["sampler"], args["mapper"] = LaterSampler(args["sampler"]), NamingMapper(args["mapper"])
         loader = build_detection_train_loader(**args)
         loader.later_sampler = args["sampler"]
         return loader

@@ -23,7 +23,11 @@ def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
     if argv[0] not in tools:
         print(describe_unknown("program", argv[0], tools), file=sys.stderr)
         return 2
-    return importlib.import_module(f"focal_det.tools.{argv[0].replace('-', '_')}").main(argv[1:])
+    try:
+        return importlib.import_module(f"focal_det.tools.{argv[0].replace('-', '_')}").main(argv[1:])
+    except KeyboardInterrupt:
+        print(f"\nfocal-det {argv[0]}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _find_tools() -> dict[str, str]:

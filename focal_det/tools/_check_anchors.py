@@ -19,6 +19,7 @@ from focal_det.analysis.anchor_fit import (
     Anchors,
     AnchorSetup,
     draw_anchor_fit,
+    get_objects,
     label_record,
     measure_anchors,
     suggest_anchors,
@@ -49,13 +50,21 @@ from focal_det.tools.weights import describe_imbalance, get_weight_values
 _TRIED_IMAGES = 60  # that other anchors are tried on
 _MAX_ALPHA = 0.95
 _LOST_SHARE = 0.1  # of the boxes unreached, from which it is a warning
+_MAX_CLASSES = 12  # whose objects are told in words
 _RARE = 20  # times fewer objects than the most frequent class
 _FIRST_LINE = "Anchors, pi and alpha for"
 
 
 @dataclass(frozen=True)
 class TrainingSetReport:
-    """What was measured of a training set; `fit_after` and `anchors` are those of the suggestion, if there is one."""
+    """What was measured of a training set.
+
+    Attributes:
+        sample: the images whose anchors were labelled.
+        initial_loss: `loss_cls` of the first step.
+        anchors, fit_after: those of the suggestion, if other anchors are worth it.
+        loss_after: `loss_cls` of the first step with all that is suggested, pi and alpha per class too.
+    """
 
     class_names: Sequence[str]
     level_names: Sequence[str]
@@ -67,6 +76,7 @@ class TrainingSetReport:
     initial_loss: float
     anchors: Optional[Anchors] = None
     fit_after: Optional[AnchorFit] = None
+    loss_after: Optional[float] = None
 
 
 def measure_training_set(cfg: CfgNode, get_records: GetRecords, num_images: int, *, suggest: bool) -> TrainingSetReport:
@@ -78,6 +88,8 @@ def measure_training_set(cfg: CfgNode, get_records: GetRecords, num_images: int,
     """
     records, class_names = read_training_set(cfg, get_records), get_class_names(cfg)
     counts, sample = count_objects(records, len(class_names)), sample_evenly(records, num_images)
+    if not any(map(get_objects, sample)):  # few images have any
+        sample = sample_evenly([x for x in records if get_objects(x)], num_images)
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
     anchors = _suggest(cfg, sample, setup) if suggest else None
@@ -92,8 +104,16 @@ def measure_training_set(cfg: CfgNode, get_records: GetRecords, num_images: int,
     weights = ClassWeights(class_names, counts, alphas, "sqrt", priors, mean, cfg.MODEL.RETINANET.PRIOR_PROB)
     batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
     loss = compute_expected_loss(cfg, batch, setup)
+    loss_after = _compute_loss_after(cfg, weights, batch, setup.with_anchors(anchors) if anchors else setup) if suggest else None
     levels, size = cfg.MODEL.RETINANET.IN_FEATURES, get_middle_size(cfg)
-    return TrainingSetReport(class_names, levels, weights, len(records), sample, size, fit, loss, anchors, fit_after)
+    return TrainingSetReport(class_names, levels, weights, len(records), sample, size, fit, loss, anchors, fit_after, loss_after)
+
+
+def _compute_loss_after(cfg: CfgNode, weights: ClassWeights, batch: Sequence[dict[str, Any]], setup: AnchorSetup) -> float:
+    """`loss_cls` of the first step with pi and alpha per class."""
+    cfg = cfg.clone()
+    cfg.merge_from_list([x for pair in get_weight_values(weights, _MAX_ALPHA).items() for x in pair])
+    return compute_expected_loss(cfg, batch, setup)
 
 
 def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> Optional[Anchors]:
@@ -161,15 +181,18 @@ def describe(report: TrainingSetReport) -> list[str]:
     low, median, high = (f"{x:.0f}" for x in np.quantile(per_image, (0.25, 0.5, 0.75)))
     size = f"shorter side {report.size} px" if report.size else "not resized"
     with_own = int(fit.has_positive.sum())
+    counts = [f"{report.class_names[i]} {report.weights.counts[i]}" for i in report.weights.order]
+    after = "" if report.loss_after is None else f"; with what --write suggests, {report.loss_after:.3g}"
     lines = [
         f"training set: {report.num_images} images, {report.weights.counts.sum()} objects, {describe_imbalance(report.weights)}",
+        f"  objects: {shorten(counts, _MAX_CLASSES)}",
         f"anchors ({num} images, {size}): {fit.num_anchors / num:.0f} an image, "
         f"of which 1 in {fit.num_anchors / max(1, per_image.sum()):.0f} is positive",
         f"  positives of an image: {median}, in half of the images {low} to {high}; mean by level: {levels}",
         f"  boxes overlapped by {fit.iou_thresh:g} or more: {_share(int(fit.is_reached.sum()), num_boxes)}; the others: "
         f"{_describe_lost(report)}",
         f"  best possible recall, by boxes with a positive anchor of their own: {_share(with_own, num_boxes)}",
-        f"  loss_cls of the first step, with every score at the prior: about {report.initial_loss:.3g}",
+        f"  loss_cls of the first step, with every score at the prior: about {report.initial_loss:.3g}{after}",
     ]
     return [*lines, f"  {_describe_gain(report)}"] if report.anchors else lines
 
@@ -194,7 +217,7 @@ def _describe_lost(report: TrainingSetReport) -> str:
 def _describe_gain(report: TrainingSetReport) -> str:
     anchors, after = report.anchors, report.fit_after
     finer = f", and a level of stride {anchors.strides[0]}" if len(anchors.strides) > len(report.level_names) else ""
-    sizes = " ".join(f"{level[0]:g}-{level[-1]:g}" for level in anchors.sizes)
+    sizes = " ".join(f"{level[0]:g}-{level[-1]:g}" if len(level) > 1 else f"{level[0]:g}" for level in anchors.sizes)
     ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
     shares = f"{_percent(after.score)} of the boxes instead of {_percent(report.fit.score)}"
     return f"anchors of {sizes} px, height / width {ratios}{finer} would reach {shares}"
@@ -209,7 +232,8 @@ def _share(part: int, whole: int) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    """One decimal; 100.0 % are all."""
+    return f"{min(100 * share, 99.9 if share < 1 else 100):.1f} %"
 
 
 def write_suggestion(report: TrainingSetReport, cfg: CfgNode, config_file: Path, opts: Sequence[str], file: Path) -> None:
@@ -245,5 +269,6 @@ def to_json(report: TrainingSetReport) -> dict[str, Any]:
         "best_possible_recall": float(fit.has_positive.mean()),
         "initial_loss_cls": report.initial_loss,
         "suggested_anchors": vars(report.anchors) if report.anchors else None,
+        "initial_loss_cls_with_suggested": report.loss_after,
         "boxes_reached_by_suggested": report.fit_after.score if report.fit_after else None,
     }

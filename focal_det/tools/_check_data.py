@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,52 +14,63 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from focal_det.data.check_coco import check_coco, fix_coco, read_coco
+from focal_det.data.check_annotations import is_whole
+from focal_det.data.check_coco import check_coco, read_coco
 from focal_det.data.check_records import check_records
 from focal_det.data.coco_cache import find_stale_cache
 from focal_det.data.digits import build_digits
-from focal_det.data.findings import Findings, shorten
+from focal_det.data.findings import Findings
+from focal_det.data.fix_coco import fix_coco
 from focal_det.data.voc import read_voc
 from focal_det.engine.trainer import Trainer
-from focal_det.tools._training_set import GetRecords
+from focal_det.tools._training_set import GetRecords, get_num_classes
 
 
 def check_dataset(
-    name: str, num_classes: int, get_records: GetRecords, findings: Findings, *, is_test: bool
-) -> list[dict[str, Any]]:
-    """Check the annotations of a registered data set; return what there is to know of its images, for `check_images`."""
+    cfg: CfgNode, name: str, get_records: GetRecords, findings: Findings, *, is_train: bool, is_test: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Check the annotations of a registered data set; return its images, for `check_images`, and the names of its classes."""
     metadata = MetadataCatalog.get(name)
     spec = metadata.get("focal_det_spec", {})
+    use = {"is_train": is_train, "is_test": is_test, "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS}
     if spec.get("format") == "digits":
         build_digits(spec["split"])
     if metadata.get("json_file"):
-        records, classes = _check_json(Path(metadata.json_file), Path(metadata.get("image_root", "")), findings, is_test)
-    else:
-        records = _read_records(name, spec, get_records, findings)
-        classes = metadata.get("thing_classes", [])
-        check_records(records, name, len(classes) or num_classes, findings)
-    if classes and len(classes) != num_classes:
-        advice = f"Set MODEL.RETINANET.NUM_CLASSES to {len(classes)}; background is not counted."
-        place = f"{name} has {len(classes)} ({shorten(classes)}), MODEL.RETINANET.NUM_CLASSES is {num_classes}"
-        findings.add("error", "data sets with another number of classes than the model", advice, place)
-    return records
+        return _check_json(metadata, findings, **use)
+    records = _read_records(name, spec, get_records, findings)
+    classes = metadata.get("thing_classes", [])
+    check_records(records, name, len(classes) or get_num_classes(cfg) or sys.maxsize, findings, **use)
+    return [x for x in records if x.get("file_name")], list(classes)
 
 
-def _check_json(file: Path, image_root: Path, findings: Findings, is_test: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def _check_json(metadata: Metadata, findings: Findings, *, is_train: bool, **use: bool) -> tuple[list[dict], list[str]]:
     """The images of a COCO json with their whole paths, and its classes."""
+    file, image_root = Path(metadata.json_file), Path(metadata.get("image_root", ""))
     if not file.is_file():
         findings.add("error", "annotation files that do not exist", "Put them there, or correct the path.", str(file))
         return [], []
-    content = read_coco(file, findings)
+    content = read_coco(file, findings, is_train=is_train)
     if content is None:
         return [], []
-    images = check_coco(content, file, findings, is_test=is_test)
+    if metadata.get("evaluator_type") == "lvis":
+        _fill_in_lvis(content)
+    images = check_coco(content, file, findings, is_train=is_train, **use)
     images = [{**x, "file_name": str(image_root / x["file_name"])} for x in images]
-    return images, [str(x.get("name")) for x in content["categories"]]
+    categories = [x for x in content["categories"] if is_whole(x.get("id"))]
+    return images, [str(x.get("name")) for x in sorted(categories, key=lambda x: x["id"])]
+
+
+def _fill_in_lvis(content: dict[str, Any]) -> None:
+    """LVIS names images by their address, folder and file, and has no crowds."""
+    for image in content["images"]:
+        if isinstance(image.get("coco_url"), str):
+            image.setdefault("file_name", "/".join(image["coco_url"].split("/")[-2:]))
+    for annotation in content["annotations"]:
+        annotation.setdefault("iscrowd", 0)
 
 
 def _read_records(name: str, spec: dict[str, Any], get_records: GetRecords, findings: Findings) -> list[dict[str, Any]]:
@@ -88,7 +100,8 @@ def check_evaluation(cfg: CfgNode, name: str, get_records: GetRecords, findings:
     metadata = MetadataCatalog.get(name)
     has_json = "json_file" in metadata.as_dict()
     try:
-        records = [x for x in get_records(name) if x.get("annotations")][:2]
+        all_records = get_records(name)
+        records = [x for x in all_records if x.get("annotations")][:2] or all_records[:2]
         with tempfile.TemporaryDirectory() as folder, silence():
             evaluator = Trainer.build_evaluator(cfg, name, folder)
             evaluator.reset()
@@ -105,7 +118,7 @@ def check_evaluation(cfg: CfgNode, name: str, get_records: GetRecords, findings:
 
 def _make_detections(record: dict[str, Any]) -> Instances:
     """The boxes of a dataset dict, found with certainty."""
-    objects = record["annotations"]
+    objects = record.get("annotations", [])
     boxes = [BoxMode.convert(list(x["bbox"]), x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
     found = Instances((record["height"], record["width"]))
     found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))

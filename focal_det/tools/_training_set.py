@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_anchor_generator, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet, build_anchor_generator, build_backbone
 from detectron2.modeling.matcher import Matcher
 
 from focal_det.analysis.anchor_fit import AnchorSetup
@@ -23,6 +23,20 @@ from focal_det.data.catalog import check_datasets, register_datasets
 
 # From the name of a data set to its dataset dicts.
 GetRecords = Callable[[str], list[dict[str, Any]]]
+
+
+def get_num_classes_key(cfg: CfgNode) -> str:
+    """The key of the number of classes of a config's architecture; empty if it is none that we know."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
+    keys = {RetinaNet: "MODEL.RETINANET.NUM_CLASSES", GeneralizedRCNN: "MODEL.ROI_HEADS.NUM_CLASSES"}
+    return next((key for known, key in keys.items() if isinstance(architecture, type) and issubclass(architecture, known)), "")
+
+
+def get_num_classes(cfg: CfgNode) -> int:
+    """The number of classes of a config's model; 0 if it is not known."""
+    key = get_num_classes_key(cfg)
+    return reduce(getitem, key.split("."), cfg) if key else 0
 
 
 def read_training_set(cfg: CfgNode, get_records: GetRecords = DatasetCatalog.get) -> list[dict[str, Any]]:

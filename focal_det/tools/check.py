@@ -7,7 +7,8 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,15 +18,18 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from focal_det.analysis.class_weights import draw_class_weights
-from focal_det.data.catalog import register_datasets, sample_evenly
-from focal_det.data.check_images import check_images
-from focal_det.data.findings import SEVERITIES, Findings
+from focal_det.analysis.detections import draw_ground_truth
+from focal_det.data.catalog import register_datasets
+from focal_det.data.check_images import check_images, check_overlap
+from focal_det.data.findings import SEVERITIES, Finding, Findings
 from focal_det.env import load_config
 from focal_det.registry import describe_unknown
 from focal_det.tools import _check_anchors as check_anchors
 from focal_det.tools._check_anchors import TrainingSetReport
-from focal_det.tools._check_config import check_classes, check_config, check_weights
+from focal_det.tools._check_config import check_classes, check_config, check_model
 from focal_det.tools._check_data import check_dataset, check_evaluation, silence, write_fixed
+from focal_det.tools._training_set import get_num_classes_key
+from focal_det.tools.weights import warn_unread
 
 _COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
 _END = "\033[0m"
@@ -33,7 +37,7 @@ _LABELLED_IMAGES = 200  # whose anchors are labelled
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Entry point; see `--help`. Returns 0 if all is well, 1 with warnings, 2 with errors."""
+    """Entry point; see `--help`. Returns 0 if all is well, 1 with warnings, 2 with errors, 3 if it fails itself."""
     parser = argparse.ArgumentParser(prog="focal-det check", description=__doc__)
     parser.add_argument("--config-file", type=Path, required=True, help="config of the training")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="decode N images of each data set (default: all)")
@@ -50,13 +54,21 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.images < 0:
         parser.error(f"--images must be >= 0, got {args.images}")
     try:
-        cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
-        findings, report = run_checks(cfg, images=args.images, dataset=args.dataset, suggest=True)
-        fixed = write_fixed(args.dataset, args.fix) if args.fix else ""
-        if report and args.write:
-            check_anchors.write_suggestion(report, cfg, args.config_file, args.opts, args.write)
+        return _run(args)
     except (OSError, KeyError, ValueError, AssertionError) as error:
-        parser.error(str(error.args[0] if len(error.args) == 1 else error))
+        parser.error(describe_error(error))
+    except Exception:
+        traceback.print_exc()
+        print("focal-det check itself has failed, which is a fault of its own", file=sys.stderr)
+        return 3
+
+
+def _run(args: argparse.Namespace) -> int:
+    cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    findings, report = run_checks(cfg, images=args.images, dataset=args.dataset, suggest=True)
+    if report and args.write:
+        check_anchors.write_suggestion(report, cfg, args.config_file, args.opts, args.write)
+        warn_unread(cfg)
     if args.report:
         _write_page(args.report, args.config_file, findings, report)
     if args.json:
@@ -65,48 +77,73 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     else:
         _print_all(findings, report, args)
     if args.fix:
+        fixed = write_fixed(args.dataset, args.fix)
         print(f"corrected copy, to be checked in its place: {args.fix}\n  {fixed}", file=sys.stderr)
     return findings.exit_code
 
 
+def describe_error(error: Exception) -> str:
+    """Its message; that of a KeyError without quotes."""
+    return str(error.args[0] if len(error.args) == 1 else error)
+
+
 def run_checks(
-    cfg: CfgNode, *, images: int = 0, dataset: Optional[str] = None, suggest: bool = False
+    cfg: CfgNode, *, images: int = 0, dataset: Optional[str] = None, suggest: bool = False, is_training: bool = False
 ) -> tuple[Findings, Optional[TrainingSetReport]]:
-    """Check a config, its data sets and its weights.
+    """Check a config, its data sets, its model and its weights.
 
     Args:
         images: how many of each data set to decode, at even distances; 0 for all.
         dataset: check the data of this data set, instead of those of the config, and nothing else but the config.
         suggest: also look for anchors that fit better.
+        is_training: whether this machine is about to train.
 
     Returns:
-        What was found; and what was measured of the training set, if it has no errors.
+        What was found; and what was measured of the training set, if there are no errors and the model is a RetinaNet.
 
     Raises:
-        ValueError: an entry of MODEL.FOCAL_DET.DATASETS that is not valid, or an unknown `dataset`.
+        ValueError: an unknown `dataset`.
     """
-    findings, num_classes = Findings(), cfg.MODEL.RETINANET.NUM_CLASSES
-    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    findings, get_records = Findings(), functools.cache(_load)  # a large json takes long
+    try:
+        register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    except (OSError, ValueError) as error:
+        findings.add("error", "data sets that cannot be registered", "Correct MODEL.FOCAL_DET.DATASETS.", str(error))
+        return findings, None
     if dataset and dataset not in DatasetCatalog.list():
         raise ValueError(f"--dataset: {describe_unknown('data set', dataset, DatasetCatalog.list())}")
-    check_config(cfg, findings)
-    get_records = functools.cache(_load)  # a large json takes long
-    for name in [dataset] if dataset else dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        if name in DatasetCatalog.list():
-            is_test = name in cfg.DATASETS.TEST or bool(dataset)
-            records = check_dataset(name, num_classes, get_records, findings, is_test=is_test)
-            check_images(sample_evenly(records, images), findings)
+    check_config(cfg, findings, is_training=is_training)
+    _check_datasets(cfg, dataset, get_records, images, findings)
     if dataset or findings.get("error"):
         return findings, None
     for name in cfg.DATASETS.TEST:
         check_evaluation(cfg, name, get_records, findings)
-    check_classes(cfg, get_records, findings)
-    check_weights(cfg, findings)
-    if findings.get("error"):
-        return findings, None
-    report = check_anchors.measure_training_set(cfg, get_records, _LABELLED_IMAGES, suggest=suggest)
-    check_anchors.add_findings(report, findings)
-    return findings, report
+    check_model(cfg, findings)
+    if not get_num_classes_key(cfg).startswith("MODEL.RETINANET"):
+        place = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+        findings.add("note", "anchors that were not looked at", "That is for RetinaNets only.", place)
+    elif not findings.get("error"):
+        report = check_anchors.measure_training_set(cfg, get_records, _LABELLED_IMAGES, suggest=suggest)
+        check_anchors.add_findings(report, findings)
+        return findings, report
+    return findings, None
+
+
+def _check_datasets(
+    cfg: CfgNode, dataset: Optional[str], get_records: Callable[[str], list[dict[str, Any]]], images: int, findings: Findings
+) -> None:
+    """Check the data sets of a config, or one, each by itself and against each other."""
+    files, classes = {}, {}
+    for name in [dataset] if dataset else dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        if name not in DatasetCatalog.list():
+            continue
+        use = {"is_train": name in cfg.DATASETS.TRAIN or bool(dataset), "is_test": name in cfg.DATASETS.TEST or bool(dataset)}
+        records, classes[name] = check_dataset(cfg, name, get_records, findings, **use)
+        files[name] = check_images(records, findings, num_decoded=images)
+    check_classes(cfg, classes, findings)
+    if not dataset:
+        train, test = ({x: files[x] for x in cfg.DATASETS[key] if x in files} for key in ("TRAIN", "TEST"))
+        check_overlap(train, test, findings)
 
 
 def _load(name: str) -> list[dict[str, Any]]:
@@ -138,13 +175,18 @@ def _print_all(findings: Findings, report: Optional[TrainingSetReport], args: ar
     if report:
         print("\n".join(check_anchors.describe(report)), end="\n\n")
     print_findings(findings)
-    if not report and not args.dataset:
-        print("anchors and balance of the training set are looked at when there are no errors")
-        return
+    if findings.get("error") and not args.dataset:
+        not_written = f"; {args.write} is not written" if args.write else ""
+        print(f"anchors and balance of the training set are looked at when there are no errors{not_written}")
     if args.write and report:
         print(f"config:  {args.write}")
     if args.report:
         print(f"page:    {args.report / 'index.html'}")
+
+
+def _to_html(finding: Finding) -> str:
+    places = "".join(f"<li>{html.escape(x)}</li>" for x in finding.shown)
+    return f"{html.escape(finding.title)}<ul>{places}</ul>{html.escape(finding.advice)}"
 
 
 def _write_page(folder: Path, config_file: Path, findings: Findings, report: Optional[TrainingSetReport]) -> None:
@@ -155,8 +197,10 @@ def _write_page(folder: Path, config_file: Path, findings: Findings, report: Opt
     if report:
         check_anchors.draw(report, folder / "anchors.png")
         draw_class_weights(report.weights, folder / "classes.png", title="objects, and alpha and pi per class")
-        lines, pictures = check_anchors.describe(report), {"anchors.png": "anchors", "classes.png": "classes"}
-    rows = "".join(f"<tr class={x.severity}><td>{x.severity}<td>{html.escape(str(x))}</tr>\n" for x in findings)
+        draw_ground_truth(report.sample, report.class_names, folder / "images.png")
+        pictures = {"images.png": "images with their boxes", "anchors.png": "anchors", "classes.png": "classes"}
+        lines = check_anchors.describe(report)
+    rows = "".join(f"<tr class={x.severity}><td>{x.severity}<td>{_to_html(x)}</tr>\n" for x in findings)
     images = "".join(f'<p><img src="{file}" alt="{what}"></p>\n' for file, what in pictures.items())
     style = "body{font:15px sans-serif;max-width:1300px;margin:2em auto} td{vertical-align:top;padding:.3em .8em}"
     style += " .error{color:#b00} .warning{color:#a60} img{max-width:100%} pre{white-space:pre-wrap}"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from focal_det.data.findings import shorten
 from focal_det.engine.step_guard import find_sick_gradients, from_plain, get_largest_outputs
 from focal_det.env import ensure_environment
 
@@ -21,12 +23,26 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
     parser = argparse.ArgumentParser(prog="focal-det reproduce", description=__doc__)
     parser.add_argument("file", type=Path, help="sick_step_<iteration>_rank<process>.pth of a run's OUTPUT_DIR")
+    parser.add_argument("--json", action="store_true", help="print it as json, with the names of all parameters")
     args = parser.parse_args(argv)
     try:
-        print(json.dumps(reproduce_step(args.file), indent=1))
+        step = reproduce_step(args.file)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    print(json.dumps(step, indent=1) if args.json else "\n".join(_describe(step)))
     return 0
+
+
+def _describe(step: dict[str, Any]) -> list[str]:
+    sick = step["sick_gradients"]
+    is_sick = sick or not all(map(math.isfinite, step["losses"].values()))
+    return [
+        f"iteration {step['iteration']}: {'not finite again' if is_sick else 'all is finite this time'}",
+        *(f"  {name}: {value:.6g}" for name, value in step["losses"].items()),
+        f"  parameters whose gradient is not finite: {len(sick)}{f', {shorten(sick)}' if sick else ''}",
+        *(f"  largest {name}, in evaluation mode: {value:.6g}" for name, value in step["largest"].items()),
+        *(f"  image: {name}" for name in step["images"]),
+    ]
 
 
 def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
@@ -37,10 +53,11 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
 
     Returns:
         "iteration"; "images"; "losses" by name; "sick_gradients", names of the parameters whose gradient is not finite;
-        "largest", |logit| and |delta|. A normalizer that counts over several processes counts this one's batch only.
+        "largest", |logit| and |delta| in evaluation mode. A normalizer that counts over several processes counts this one's batch
+        only.
 
     Raises:
-        ValueError: another file.
+        ValueError: another file, or a step of a model that trains on more than boxes and classes.
     """
     ensure_environment()
     try:
@@ -51,16 +68,22 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
         content = {}
     if not {"model", "batch", "config"} <= set(content):
         raise ValueError(f"{file} is no step that focal-det train has kept; those are sick_step_*.pth of a run's OUTPUT_DIR")
-    model = build_model(CfgNode.load_cfg(content["config"])).train()
+    cfg = CfgNode.load_cfg(content["config"])
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(f"{file} is of a model with masks or keypoints, which are not kept: it cannot be done again")
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # the images are in the file
+    cfg.MODEL.FOCAL_DET.DATASETS = []
+    model = build_model(cfg).train()
     model.load_state_dict(content["model"])
     batch = [from_plain(x) for x in content["batch"]]
-    outputs = get_largest_outputs(model, batch)
-    losses = model(batch)
+    with torch.autocast(model.device.type, enabled=cfg.SOLVER.AMP.ENABLED):
+        outputs = get_largest_outputs(model, batch)
+        losses = model(batch)
     sum(losses.values()).backward()
     return {
         "iteration": content["iteration"],
         "images": [x.get("file_name", x.get("image_id")) for x in batch],
-        "losses": {k: float(v) for k, v in losses.items()},
+        "losses": {k: float(v.detach()) for k, v in losses.items()},
         "sick_gradients": find_sick_gradients(model),
         "largest": outputs,
     }

@@ -13,12 +13,14 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from torch import multiprocessing
 
+from focal_det.data.catalog import register_datasets
 from focal_det.engine.checkpointer import HealthyCheckpointer
 from focal_det.engine.step_guard import SickStepError
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
-from focal_det.tools.check import print_findings, run_checks
+from focal_det.tools.check import describe_error, print_findings, run_checks
 
 _CHECKED_IMAGES = 200  # of each data set, before a training
 
@@ -26,17 +28,28 @@ _CHECKED_IMAGES = 200  # of each data set, before a training
 def run(args) -> Optional[dict]:
     """One process of a training or evaluation; returns the metrics."""
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
-    is_seeded = cfg.SEED >= 0
-    if not is_seeded:
-        cfg.SEED = _get_seed(cfg, args.resume)
+    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    is_drawn = cfg.SEED < 0
+    if is_drawn:
+        cfg.SEED = _get_seed(cfg, args)
     cfg.freeze()
     default_setup(cfg, args)
-    if not is_seeded:
-        logging.getLogger(LOGGER_NAME).info(f"SEED was not set; this run has {cfg.SEED}, and --resume keeps it")
-    if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+    log = logging.getLogger(LOGGER_NAME)
+    if args.eval_only:
+        return _evaluate(cfg, args)
+    if is_drawn:
+        log.info(f"SEED was not set; this run has {cfg.SEED}, and --resume keeps it")
+    for finding in args.findings:  # once more, where log.txt and the eye have them at the end of the settings
+        log.log(logging.INFO if finding.startswith("note") else logging.WARNING, f"check: {finding}")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    results = trainer.train()
+    if trainer.checkpointer.sickness:
+        raise SystemExit(f"The model at the end of the training is sick: {trainer.checkpointer.sickness}")
+    return results
+
+
+def _evaluate(cfg: CfgNode, args) -> dict:
     model = Trainer.build_model(cfg)
     HealthyCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
@@ -45,20 +58,29 @@ def run(args) -> Optional[dict]:
     return results
 
 
-def _get_seed(cfg: CfgNode, resume: bool) -> int:
-    """A seed for a run that has none: another for each run, the same for all processes, and that of the run that is resumed."""
+def _get_seed(cfg: CfgNode, args) -> int:
+    """A seed for a run that has none: another for each run, the same for all processes.
+
+    That of the run in OUTPUT_DIR if this one resumes or evaluates it, as its config.yaml is written anew.
+    """
     file = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    before = yaml.safe_load(file.read_text())["SEED"] if resume and file.is_file() else -1
-    drawn = comm.shared_random_seed()
-    return before if before >= 0 else drawn
+    is_same_run = (args.resume or args.eval_only) and file.is_file()
+    before = yaml.safe_load(file.read_text())["SEED"] if is_same_run else -1
+    drawn = comm.shared_random_seed()  # by all processes, or they would wait for each other
+    return before if before >= 0 or args.eval_only else drawn
 
 
-def _check(cfg: CfgNode) -> None:
-    """Refuse to start what would stop or go wrong later; see `focal-det check`."""
-    findings, _ = run_checks(cfg, images=_CHECKED_IMAGES)
+def _check(cfg: CfgNode, resume: bool) -> list[str]:
+    """Refuse to start what would stop or go wrong later, see `focal-det check`; return what else there is to say."""
+    if resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+        cfg = cfg.clone()
+        cfg.MODEL.WEIGHTS = ""  # not read
+    findings, _ = run_checks(cfg, images=_CHECKED_IMAGES, is_training=True)
     print_findings(findings)
     if findings.get("error"):
-        raise SystemExit("There are errors above, and nothing was trained. To train all the same: --no-check")
+        print("There are errors above, and nothing was trained. To train all the same: --no-check", file=sys.stderr)
+        raise SystemExit(2)
+    return [f"{x.severity}: {x}" for x in findings]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -76,15 +98,19 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         )
     try:
         cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+        args.findings = [] if args.eval_only or args.no_check else _check(cfg, args.resume)
     except (OSError, KeyError, ValueError, AssertionError) as error:
-        parser.error(str(error.args[0] if len(error.args) == 1 else error))
-    if not (args.eval_only or args.no_check):
-        _check(cfg)
+        parser.error(describe_error(error))
     machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank, "dist_url": args.dist_url}
     try:
         launch(run, args.num_gpus, **machines, args=(args,))
     except SickStepError as error:
         raise SystemExit(str(error)) from None
+    except multiprocessing.ProcessRaisedException as error:  # of one of several processes, as text
+        _, is_sick, message = str(error).partition(f"{SickStepError.__name__}: ")
+        if not is_sick:
+            raise
+        raise SystemExit(message.rstrip()) from None
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def get_weight_values(weights: ClassWeights, max_alpha: float) -> dict[str, list
 
 
 def _warn(cfg: CfgNode, weights: ClassWeights, fit: AnchorFit) -> None:
-    """Name the classes whose numbers are not measured, and settings that do not go with the written config."""
+    """Name the classes whose numbers are not measured, and what of the written config is not read."""
     warn = logging.getLogger(LOGGER_NAME).warning
     for values, message in (
         (weights.counts, "without objects, weighted like one with a single object"),
@@ -131,13 +131,19 @@ def _warn(cfg: CfgNode, weights: ClassWeights, fit: AnchorFit) -> None:
         names = [name for name, value in zip(weights.class_names, values) if value == 0]
         if names:
             warn(f"Classes {message}: {', '.join(names)}")
+    warn_unread(cfg)
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        warn("DATALOADER.SAMPLER_TRAIN repeats images of rare classes; the counts are those of the data set, without repeats")
+
+
+def warn_unread(cfg: CfgNode) -> None:
+    """Say which numbers per class the config's model or loss does not read."""
+    warn = logging.getLogger(LOGGER_NAME).warning
     if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
         warn(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only FocalRetinaNet reads the numbers per class")
     loss_name = cfg.MODEL.FOCAL_DET.CLS_LOSS.NAME
     if loss_name != "FocalLoss":
         warn(f"alpha_per_class is written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is {loss_name}")
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        warn("DATALOADER.SAMPLER_TRAIN repeats images of rare classes; the counts are those of the data set, without repeats")
 
 
 def _make_table(weights: ClassWeights) -> list[str]:

@@ -6,9 +6,12 @@ import math
 import cv2
 import pytest
 
-from focal_det.data.check_coco import check_coco, describe_box_fault, fix_coco, read_coco
-from focal_det.data.check_images import check_images
+from focal_det.data.check_annotations import describe_box_fault
+from focal_det.data.check_coco import check_coco, read_coco
+from focal_det.data.check_images import check_images, check_overlap
+from focal_det.data.check_records import check_records
 from focal_det.data.findings import Findings
+from focal_det.data.fix_coco import fix_coco
 from tests.data.make_data import write_coco, write_images
 
 
@@ -99,7 +102,7 @@ def test_a_file_that_breaks_off_is_named_with_the_place(tmp_path):
     assert read_coco(file, findings) is None and findings.exit_code == 2
     assert f"of {len(text) // 2})" in str(next(iter(findings))) and str(file) in str(next(iter(findings)))
     file.write_text('{"images": []}')
-    assert read_coco(file, findings) is None and "no list under annotations, categories" in str(list(findings)[1])
+    assert read_coco(file, findings) is None and "no list under categories, annotations" in str(list(findings)[1])
 
 
 FOR_A_PERSON = {x for x in FAULTS if x.startswith(("image", "file names", "categories"))} | {"without a usable annotation"}
@@ -122,7 +125,8 @@ def test_what_can_be_corrected_is_corrected_in_a_copy(what, coco):
     ("box", "fault"),
     [
         ([0, 0, 96, 96], None),
-        ([-1, 0, 10, 10], "reach out"),
+        ([-2, 0, 10, 10], "reach out"),
+        ([-1, -0.5, 10, 10], None),
         ([0, 0, 97, 96], None),  # a pixel more is rounding
         ([0, 0, -5, 9], "without area"),
         ([96, 0, 5, 5], "outside"),
@@ -141,7 +145,8 @@ def test_images_are_decoded(tmp_path):
     records = [{"file_name": str(x), "width": 96, "height": 96} for x in files]
     findings = Findings()
     check_images(records, findings)
-    assert list(findings) == []
+    assert [(x.severity, x.what, x.places) for x in findings] == [("note", "images of a single colour", [str(files[2])])]
+    findings = Findings()
     files[0].write_bytes(files[0].read_bytes()[:-200])
     files[1].write_bytes(b"")
     files[2].write_bytes(b"no image")

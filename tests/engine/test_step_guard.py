@@ -98,10 +98,15 @@ def test_reproduce_refuses_another_file(kind, tmp_path, capsys):
 def test_reproduce_prints_the_step(train_steps, tmp_path, capsys):
     with pytest.raises(SickStepError):
         train_steps(lambda grad, _: grad * float("nan"))
-    assert reproduce([str(tmp_path / "sick_step_0000000_rank0.pth")]) == 0
+    file = str(tmp_path / "sick_step_0000000_rank0.pth")
+    assert reproduce([file]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "iteration 0: all is finite this time" and lines[1].startswith("  loss_cls: ")  # the hook spoilt it
+    assert "  parameters whose gradient is not finite: 0" in lines
+    assert reproduce([file, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["iteration"] == 0 and set(printed["losses"]) == {"loss_cls", "loss_box_reg"}
-    assert printed["sick_gradients"] == [] and set(printed["largest"]) == {"|logit|", "|delta|"}  # the hook spoilt it, not the step
+    assert printed["sick_gradients"] == [] and set(printed["largest"]) == {"|logit|", "|delta|"}
 
 
 @pytest.mark.parametrize("sickness", [None, "it has diverged"])

@@ -95,7 +95,7 @@ def test_a_finite_model_whose_loss_has_left_for_good_is_sick(digits):
 
     trainer.run_step = run_step
     trainer.train()
-    assert "it has diverged: the loss is" in trainer._guard.find_sickness()
+    assert "the training has diverged: the loss is" in trainer._guard.find_sickness()
     assert (digits.folder / "out" / "sick_model_final.pth").is_file() and not (digits.folder / "out" / "last_checkpoint").exists()
 
 

@@ -42,13 +42,13 @@ def run(config, *words):
 
 def test_correct_data_and_config_pass(config, capsys):
     assert run(config) == 0
-    assert "no errors, no warnings, 1 note\n" in capsys.readouterr().out
+    assert "no errors, no warnings, 3 notes\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "message", "code"),
     [
-        (["MODEL.RETINANET.NUM_CLASSES", "1"], "cells has 2 (circle, square), MODEL.RETINANET.NUM_CLASSES is 1", 2),
+        (["MODEL.RETINANET.NUM_CLASSES", "1"], "cells: 2 classes (circle, square), MODEL.RETINANET.NUM_CLASSES is 1", 2),
         (["MODEL.RETINANET.NUM_CLASSES", "7"], "Set MODEL.RETINANET.NUM_CLASSES to 2", 2),
         (["DATASETS.TEST", "('cels',)"], "DATASETS.TEST: Unknown data set 'cels'. Did you mean 'cells'", 2),
         (["SOLVER.BASE_LR", "float('nan')"], "SOLVER.BASE_LR", 2),
@@ -91,7 +91,7 @@ def test_a_learning_rate_far_from_the_batch_is_told(base_lr, warmup, message, co
     assert message in output if message else "learning rate" not in output
 
 
-@pytest.mark.parametrize(("share", "severity"), [(0.05, "error"), (0.3, "warning"), (0.9, "note"), (1, None)])
+@pytest.mark.parametrize(("share", "severity"), [(0.05, "error"), (0.2, "warning"), (0.9, "note"), (1, None)])
 def test_weights_that_leave_much_or_little_are_told(share, severity, config, weights, capsys):
     file, model = weights
     names = [k for k, _ in build_model(load_config(config)).named_parameters()]
@@ -238,11 +238,16 @@ def test_faults_of_the_data_are_told_as_json_and_corrected_in_a_copy(config, cap
     assert set(figures["positives_per_level"]) == {"p3", "p4", "p5", "p6", "p7"} and figures["best_possible_recall"] == 1
 
 
-def test_images_are_decoded_as_many_as_asked(config, capsys):
-    (config.parent / "images" / "2.png").write_bytes(b"")
+def test_images_are_decoded_as_many_as_asked_and_all_looked_for(config, capsys):
+    file = config.parent / "images" / "2.png"
+    file.write_bytes(b"no image")
     assert run(config) == 2
-    assert "2.png" in capsys.readouterr().out
+    assert "images that cannot be decoded" in capsys.readouterr().out
     assert run(config, "--images", "1") == 0
+    assert f"images of which some were decoded: {file.parent}: 1 of 4. The others" in capsys.readouterr().out
+    file.write_bytes(b"")
+    assert run(config, "--images", "1") == 2
+    assert "image files without content" in capsys.readouterr().out
 
 
 def test_a_voc_box_without_area_and_an_annotation_that_is_none_are_told(tmp_path, capsys):
