@@ -44,9 +44,8 @@ def check_images(
             for fault in faults:
                 findings.add(*fault)
             flat += [record["file_name"]] if is_flat else []
-            files[os.path.realpath(record["file_name"])] = record["file_name"]
-            if digest:
-                files[digest] = record["file_name"]
+            for key in filter(None, (os.path.realpath(record["file_name"]), digest)):
+                files[key] = str(record["file_name"])
     severity = "warning" if len(flat) > _MANY * len(decoded) else "note"
     for file in flat:
         findings.add(severity, "images of a single colour", "There is nothing to see in them: look at them.", file)

@@ -2,9 +2,13 @@
 
 import json
 import math
+import shutil
 
 import cv2
+import numpy as np
 import pytest
+from detectron2.structures import BoxMode
+from PIL import Image
 
 from focal_det.data.check_annotations import describe_box_fault
 from focal_det.data.check_coco import check_coco, read_coco
@@ -72,6 +76,11 @@ FAULTS = {
     "outline has no polygon": (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "[[1, 2, 3, 4]]", "warning"),
     "segmentation is none": (lambda c: c["annotations"][0].update(segmentation={"size": 3}), "{'size': 3}", "error"),
     "keypoints are not numbers": (lambda c: c["annotations"][0].update(keypoints=["a"]), "['a']", "error"),
+    "objects given more than once": (
+        lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}),
+        "annotation 9 (image 1): [8, 10, 36, 36]",
+        "warning",
+    ),
     "category ids have gaps": (lambda c: c["categories"].append({"id": 7, "name": "late"}), "7 (late) -> 2", "note"),
     "without a usable annotation": (lambda c: c["annotations"].clear(), "coco.json", "error"),
 }
@@ -94,6 +103,126 @@ def test_of_many_places_the_first_are_shown_and_the_rest_counted(coco):
     assert found.count == 4 and len(found.places) == 3 and "; and 1 more" in str(found)
 
 
+def test_the_same_kind_is_an_error_of_one_set_and_a_warning_of_another(coco):
+    """The first severity once stayed, so that what stops the evaluation was told as a warning."""
+    file, content = coco
+    del content["annotations"][0]["iscrowd"]
+    findings = Findings()
+    check_coco(content, file, findings, is_test=False)
+    assert findings.exit_code == 1
+    check_coco(content, file, findings)
+    assert findings.exit_code == 2 and [len(findings.get(x)) for x in ("error", "warning")] == [1, 1]
+
+
+def test_ids_that_are_whole_numbers_of_another_type_are_good(coco):
+    file, content = coco
+    for annotation in content["annotations"]:
+        annotation.update({k: float(annotation[k]) for k in ("id", "image_id", "category_id")})
+    assert check(file, content).exit_code == 0
+
+
+def test_of_an_image_without_size_the_annotations_are_no_further_findings(coco):
+    file, content = coco
+    del content["images"][0]["width"]
+    assert [x.what for x in check(file, content).get("error")] == ["images without a field"]
+    assert len(fix_coco(content)[0]["annotations"]) == len(content["annotations"])
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_test_set_may_be_without_annotations(is_train, coco):
+    file, content = coco
+    del content["annotations"]
+    file.write_text(json.dumps(content))
+    findings = Findings()
+    content = read_coco(file, findings, is_train=is_train)
+    if is_train:
+        assert content is None and findings.exit_code == 2
+        return
+    check_coco(content, file, findings, is_train=False)
+    (found,) = findings
+    assert found.severity == "warning" and "there are no figures" in str(found)
+
+
+EMPTY = [
+    (True, True, "Training leaves them out; with"),
+    (True, False, "They teach what background is"),
+    (False, True, "counts as false"),
+]
+
+
+@pytest.mark.parametrize(("is_train", "filter_empty", "advice"), EMPTY)
+def test_what_becomes_of_empty_images_is_what_the_config_says(is_train, filter_empty, advice, coco):
+    findings = Findings()
+    check_coco(coco[1], coco[0], findings, is_train=is_train, filter_empty=filter_empty)
+    (found,) = findings
+    assert advice in found.advice
+
+
+def make_boxes(coco, change):
+    """Twelve boxes in three images, each changed."""
+    file, content = coco
+    boxes = [[8 + 5 * i, 10 + 4 * i, 20 + i, 15 + i] for i in range(12)]
+    content["annotations"] = [
+        {"id": i + 1, "image_id": i % 3 + 1, "category_id": i % 2 + 1, "bbox": change(x), "area": 9.0, "iscrowd": 0}
+        for i, x in enumerate(boxes)
+    ]
+    return file, content
+
+
+FORMS = {
+    "boxes that look like corners": (lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]], "as x0, y0, x1, y1 none does"),
+    "boxes that are fractions of the image": (lambda b: [x / 96 for x in b], "all of 12 boxes are within 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("what", FORMS)
+def test_boxes_of_another_form_are_told_by_name_and_not_corrected(what, coco):
+    change, place = FORMS[what]
+    file, content = make_boxes(coco, change)
+    (found,) = check(file, content).get("error")
+    assert found.what == what and place in str(found) and str(file) in str(found)
+    with pytest.raises(ValueError, match=what):
+        fix_coco(content)
+
+
+def test_boxes_in_pixels_are_of_no_other_form(coco):
+    file, content = make_boxes(coco, lambda b: b)
+    assert not check(file, content).get("error")
+    content["annotations"][0]["bbox"] = [60, 60, 90, 90]  # reaches out, and is no corner of anything
+    assert [x.severity for x in check(file, content) if x.severity != "note"] == ["warning"]
+
+
+@pytest.mark.parametrize(("shift", "words"), [(-1, "1 more"), (1, "1 less")])
+def test_class_ids_that_are_shifted_are_told_and_not_corrected(shift, words, coco):
+    file, content = make_boxes(coco, lambda b: b)
+    for annotation in content["annotations"]:
+        annotation["category_id"] += shift
+    (found,) = [x for x in check(file, content) if x.what == "category ids that are shifted"]
+    assert found.severity == "error" and words in str(found)
+    with pytest.raises(ValueError, match="category ids that are shifted"):
+        fix_coco(content)
+
+
+def test_text_that_is_a_number_becomes_one(coco):
+    file, content = coco
+    expected = json.loads(json.dumps(content["annotations"]))
+    for annotation in content["annotations"]:
+        annotation["image_id"], annotation["category_id"] = str(annotation["image_id"]), str(annotation["category_id"])
+        annotation["bbox"] = [str(x) for x in annotation["bbox"]]
+    fixed, changes = fix_coco(content)
+    assert fixed["annotations"] == expected and check(file, fixed).exit_code == 0
+    assert "converted: image_id from text (4): annotation 1, 2, 3, 4" in changes
+
+
+def test_what_would_lose_much_is_refused(coco):
+    _, content = make_boxes(coco, lambda b: b)
+    for annotation in content["annotations"][:6]:
+        annotation["image_id"] = 77
+    message = r"6 of 12 annotations would be removed, which is no correction: annotations of unknown images \(6\)"
+    with pytest.raises(ValueError, match=message):
+        fix_coco(content)
+
+
 def test_a_file_that_breaks_off_is_named_with_the_place(tmp_path):
     write_coco(tmp_path)
     file, findings = tmp_path / "coco.json", Findings()
@@ -103,6 +232,15 @@ def test_a_file_that_breaks_off_is_named_with_the_place(tmp_path):
     assert f"of {len(text) // 2})" in str(next(iter(findings))) and str(file) in str(next(iter(findings)))
     file.write_text('{"images": []}')
     assert read_coco(file, findings) is None and "no list under categories, annotations" in str(list(findings)[1])
+
+
+@pytest.mark.parametrize(("encoding", "message"), [("utf-8-sig", "without a byte order mark"), ("utf-16", "Save them as UTF-8")])
+def test_an_encoding_that_pycocotools_cannot_read_is_told(encoding, message, coco):
+    file, content = coco
+    file.write_text(json.dumps(content), encoding=encoding)
+    findings = Findings()
+    assert read_coco(file, findings) is None
+    assert message in str(next(iter(findings)))
 
 
 FOR_A_PERSON = {x for x in FAULTS if x.startswith(("image", "file names", "categories"))} | {"without a usable annotation"}
@@ -158,3 +296,79 @@ def test_images_are_decoded(tmp_path):
     assert "(2)" in decoded and "0.jpg: image file is truncated" in decoded and "2.jpg" in decoded
     assert "1.jpg" in found["image files without content"] and "none.jpg" in found["images that do not exist"]
     assert "3.jpg is 96 x 50, the annotations say 96 x 96" in found["images of another size than the annotations say"]
+
+
+def test_pixels_of_more_than_8_bits_are_told(tmp_path):
+    """Detectron2 would show a 16-bit image as white."""
+    files = [tmp_path / "deep.png", tmp_path / "fractions.tiff", tmp_path / "shallow.png"]
+    cv2.imwrite(str(files[0]), np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64))
+    cv2.imwrite(str(files[1]), np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64))
+    cv2.imwrite(str(files[2]), (np.arange(4096) % 256).astype(np.uint16).reshape(64, 64))
+    findings = Findings()
+    check_images([{"file_name": str(x)} for x in files], findings)
+    (found,) = findings
+    assert (found.what, found.severity, found.count) == ("images of more than 8 bits", "error", 2)
+    assert "deep.png: mode I" in str(found) and "values up to 65520" in str(found) and "fractions.tiff: mode F" in str(found)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_image_has_the_size_that_detectron2_gives_it(orientation, tmp_path):
+    from detectron2.data.detection_utils import read_image
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.arange(40 * 60, dtype=np.uint8).reshape(40, 60)).save(tmp_path / "a.jpg", exif=exif)
+    height, width, _ = read_image(str(tmp_path / "a.jpg"), "BGR").shape
+    findings = Findings()
+    check_images([{"file_name": str(tmp_path / "a.jpg"), "width": width, "height": height}], findings)
+    assert list(findings) == []
+
+
+def test_images_of_a_test_set_that_are_trained_on_are_told(tmp_path):
+    files = [str(x) for x in write_images(tmp_path / "train")]
+    (tmp_path / "test").mkdir()
+    copied = shutil.copy(files[1], tmp_path / "test" / "other.png")
+    sets = [check_images([{"file_name": x} for x in some], Findings()) for some in (files, [files[0], copied], files[2:])]
+    findings = Findings()
+    check_overlap({"train": sets[0]}, {"test": sets[1]}, findings)
+    (found,) = findings
+    assert found.severity == "warning" and found.count == 2 and f"{copied} (test) is {files[1]} (train)" in str(found)
+    findings = Findings()
+    check_overlap({"train": sets[1]}, {"test": sets[2]}, findings)
+    assert list(findings) == []
+    check_overlap({"train": sets[1]}, {"train": sets[1]}, findings)
+    assert [x.severity for x in findings] == ["note"]
+
+
+BOX = [10.0, 10.0, 40.0, 40.0]
+OBJECTS = [
+    ({"bbox": [np.float32(x) for x in BOX]}, None),
+    ({"bbox": [np.int64(x) for x in BOX]}, None),
+    ({"bbox": np.array(BOX), "bbox_mode": BoxMode.XYXY_ABS}, None),
+    ({"bbox": np.array(BOX)}, "boxes that are arrays"),
+    ({"bbox": None}, "objects without a field"),
+    ({"bbox": ["a", 2, 3, 4]}, "boxes that are not four finite numbers"),
+    ({"bbox": [1, 2, 3]}, "boxes that are not four finite numbers"),
+    ({"bbox": BOX, "bbox_mode": BoxMode.XYWH_REL}, "boxes that are not four finite numbers"),
+    ({"category_id": 2}, "objects of unknown classes"),
+]
+
+
+@pytest.mark.parametrize(("changes", "what"), OBJECTS)
+def test_objects_of_data_sets_by_code(changes, what):
+    annotation = {"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1, **changes}
+    good = {"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
+    record = {"file_name": "a.png", "image_id": 1, "height": 96, "width": 96, "annotations": [annotation, good]}
+    findings = Findings()
+    check_records([record], "own", 2, findings)
+    assert [x.what for x in findings if x.severity != "note"] == ([what] if what else [])
+
+
+def test_image_ids_are_asked_of_test_sets_only():
+    """To list an image twice is a way to show it more often."""
+    annotation = {"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
+    record = {"file_name": "a.png", "image_id": 1, "height": 96, "width": 96, "annotations": [annotation]}
+    for is_test in (True, False):
+        findings = Findings()
+        check_records([record, record, {**record, "image_id": None}], "own", 2, findings, is_test=is_test)
+        assert len(findings.get("error")) == 2 * is_test

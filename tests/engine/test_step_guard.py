@@ -81,6 +81,77 @@ def test_hooks_are_gone_after_the_training(train_steps):
     guard.trainer.optimizer.step()
 
 
+def make_trainer(cfg, batches):
+    model = build_model(cfg).train()
+    trainer = SimpleTrainer(model, batches, build_optimizer(cfg, model))
+    trainer.register_hooks([StepGuard(cfg)])
+    return trainer
+
+
+def test_a_first_batch_without_objects_makes_no_later_loss_a_divergence(make_cfg, tmp_path):
+    """Its loss is next to nothing, and every other one a thousand times that."""
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-5, "MODEL.RETINANET.PRIOR_PROB", 1e-4)
+    trainer = make_trainer(cfg, [make_batch([]), make_batch([[16, 16, 52, 52]])])
+    trainer.train(0, 2)
+    (guard,) = trainer._hooks
+    assert 1000 * guard._first_loss < guard._last_loss and guard.find_sickness() is None
+
+
+def test_a_training_that_has_diverged_for_long_is_stopped(make_cfg, tmp_path):
+    """Its loss is finite, and with clipped gradients it may stay so for ever."""
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-30)
+    trainer = make_trainer(cfg, itertools.repeat(make_batch([[16, 16, 52, 52]])))
+    losses = trainer.model.losses
+    trainer.model.losses = lambda *args: {k: v * (1e4 if trainer.iter >= 5 else 1) for k, v in losses(*args).items()}
+    with pytest.raises(
+        SickStepError, match=r"Iteration 35: the training has diverged: .* at the start, for 31 iterations in a row"
+    ):
+        trainer.train(0, 100)
+    assert (tmp_path / "sick_step_0000035_rank0.pth").is_file()
+
+
+def test_steps_that_a_loss_scaler_leaves_out_are_counted(make_cfg, tmp_path):
+    """In mixed precision, a gradient that is never finite trains nothing, and nothing else would say so."""
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-6)
+    trainer = make_trainer(cfg, itertools.repeat(make_batch([[16, 16, 52, 52]])))
+    scaler = torch.amp.GradScaler("cpu")
+
+    def run_step():
+        trainer.optimizer.zero_grad()
+        scaler.scale(sum(trainer.model(next(trainer._data_loader_iter)).values())).backward()
+        if trainer.iter in (3, 4, 5, 20) or trainer.iter > 30:  # single ones are as it should be
+            trainer.model.head.cls_score.weight.grad.fill_(float("inf"))
+        scaler.step(trainer.optimizer)
+        scaler.update()
+
+    trainer.run_step = run_step
+    with pytest.raises(
+        SickStepError, match=r"Iteration 61: gradients have not been finite for 31 iterations in a row(?s:.)*cls_score"
+    ):
+        trainer.train(0, 100)
+
+
+class Constant(torch.nn.Module):
+    """A model without buffers, whose loss asks nothing of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, batch):
+        return {"loss": torch.tensor(float("nan") if batch[0]["image_id"] else 1.0, requires_grad=True)}
+
+
+def test_a_model_without_gradients_and_buffers_is_guarded_too(make_cfg, tmp_path):
+    model = Constant()
+    batches = [[{"image": torch.zeros(3, 8, 8), "image_id": i}] for i in range(2)]
+    trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), 0.1))
+    trainer.register_hooks([StepGuard(make_cfg("OUTPUT_DIR", str(tmp_path)))])
+    trainer._write_metrics = lambda *args: None  # which has a look of its own
+    with pytest.raises(SickStepError, match="Iteration 1: loss is nan"):
+        trainer.train(0, 2)
+
+
 @pytest.mark.parametrize("kind", ["missing", "text", "checkpoint"])
 def test_reproduce_refuses_another_file(kind, tmp_path, capsys):
     file = tmp_path / "file.pth"

@@ -1,6 +1,5 @@
 """Faults of config, weights and optimisation: refused before the training, or stopped before they reach the weights."""
 
-import json
 import re
 
 import pytest
@@ -195,6 +194,7 @@ def test_a_kept_step_is_the_same_again_and_its_state_is_that_before_it(digits):
 
 
 def train_in_process(rank, cfg, folder):
+    """One of two processes; what it raises ends the other, as under Detectron2's `launch`."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     from detectron2.utils import comm
@@ -204,31 +204,42 @@ def train_in_process(rank, cfg, folder):
     model = build_model(cfg)
     batches = [make_batch([[16, 16, 52, 52]], [[30, 40, 110, 120]]) for _ in range(3)]
     trainer = SimpleTrainer(DistributedDataParallel(model), batches, torch.optim.SGD(model.parameters(), 1e-3))
-    trainer.register_hooks([StepGuard(cfg)])
+    guard = StepGuard(cfg)
+    trainer.register_hooks([guard])
     if rank == 1:
         model.losses = SickLoss(model, trainer, 1)
-    outcome = "went on"
-    try:
-        trainer.train(0, 3)
-    except FloatingPointError as error:  # SickStepError, or Detectron2's on the main process
-        outcome = f"{type(error).__name__}: {error}"
-    finite = all(x.isfinite().all() for x in model.parameters())
-    (folder / f"{rank}.json").write_text(json.dumps({"outcome": outcome, "finite": bool(finite)}))
-    distributed.destroy_process_group()
+    stop_of_detectron2(trainer, guard)
+    trainer.train(0, 3)
+
+
+def stop_of_detectron2(trainer, guard):
+    """As Trainer has it."""
+    run_step = trainer.run_step
+
+    def run():
+        try:
+            run_step()
+        except SickStepError:
+            raise
+        except FloatingPointError:
+            guard.stop()
+
+    trainer.run_step = run
 
 
 def test_row_15_a_loss_that_is_not_finite_in_one_process_of_two(make_cfg, tmp_path, fault):
     cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
-    multiprocessing.spawn(train_in_process, (cfg, tmp_path), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first["finite"] and second["finite"]
-    assert "loss_cls is nan" in second["outcome"] and "went on" not in first["outcome"]
-    assert (tmp_path / "sick_step_0000001_rank1.pth").is_file()
+    with pytest.raises(multiprocessing.ProcessRaisedException) as stop:
+        multiprocessing.spawn(train_in_process, (cfg, tmp_path), nprocs=2)
+    assert "SickStepError: Iteration 1: " in str(stop.value)
+    kept = [torch.load(tmp_path / f"sick_step_0000001_rank{rank}.pth", weights_only=True) for rank in range(2)]
+    assert all(x.isfinite().all() for x in kept[1]["model"].values())
+    assert all(torch.equal(v, kept[1]["model"][k]) for k, v in kept[0]["model"].items() if "normalizer" not in k)
     fault(
         15,
         "loss that is not finite in one process of two",
         stock="all stop; nothing is kept",
-        ours="all stop; each keeps its step, and says whether the loss was its own",
+        ours="all stop; each keeps its step",
     )
 
 
@@ -472,3 +483,73 @@ def test_the_drawn_seed_is_kept_in_the_dumped_config(digits):
     config = digits.write_config(SEED=-1, DATASETS__TEST=[])
     train(["--no-check", "--config-file", str(config)])
     assert yaml.safe_load((digits.folder / "out" / "config.yaml").read_text())["SEED"] >= 0
+
+
+def test_an_evaluation_keeps_the_seed_of_the_run(digits):
+    """It writes config.yaml anew, from which a later --resume takes the seed."""
+    config, dumped = digits.write_config(SEED=-1), digits.folder / "out" / "config.yaml"
+    train(["--no-check", "--config-file", str(config)])
+    before = yaml.safe_load(dumped.read_text())["SEED"]
+    train(["--eval-only", "--config-file", str(config), "MODEL.WEIGHTS", str(digits.folder / "out" / "model_final.pth")])
+    assert yaml.safe_load(dumped.read_text())["SEED"] == before >= 0
+
+
+def test_a_resumed_run_does_not_ask_for_the_weights_that_it_started_from(digits, capsys):
+    weights = digits.folder / "w.pth"
+    torch.save({"model": make_model(digits).state_dict()}, weights)
+    config = str(digits.write_config(MODEL__WEIGHTS=str(weights), SOLVER__BASE_LR=0.001))
+    train(["--config-file", config])
+    weights.unlink()
+    train(["--resume", "--config-file", config, "SOLVER.MAX_ITER", "3"])
+    assert "SOLVER.MAX_ITER 3" not in capsys.readouterr().err
+    assert (digits.folder / "out" / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_what_the_check_says_is_in_the_log_too(digits):
+    digits.content["annotations"][0]["bbox"][2] = 0
+    digits.save()
+    train(["--config-file", str(digits.write_config())])
+    assert "check: warning: boxes without area" in (digits.folder / "out" / "log.txt").read_text()
+
+
+def test_an_image_that_breaks_after_the_check_is_named(digits):
+    for image in digits.content["images"]:
+        (digits.images / image["file_name"]).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"Image .*digits.*|Image .*png: UnidentifiedImageError: .*focal-det check"):
+        train(["--no-check", "--config-file", str(digits.write_config())])
+
+
+def test_a_kept_step_needs_no_data_set(digits):
+    trainer = make_trainer(Trainer, digits)
+    trainer.model.losses = SickLoss(trainer.model, trainer, 1)
+    with pytest.raises(SickStepError):
+        trainer.train()
+    digits.json.unlink()
+    again = reproduce_step(digits.folder / "out" / "sick_step_0000001_rank0.pth")
+    assert again["iteration"] == 1 and again["losses"]["loss_cls"] > 0  # it was the test that spoilt it
+
+
+@pytest.mark.parametrize("architecture", ["RetinaNet", "GeneralizedRCNN"])
+def test_other_architectures_train_on_data_sets_of_the_config(architecture, digits, capsys):
+    """Nothing of theirs registers data sets, or reads MODEL.RETINANET."""
+    keys = {"MODEL__META_ARCHITECTURE": architecture}
+    if architecture == "GeneralizedRCNN":
+        keys |= {
+            "MODEL__ROI_HEADS__NUM_CLASSES": 10,
+            "MODEL__ROI_HEADS__NAME": "StandardROIHeads",
+            "MODEL__ROI_HEADS__IN_FEATURES": ["p3", "p4"],
+            "MODEL__RPN__IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+            "MODEL__ROI_BOX_HEAD__NAME": "FastRCNNConvFCHead",
+            "MODEL__ROI_BOX_HEAD__NUM_FC": 1,
+            "MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool",
+        }
+    config = digits.write_config(**keys)
+    code, output = run_check(config, capsys)
+    assert code == 0, output
+    if architecture == "RetinaNet":
+        train(["--config-file", str(config)])
+        assert (digits.folder / "out" / "model_final.pth").is_file()
+        return
+    assert "anchors that were not looked at: MODEL.META_ARCHITECTURE GeneralizedRCNN" in output
+    code, output = run_check(config, capsys, "MODEL.ROI_HEADS.NUM_CLASSES", "9")
+    assert code == 2 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 10" in output
