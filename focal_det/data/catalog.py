@@ -49,7 +49,10 @@ def register_datasets_file(path: str) -> None:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"FOCAL_DET_DATASETS names {path}, which is not a file (working folder: {Path.cwd()})")
-    content = yaml.safe_load(file.read_text())
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not yaml: {error}") from None
     if not isinstance(content, dict) or list(content) != ["DATASETS"]:
         raise ValueError(f"{file} must have one top-level key, DATASETS, with a list of data sets")
     register_datasets(content["DATASETS"], source=str(file), base=file.parent)

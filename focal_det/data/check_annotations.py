@@ -15,13 +15,21 @@ CUT = "boxes that reach out of the image"
 TWICE = "objects given more than once"
 _NOT_NUMBERS = "boxes that are not four finite numbers"
 _SLACK = 1  # pixel that a box may reach out, as rounding has it
+_OUTSIDE = "boxes outside of the image"
 _MIN_BOXES = 10  # from which their form can be told
+_MANY_OUT, _MANY_OUTSIDE = 0.1, 0.2  # of the boxes
+# Other forms of a box than COCO's, and their corners.
+_FORMS = {
+    "x0, y0, x1, y1": lambda x0, y0, x1, y1: (x0, y0, x1, y1),
+    "centre x, centre y, width, height": lambda x, y, w, h: (x - w / 2, y - h / 2, x + w / 2, y + h / 2),
+    "y, x, height, width": lambda y, x, h, w: (x, y, x + w, y + h),
+}
 _FIX = "Correct the file, or write a corrected copy: --dataset NAME --fix OUT.json."
 _ADVICE = {
     "annotations without a field": ("error", "They are needed to read it."),
     "annotations of unknown images": ("error", "They belong to no image of the file."),
     "boxes without area": ("warning", "Training leaves them out, and evaluation still counts them as missed."),
-    "boxes outside of the image": ("warning", "Training leaves them out, and evaluation still counts them as missed."),
+    _OUTSIDE: ("warning", "Training leaves them out, and evaluation still counts them as missed."),
     CUT: ("warning", "Training cuts them at its edge, evaluation does not."),
     "objects whose outline has no polygon of three points": ("warning", "Detectron2 leaves the whole object out."),
 }
@@ -101,15 +109,25 @@ def check_form(annotations: Sequence[dict[str, Any]], images: dict, names: dict,
         advice = "COCO boxes are in pixels: multiply by width and height of the image."
         place = f"{file}: all of {len(pairs)} boxes are within 0 to 1, such as {pairs[0][0]}"
         findings.add("error", "boxes that are fractions of the image", advice, place)
-    num_out = sum(describe_box_fault(box, image) == CUT for box, image in pairs)
-    if num_out >= 0.1 * len(pairs) and all(_is_corners(box, image) for box, image in pairs):
-        advice = "COCO boxes are x, y, width, height: take x0 from x1 and y0 from y1."
-        place = f"{file}: {num_out} of {len(pairs)} boxes reach out of the image; as x0, y0, x1, y1 none does ({pairs[0][0]})"
-        findings.add("error", "boxes that look like corners", advice, place)
+    num_outside, num_cut = (sum(describe_box_fault(*x) == what for x in pairs) for what in (_OUTSIDE, CUT))
+    if num_outside + num_cut < _MANY_OUT * len(pairs):
+        return
+    for form, to_corners in _FORMS.items():
+        if all(_is_inside(to_corners(*box), image) for box, image in pairs):
+            place = (
+                f"{file}: {num_outside + num_cut} of {len(pairs)} reach out of their image, such as {pairs[0][0]}; as {form}, none"
+            )
+            advice = "COCO boxes are x, y, width, height, with x and y of the upper left corner: convert them."
+            findings.add("error", f"boxes that look like {form}", advice, place)
+            return
+    if num_outside >= _MANY_OUTSIDE * len(pairs):
+        advice = "Are they for images of another size, or of other files?"
+        place = f"{file}: {num_outside} of {len(pairs)} boxes are outside of their image"
+        findings.add("error", "boxes that do not go with the images", advice, place)
 
 
-def _is_corners(box: Sequence[float], image: dict[str, Any]) -> bool:
-    x0, y0, x1, y1 = box
+def _is_inside(corners: Sequence[float], image: dict[str, Any]) -> bool:
+    x0, y0, x1, y1 = corners
     return -_SLACK <= x0 < x1 <= image["width"] + _SLACK and -_SLACK <= y0 < y1 <= image["height"] + _SLACK
 
 
@@ -185,7 +203,7 @@ def describe_box_fault(box: Any, image: dict[str, Any]) -> Optional[str]:
     if width <= 0 or height <= 0:
         return "boxes without area"
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return "boxes outside of the image"
+        return _OUTSIDE
     if min(x, y) < -_SLACK or x + width > image["width"] + _SLACK or y + height > image["height"] + _SLACK:
         return CUT
     return None

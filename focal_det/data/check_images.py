@@ -17,7 +17,7 @@ from focal_det.data.findings import Findings
 _GET_AGAIN = "Training would stop when it comes to them: get them again, or take them out of the annotations."
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF; those exchange width and height
 _MAX_VALUE = 255
-_MANY = 0.5  # of the images
+_MANY = 0.1  # of the images
 
 # Severity, kind, advice and place.
 Fault = tuple[str, str, str, str]
@@ -46,7 +46,7 @@ def check_images(
             flat += [record["file_name"]] if is_flat else []
             for key in filter(None, (os.path.realpath(record["file_name"]), digest)):
                 files[key] = str(record["file_name"])
-    severity = "warning" if len(flat) > _MANY * len(decoded) else "note"
+    severity = "warning" if len(flat) > max(1, _MANY * len(decoded)) else "note"
     for file in flat:
         findings.add(severity, "images of a single colour", "There is nothing to see in them: look at them.", file)
     if len(decoded) < len(records):

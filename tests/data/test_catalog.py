@@ -97,7 +97,7 @@ def test_a_wrong_block_names_source_key_and_value(tmp_path, changes, message):
         register_datasets_file(str(file))
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "DATASET: []\n", "DATASETS: {name: a}\n", "DATASETS: [a]\n"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "DATASET: []\n", "DATASETS: {name: a}\n", "DATASETS: [a]\n", "DATASETS:\n\t- a\n"])
 def test_a_file_of_another_form_is_named(tmp_path, text):
     (tmp_path / "sets.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"sets\.yaml"):

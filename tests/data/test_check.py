@@ -158,10 +158,12 @@ def test_what_becomes_of_empty_images_is_what_the_config_says(is_train, filter_e
     assert advice in found.advice
 
 
-def make_boxes(coco, change):
-    """Twelve boxes in three images, each changed."""
+def make_boxes(coco, change=list):
+    """Twelve boxes in three images of 96 x 60, each changed; one touches the right edge, one the left one."""
     file, content = coco
-    boxes = [[8 + 5 * i, 10 + 4 * i, 20 + i, 15 + i] for i in range(12)]
+    for image in content["images"]:
+        image["height"] = 60
+    boxes = [[1, 9, 20, 15], [60, 20, 36, 30], *([20 + 4 * i, 10 + 2 * i, 20 + 2 * i, 15 + i] for i in range(10))]
     content["annotations"] = [
         {"id": i + 1, "image_id": i % 3 + 1, "category_id": i % 2 + 1, "bbox": change(x), "area": 9.0, "iscrowd": 0}
         for i, x in enumerate(boxes)
@@ -170,7 +172,13 @@ def make_boxes(coco, change):
 
 
 FORMS = {
-    "boxes that look like corners": (lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]], "as x0, y0, x1, y1 none does"),
+    "boxes that look like x0, y0, x1, y1": (lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]], "as x0, y0, x1, y1, none"),
+    "boxes that look like centre x, centre y, width, height": (
+        lambda b: [b[0] + b[2] / 2, b[1] + b[3] / 2, b[2], b[3]],
+        "as centre x, centre y, width, height, none",
+    ),
+    "boxes that look like y, x, height, width": (lambda b: [b[1], b[0], b[3], b[2]], "as y, x, height, width, none"),
+    "boxes that do not go with the images": (lambda b: [2 * x for x in b], "of 12 boxes are outside of their image"),
     "boxes that are fractions of the image": (lambda b: [x / 96 for x in b], "all of 12 boxes are within 0 to 1"),
 }
 
@@ -186,7 +194,7 @@ def test_boxes_of_another_form_are_told_by_name_and_not_corrected(what, coco):
 
 
 def test_boxes_in_pixels_are_of_no_other_form(coco):
-    file, content = make_boxes(coco, lambda b: b)
+    file, content = make_boxes(coco)
     assert not check(file, content).get("error")
     content["annotations"][0]["bbox"] = [60, 60, 90, 90]  # reaches out, and is no corner of anything
     assert [x.severity for x in check(file, content) if x.severity != "note"] == ["warning"]
@@ -194,7 +202,7 @@ def test_boxes_in_pixels_are_of_no_other_form(coco):
 
 @pytest.mark.parametrize(("shift", "words"), [(-1, "1 more"), (1, "1 less")])
 def test_class_ids_that_are_shifted_are_told_and_not_corrected(shift, words, coco):
-    file, content = make_boxes(coco, lambda b: b)
+    file, content = make_boxes(coco)
     for annotation in content["annotations"]:
         annotation["category_id"] += shift
     (found,) = [x for x in check(file, content) if x.what == "category ids that are shifted"]
@@ -215,7 +223,7 @@ def test_text_that_is_a_number_becomes_one(coco):
 
 
 def test_what_would_lose_much_is_refused(coco):
-    _, content = make_boxes(coco, lambda b: b)
+    _, content = make_boxes(coco)
     for annotation in content["annotations"][:6]:
         annotation["image_id"] = 77
     message = r"6 of 12 annotations would be removed, which is no correction: annotations of unknown images \(6\)"

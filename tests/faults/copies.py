@@ -15,7 +15,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from focal_det.data.digits import DIGITS_CLASSES, build_digits, get_digits_root
+from focal_det.data.digits import build_digits, get_digits_root
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.check import main as check
 
@@ -83,13 +83,12 @@ def copy_cells(folder: Path) -> Path:
     return folder
 
 
-def write_cells_config(folder: Path, **keys) -> Path:
-    """A config that trains and tests on the copy of the blood cells."""
-    block = {"name": "cells", "format": "voc", "root": str(folder), "split": "all", "classes": CELLS, "evaluator": "coco"}
-    model = {"RETINANET": {"NUM_CLASSES": 3}, "FOCAL_DET": {"DATASETS": [block]}}
+def write_voc_config(folder: Path, block: dict) -> Path:
+    """A config that trains and tests on a data set in VOC layout."""
+    model = {"RETINANET": {"NUM_CLASSES": len(block["classes"])}, "FOCAL_DET": {"DATASETS": [block]}}
     content = {"_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml"), "MODEL": model, "OUTPUT_DIR": str(folder / "out")}
-    content["DATASETS"] = {"TRAIN": ["cells"], "TEST": ["cells"]}
-    (folder / "config.yaml").write_text(yaml.safe_dump({**content, **keys}))
+    content["DATASETS"] = {"TRAIN": [block["name"]], "TEST": [block["name"]]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
     return folder / "config.yaml"
 
 
@@ -103,8 +102,12 @@ def run_check(config: Path, capsys, *words: str) -> tuple[int, str]:
     return code, captured.out + captured.err
 
 
-def run_stock(json_file: Path, images: Path, *, num_classes: int = len(DIGITS_CLASSES), evaluate: bool = True) -> str:
-    """What Detectron2's own loader, mapper and evaluator do with a COCO json: "goes on", or where and with what it stops."""
+def run_stock(json_file: Path, images: Path, *, shift: int = 0) -> str:
+    """What Detectron2's own loader, mapper and evaluator do with a COCO json: "goes on", or where and with what it stops.
+
+    Args:
+        shift: of the classes that are detected.
+    """
     logging.disable(logging.CRITICAL)
     phase = "loading"
     try:
@@ -114,12 +117,11 @@ def run_stock(json_file: Path, images: Path, *, num_classes: int = len(DIGITS_CL
         mapper = DatasetMapper(get_cfg(), is_train=True, augmentations=[])
         batches = [mapper(x) for x in records]
         num_kept = sum(len(x["instances"].gt_boxes.nonempty().nonzero()) for x in batches)
-        if evaluate:
-            phase = "evaluation, after the training"
-            evaluator = COCOEvaluator("stock_copy", output_dir=str(json_file.parent / "stock"))
-            evaluator.reset()
-            evaluator.process(records, [{"instances": make_detections(x)} for x in records])
-            evaluator.evaluate()
+        phase = "evaluation, after the training"
+        evaluator = COCOEvaluator("stock_copy", output_dir=str(json_file.parent / "stock"))
+        evaluator.reset()
+        evaluator.process(records, [{"instances": make_detections(x, shift)} for x in records])
+        evaluator.evaluate()
         return f"goes on with {num_kept} of {len(json.loads(json_file.read_text())['annotations'])} boxes"
     except Exception as error:
         return f"stops in {phase}: {type(error).__name__}: {str(error).replace(str(json_file.parent), '...')[:100]}"
@@ -130,11 +132,11 @@ def run_stock(json_file: Path, images: Path, *, num_classes: int = len(DIGITS_CL
             MetadataCatalog.pop("stock_copy")
 
 
-def make_detections(record: dict) -> Instances:
-    """The boxes of a dataset dict as detections."""
+def make_detections(record: dict, shift: int = 0) -> Instances:
+    """The boxes of a dataset dict as detections, of classes that are `shift` higher."""
     boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in record["annotations"]]
     found = Instances((record["height"], record["width"]))
     found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     found.scores = torch.ones(len(boxes))
-    found.pred_classes = torch.tensor([x["category_id"] for x in record["annotations"]], dtype=torch.int64)
+    found.pred_classes = torch.tensor([x["category_id"] + shift for x in record["annotations"]], dtype=torch.int64)
     return found

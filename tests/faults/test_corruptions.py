@@ -20,7 +20,7 @@ FIELDS = {
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore", "keypoints"),
     "categories": ("id", "name"),
 }
-VALUES = [None, True, "x", "", 0, -1, 3, 0.5, math.nan, 1e30, [], [1, 2], [[1, 2]], {}, [[1, 2, 3, 4, 5, 6]]]
+VALUES = [None, True, "x", "", "2", 0, -1, 3, 2.0, 0.5, math.nan, 1e30, [], [1, 2], [[1, 2]], {}, [[1, 2, 3, 4, 5, 6]]]
 BOXES = [
     [0, 0, 0, 9],
     [5, 5, -3, 4],

@@ -1,16 +1,18 @@
 """Faults of the data, each made in a copy of a real data set: found before the training, with file, id and what to do."""
 
 import json
+import logging
 import math
-import shutil
+import re
 
 import cv2
 import pytest
-from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.data.datasets.coco import convert_to_coco_json, load_coco_json
 
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
-from tests.faults.copies import run_check, run_stock, write_cells_config
+from tests.data.make_data import CLASSES, write_voc
+from tests.faults.copies import CELLS, run_check, run_stock, write_voc_config
 
 
 def truncate(file):
@@ -36,7 +38,7 @@ def shift_categories(copy):
 
 
 FIRST, SECOND = "{image[0][file_name]}", "{image[1][file_name]}"
-# Row: fault, how it is made in the copy, severity, what the message has, what Detectron2 does, what we do.
+# Row: fault, how it is made in the copy, severity, what the message has, what Detectron2 does, what we do, what it is seen to do.
 ROWS = {
     24: (
         "truncated image",
@@ -45,6 +47,7 @@ ROWS = {
         ["images that cannot be decoded", FIRST, "get them again"],
         "stops when training comes to it, without the file's name",
         "names it before the training",
+        r"stops in training, .*: OSError: image file is truncated$",
     ),
     25: (
         "file of 0 bytes, or no image",
@@ -53,6 +56,7 @@ ROWS = {
         ["image files without content", FIRST],
         "stops when training comes to it",
         "names it before the training",
+        r"stops in training, .*: UnidentifiedImageError",
     ),
     26: (
         "missing image",
@@ -61,6 +65,7 @@ ROWS = {
         ["images that do not exist", FIRST, "correct the folder"],
         "stops when training comes to it",
         "names it before the training",
+        r"stops in training, .*: FileNotFoundError",
     ),
     27: (
         "width and height are not those of the file",
@@ -69,6 +74,7 @@ ROWS = {
         ["images of another size than the annotations say", f"{FIRST} is 128 x 64, the annotations say 128 x 128"],
         "stops when training comes to it",
         "both sizes, before the training",
+        r"stops in training, .*: SizeMismatchError",
     ),
     28: (
         "category ids with gaps",
@@ -77,6 +83,7 @@ ROWS = {
         ["category ids have gaps", "8 (0) -> 0"],
         "maps them, with a warning without the mapping",
         "shows the mapping",
+        r"goes on with 29 of 29 boxes",
     ),
     29: (
         "annotation of an unknown category",
@@ -85,6 +92,7 @@ ROWS = {
         ["annotations of unknown categories", "annotation {ann[id]} of {ann_image}", "category 77", "Known are"],
         "stops, without image and annotation",
         "names image and annotation",
+        r"stops in loading: KeyError: .*category_id=77",
     ),
     31: (
         "no usable annotation",
@@ -93,6 +101,7 @@ ROWS = {
         ["data sets without a usable annotation", "digits.json"],
         "stops, and says so",
         "names the file",
+        r"stops in loading: AssertionError",
     ),
     32: (
         "image id given twice",
@@ -101,6 +110,7 @@ ROWS = {
         ["image ids given twice", f"id {{image[0][id]}} of {FIRST} and {SECOND}", "wrong image"],
         "SILENT: the boxes land on the wrong image",
         "names both files",
+        r"goes on",
     ),
     33: (
         "annotation id given twice",
@@ -109,6 +119,7 @@ ROWS = {
         ["annotation ids given more than once", "annotation id {ann[id]}, 2 times"],
         "stops, without the id",
         "lists the ids; `--fix` numbers anew",
+        r"stops in loading: AssertionError: Annotation ids in .* are not unique",
     ),
     34: (
         "annotation without `id` or `bbox`",
@@ -117,6 +128,7 @@ ROWS = {
         ["annotations without a field", "annotation {ann[id]}", "no bbox"],
         "stops with a KeyError",
         "names annotation and field",
+        r"stops in training, .*: KeyError: 'bbox'",
     ),
     35: (
         "annotation without `iscrowd` or `area`",
@@ -125,6 +137,7 @@ ROWS = {
         ["annotations without iscrowd or area", "annotation {ann[id]} (image {ann[image_id]}): no area", "--fix"],
         "stops in the evaluation, after the training",
         "found before; `--fix` fills it in",
+        r"stops in evaluation, after the training: KeyError: 'area'",
     ),
     45: (
         "`file_name` that leaves the folder of the images",
@@ -133,13 +146,14 @@ ROWS = {
         ["file names that leave the folder of the images", "../images/"],
         "opens it",
         "names it",
+        r"goes on with 29 of 29 boxes",
     ),
 }
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_fault_of_the_data_is_found_before_the_training(row, digits, capsys, fault):
-    what, make, severity, parts, stock, ours = ROWS[row]
+    what, make, severity, parts, stock, ours, outcome = ROWS[row]
     names = {"image": json.loads(json.dumps(digits.content["images"])), "ann": dict(digits.content["annotations"][0])}
     names["ann_image"] = next(x["file_name"] for x in names["image"] if x["id"] == names["ann"]["image_id"])
     make(digits)
@@ -148,7 +162,22 @@ def test_a_fault_of_the_data_is_found_before_the_training(row, digits, capsys, f
     assert code == {"error": 2, "warning": 1, "note": 0}[severity]
     (line,) = [x for x in output.splitlines() if x.startswith(severity) and parts[0] in x]
     assert all(part.format(**names) in line for part in parts), line
-    fault(row, what, stock=stock, ours=ours, seen=run_stock(digits.json, digits.images))
+    seen = run_stock(digits.json, digits.images)
+    assert re.match(outcome, seen), seen
+    fault(row, what, stock=stock, ours=ours, seen=seen)
+
+
+def test_of_an_image_id_given_twice_detectron2_puts_the_boxes_on_the_other_image(digits):
+    first, second = (x["file_name"] for x in digits.content["images"][:2])
+    boxes = [x["bbox"] for x in digits.content["annotations"] if x["image_id"] == digits.content["images"][0]["id"]]
+    ROWS[32][1](digits)
+    digits.save()
+    logging.disable(logging.WARNING)
+    records = load_coco_json(str(digits.json), str(digits.images))
+    logging.disable(logging.NOTSET)
+    of_second = [x for x in records if x["file_name"].endswith(second)]
+    assert not [x for x in records if x["file_name"].endswith(first)]
+    assert of_second and all([y["bbox"] for y in x["annotations"]][: len(boxes)] == boxes for x in of_second)
 
 
 BOXES = {
@@ -172,6 +201,8 @@ def test_a_box_that_would_vanish_is_counted_and_named(kind, digits, capsys, faul
     run_check(digits.write_config(), capsys, "--dataset", "copy", "--fix", fixed)
     assert len(json.loads(fixed.read_text())["annotations"]) == len(digits.content["annotations"]) - 1
     seen = run_stock(digits.json, digits.images)
+    num_boxes = len(digits.content["annotations"])
+    assert seen == f"goes on with {num_boxes if kind == '1e30' else num_boxes - 1} of {num_boxes} boxes"
     stock = "SILENT: left out in training, or cut if 1e30; still counted by the evaluator"
     ours = "counted and named; `--fix` takes it out"
     fault(30, "box outside of the image, without area, negative, NaN or 1e30", stock=stock, ours=ours, seen=f"{kind}: {seen}")
@@ -182,11 +213,16 @@ def test_row_36_a_json_that_breaks_off(digits, capsys, fault):
     code, output = run_check(digits.write_config(), capsys)
     assert code == 2 and "character" in output and str(digits.json) in output
     seen = run_stock(digits.json, digits.images)
+    assert seen.startswith("stops in loading: JSONDecodeError") and digits.json.name not in seen
     fault(36, "truncated json", stock="stops, without the file's name", ours="file, line and character", seen=seen)
 
 
+def make_cells_block(folder):
+    return {"name": "cells", "format": "voc", "root": str(folder), "split": "all", "classes": CELLS, "evaluator": "coco"}
+
+
 def test_the_two_boxes_without_area_of_the_blood_cells_are_found(cells, capsys):
-    code, output = run_check(write_cells_config(cells), capsys)
+    code, output = run_check(write_voc_config(cells, make_cells_block(cells)), capsys)
     assert code == 1 and "boxes without area (2)" in output
     assert "BloodImage_00338 (RBC [504.0, 337.0, 504.0, 337.0])" in output and "BloodImage_00343" in output
 
@@ -219,28 +255,30 @@ def list_twice(folder):
 def test_the_same_faults_are_found_in_voc_data(row, cells, capsys):
     make, parts = CELL_FAULTS[row]
     make(cells)
-    code, output = run_check(write_cells_config(cells), capsys)
+    code, output = run_check(write_voc_config(cells, make_cells_block(cells)), capsys)
     assert code >= 1 and all(part in output for part in parts), output
 
 
-def test_row_42_a_stale_cache_of_annotations(cells, capsys, fault):
+def test_row_42_a_stale_cache_of_annotations(tmp_path, clean_catalog, capsys, fault):
     """Detectron2 keeps the COCO json that it makes of VOC data, and evaluates with it whatever the data are by then."""
-    config = write_cells_config(cells)
+    write_voc(tmp_path)
+    block = {"name": "shapes", "format": "voc", "root": str(tmp_path), "split": "train", "classes": CLASSES, "evaluator": "coco"}
+    config = write_voc_config(tmp_path, block)
     cfg = load_config(config)
     run_check(config, capsys)  # registers the data set
-    cache = cells / "out" / "inference" / "cells_coco_format.json"
+    cache = tmp_path / "out" / "inference" / "shapes_coco_format.json"
     cache.parent.mkdir(parents=True)
-    convert_to_coco_json("cells", str(cache))
+    convert_to_coco_json("shapes", str(cache))
     assert "caches of annotations" not in run_check(config, capsys)[1]
-    rewrite(cells, "<name>WBC", "<name>RBC")
+    annotation = tmp_path / "Annotations" / "1.xml"
+    annotation.write_text(annotation.read_text().replace("<name>square", "<name>circle"))
     code, output = run_check(config, capsys)
     assert code == 1 and "caches of annotations that have changed since" in output and str(cache) in output
     before = cache.read_text()
-    convert_to_coco_json("cells", str(cache))
+    convert_to_coco_json("shapes", str(cache))
     assert cache.read_text() == before  # stock: the old ground truth
-    Trainer.build_evaluator(cfg, "cells")
-    classes = [x["category_id"] for x in json.loads(cache.read_text())["annotations"]]
-    assert classes.count(1) == [x["category_id"] for x in json.loads(before)["annotations"]].count(1) - 1
-    shutil.rmtree(cache.parent)
+    Trainer.build_evaluator(cfg, "shapes")
+    num_squares = [[x["category_id"] for x in json.loads(text)["annotations"]].count(1) for text in (before, cache.read_text())]
+    assert num_squares == [2, 1]
     stock = "SILENT: the old ground truth is used"
     fault(42, "stale `*_coco_format.json`", stock=stock, ours="told; `focal-det train` makes it anew", seen="old ground truth")

@@ -21,7 +21,7 @@ from focal_det.env import load_config
 from focal_det.tools.reproduce import reproduce_step
 from focal_det.tools.train import main as train
 from tests.conftest import make_batch
-from tests.faults.copies import run_check
+from tests.faults.copies import run_check, run_stock
 
 NAN = float("nan")
 
@@ -193,7 +193,7 @@ def test_a_kept_step_is_the_same_again_and_its_state_is_that_before_it(digits):
     assert again["images"][1] in str(stop.value)
 
 
-def train_in_process(rank, cfg, folder):
+def train_in_process(rank, cfg, folder, is_guarded):
     """One of two processes; what it raises ends the other, as under Detectron2's `launch`."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
@@ -204,11 +204,12 @@ def train_in_process(rank, cfg, folder):
     model = build_model(cfg)
     batches = [make_batch([[16, 16, 52, 52]], [[30, 40, 110, 120]]) for _ in range(3)]
     trainer = SimpleTrainer(DistributedDataParallel(model), batches, torch.optim.SGD(model.parameters(), 1e-3))
-    guard = StepGuard(cfg)
-    trainer.register_hooks([guard])
     if rank == 1:
         model.losses = SickLoss(model, trainer, 1)
-    stop_of_detectron2(trainer, guard)
+    if is_guarded:
+        guard = StepGuard(cfg)
+        trainer.register_hooks([guard])
+        stop_of_detectron2(trainer, guard)
     trainer.train(0, 3)
 
 
@@ -229,8 +230,12 @@ def stop_of_detectron2(trainer, guard):
 
 def test_row_15_a_loss_that_is_not_finite_in_one_process_of_two(make_cfg, tmp_path, fault):
     cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(multiprocessing.ProcessRaisedException) as stock:
+        multiprocessing.spawn(train_in_process, (cfg, tmp_path, False), nprocs=2)
+    assert "FloatingPointError: Loss became infinite or NaN" in str(stock.value) and not list(tmp_path.glob("*.pth"))
+    (tmp_path / "store").unlink()
     with pytest.raises(multiprocessing.ProcessRaisedException) as stop:
-        multiprocessing.spawn(train_in_process, (cfg, tmp_path), nprocs=2)
+        multiprocessing.spawn(train_in_process, (cfg, tmp_path, True), nprocs=2)
     assert "SickStepError: Iteration 1: " in str(stop.value)
     kept = [torch.load(tmp_path / f"sick_step_0000001_rank{rank}.pth", weights_only=True) for rank in range(2)]
     assert all(x.isfinite().all() for x in kept[1]["model"].values())
@@ -240,6 +245,7 @@ def test_row_15_a_loss_that_is_not_finite_in_one_process_of_two(make_cfg, tmp_pa
         "loss that is not finite in one process of two",
         stock="all stop; nothing is kept",
         ours="all stop; each keeps its step",
+        seen="FloatingPointError; nothing kept",
     )
 
 
@@ -338,6 +344,9 @@ def test_rows_38_to_40_a_number_of_classes_that_does_not_fit(row, num_classes, s
     except (RuntimeError, IndexError) as error:
         seen = f"{type(error).__name__}: {str(error)[:60]}"
     assert (seen == "trains") == (row != 39)
+    if row == 40:  # and once in a while the model finds a class that is not there
+        seen = f"trains, then {run_stock(digits.json, digits.images, shift=2)}"
+        assert "stops in evaluation, after the training: AssertionError: A prediction has class=" in seen
     what = {38: "`NUM_CLASSES` one too small", 39: "`NUM_CLASSES` smaller still", 40: "`NUM_CLASSES` too large"}[row]
     fault(row, what, stock=stock, ours="refused before the training, with the right number", seen=seen)
 
@@ -413,6 +422,7 @@ def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
         return
     samplers = [iter(TrainingSampler(20, seed=-1)) for _ in range(2)] if not is_05() else []
     same = samplers and [next(samplers[0]) for _ in range(20)] == [next(samplers[1]) for _ in range(20)]
+    assert same or is_05()
     seen = "main: the same order twice" if same else "0.5: unseeded, so other orders; a resumed run starts over"
     fault(
         44,

@@ -1,5 +1,6 @@
 """`focal-det check`: what is wrong with data and config is told before a training, with an exit code and a corrected copy."""
 
+import functools
 import json
 
 import cv2
@@ -15,6 +16,7 @@ from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.check import main
+from focal_det.tools.train import main as train
 from tests.data.make_data import CLASSES, load_records, write_annotation, write_coco, write_voc
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
@@ -56,15 +58,72 @@ def test_correct_data_and_config_pass(config, capsys):
         (["SOLVER.WARMUP_ITERS", "2000"], "warm-ups longer than the training: SOLVER.WARMUP_ITERS 2000", 1),
         (["DATASETS.TRAIN", "()"], "configs without a training set", 2),
         (["MODEL.WEIGHTS", "none.pth"], "weights that do not exist: none.pth", 2),
+        (
+            ["MODEL.FOCAL_DET.NORMALIZER.NAME", "EMA"],
+            "models that cannot be built: KeyError: MODEL.FOCAL_DET.NORMALIZER: Unknown",
+            2,
+        ),
+        (["MODEL.META_ARCHITECTURE", "FocalRetina"], "Did you mean 'FocalRetinaNet'", 2),
+        (["MODEL.PIXEL_STD", "[float('nan'), 1.0, 1.0]"], "numbers that are not finite: MODEL.PIXEL_STD: [nan, 1.0, 1.0]", 2),
+        (["MODEL.PIXEL_MEAN", "[0.5, 0.5, 0.5]"], "a pixel mean as of images from 0 to 1: MODEL.PIXEL_MEAN [0.5", 1),
+        (["SOLVER.CLIP_GRADIENTS.NORM_TYPE", "float('inf')"], "no errors, no warnings", 0),
+        (["SOLVER.STEPS", "(5000,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], "no errors, no warnings", 0),
+        (["SOLVER.BASE_LR", "10.0"], "10.0 for 8 images", 1),
+        (["SOLVER.BASE_LR", "-0.01"], "numbers that must be above 0: SOLVER.BASE_LR -0.01", 2),
+        (["SOLVER.IMS_PER_BATCH", "0"], "numbers that must be above 0: SOLVER.IMS_PER_BATCH 0", 2),
+        (["MODEL.DEVICE", "cuda"], "no GPU on this machine: MODEL.DEVICE cuda. Training here would stop: set MODEL.DEVICE cpu", 0),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], "MODEL.ROI_HEADS.NUM_CLASSES 2. RetinaNet reads MODEL.RETINANET, such as", 1),
     ],
 )
 def test_a_config_that_does_not_go_with_its_data_is_told(config, words, message, code, capsys):
-    if words[1].startswith("float"):
-        config.write_text(config.read_text() + "SOLVER:\n  BASE_LR: .nan\n")
+    if words[0] == "MODEL.DEVICE" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    if "float(" in words[1]:  # which the command line cannot say
+        *parents, leaf = words[0].split(".")
+        content = yaml.safe_load(config.read_text())
+        functools.reduce(lambda node, part: node.setdefault(part, {}), parents, content)[leaf] = eval(words[1])
+        config.write_text(yaml.safe_dump(content))
         words = []
     assert run(config, *words) == code
     assert message in capsys.readouterr().out
+
+
+def test_training_asks_for_a_gpu_and_a_folder(config, capsys, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        train(["--config-file", str(config), "MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path / "file" / "out")])
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and "--no-check" in output.err
+    assert "error   no GPU on this machine" in output.out and "error   folders that cannot be made" in output.out
+
+
+def test_weights_are_loaded_without_the_gpu_of_the_config(config, weights, capsys):
+    assert run(config, "MODEL.WEIGHTS", str(weights[0]), "MODEL.DEVICE", "cuda", "SOLVER.BASE_LR", "0.005") == 0
+    assert "weights that" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["SOLVER.BASE_LR", "10"], "config key: SOLVER.BASE_LR: write 10.0"),
+        (["DATASETS.TRAIN", "cells"], "config key: DATASETS.TRAIN: write \"('cells',)\""),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_how_to_write(config, words, message, capsys):
+    with pytest.raises(SystemExit):
+        run(config, *words)
+    assert message in capsys.readouterr().err
+
+
+def test_that_the_check_itself_fails_has_an_exit_code_of_its_own(config, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr("focal_det.tools.check.run_checks", fail)
+    assert run(config) == 3
+    assert "RuntimeError: not foreseen" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -107,18 +166,84 @@ def test_weights_that_leave_much_or_little_are_told(share, severity, config, wei
     assert line.startswith(severity) and f"{int(share * len(names))} of " in line and f" {len(names)} " in line
 
 
-def test_a_test_set_with_other_classes_is_told(config, tmp_path, capsys):
-    (tmp_path / "other").mkdir()
-    write_coco(tmp_path / "other")
-    file = tmp_path / "other" / "coco.json"
-    file.write_text(file.read_text().replace('"circle"', '"disc"'))
+def add_test_set(config, change):
+    """Another set as the only test set, with `change` to its content."""
+    folder = config.parent / "other"
+    folder.mkdir()
+    write_coco(folder)
+    annotations = json.loads((folder / "coco.json").read_text())
+    change(annotations)
+    (folder / "coco.json").write_text(json.dumps(annotations))
     content = yaml.safe_load(config.read_text())
-    block = {"name": "discs", "format": "coco", "json": str(file), "images": str(tmp_path / "images")}
+    block = {"name": "other", "format": "coco", "json": str(folder / "coco.json"), "images": str(folder / "images")}
     content["MODEL"]["FOCAL_DET"]["DATASETS"].append(block)
-    content["DATASETS"]["TEST"] = ["discs"]
+    content["DATASETS"]["TEST"] = ["other"]
     config.write_text(yaml.safe_dump(content))
+
+
+def test_a_test_set_with_other_classes_is_told(config, capsys):
+    add_test_set(config, lambda c: c["categories"][0].update(name="circles"))
     assert run(config) == 2
-    assert "class 0 is 'circle' in cells, 'disc' in discs" in capsys.readouterr().out
+    message = "class 0 is 'circle' in cells, 'circles' in other; only cells has 'circle' (a typo of 'circles'?)"
+    assert message in capsys.readouterr().out
+
+
+def test_a_class_too_many_in_one_set_is_no_reason_to_change_the_model(config, capsys):
+    """To set NUM_CLASSES to that of the one set, then to that of the other, goes round in a circle."""
+    add_test_set(config, lambda c: c["categories"].append({"id": 3, "name": "squares"}))
+    assert run(config) == 2
+    output = capsys.readouterr().out
+    assert "class 2 is none in cells, 'squares' in other; only other has 'squares' (a typo of 'square'?)" in output
+    assert "NUM_CLASSES" not in output
+
+
+def test_what_a_test_set_lacks_is_an_error_though_the_training_set_lacks_it_too(config, capsys):
+    add_test_set(config, lambda c: c["annotations"][3].pop("area"))
+    file = config.parent / "coco.json"
+    content = json.loads(file.read_text())
+    del content["annotations"][0]["iscrowd"]
+    file.write_text(json.dumps(content))
+    assert run(config) == 2
+    lines = [x.split()[0] for x in capsys.readouterr().out.splitlines() if "annotations without iscrowd or area" in x]
+    assert lines == ["error", "warning"]
+
+
+@pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()], ids=["no list", "empty"])
+def test_a_test_set_may_have_no_annotations(change, config, capsys):
+    add_test_set(config, change)
+    assert run(config) == 1
+    assert "test sets without a usable annotation" in capsys.readouterr().out
+
+
+def test_images_of_lvis_are_found_by_their_address(config, capsys):
+    def to_lvis(content):
+        for image in content["images"]:
+            image["coco_url"] = f"http://images.example.org/images/{image.pop('file_name')}"
+        for annotation in content["annotations"]:
+            del annotation["iscrowd"]
+
+    add_test_set(config, to_lvis)
+    load_config(config)
+    MetadataCatalog.get("lvis_copy").set(
+        json_file=str(config.parent / "other" / "coco.json"), image_root=f"{config.parent}/other/", evaluator_type="lvis"
+    )
+    DatasetCatalog.register("lvis_copy", lambda: [])
+    assert run(config, "--dataset", "lvis_copy") == 0
+    (config.parent / "other" / "images" / "2.png").unlink()
+    assert run(config, "--dataset", "lvis_copy") == 2
+    assert "images that do not exist" in capsys.readouterr().out
+
+
+def test_few_images_with_objects_among_many_are_enough(config, tmp_path, capsys):
+    file = config.parent / "coco.json"
+    content = json.loads(file.read_text())
+    content["images"] += [{**content["images"][2], "id": 10 + i} for i in range(500)]
+    content["annotations"] = content["annotations"][:1]
+    file.write_text(json.dumps(content))
+    assert run(config, "--json", "--images", "1", "--report", str(tmp_path / "page")) == 1
+    figures = json.loads(capsys.readouterr().out, parse_constant=float)["training_set"]
+    assert figures["images"] == 504 and figures["boxes_reached"] == 1.0
+    assert (tmp_path / "page" / "images.png").stat().st_size > 3000
 
 
 def register(name, records, **metadata):
@@ -248,6 +373,19 @@ def test_images_are_decoded_as_many_as_asked_and_all_looked_for(config, capsys):
     file.write_bytes(b"")
     assert run(config, "--images", "1") == 2
     assert "image files without content" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_all_is_told_and_no_copy_is_written(config, capsys):
+    file = config.parent / "coco.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] -= 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        run(config, "--dataset", "cells", "--fix", str(config.parent / "fixed.json"))
+    output = capsys.readouterr()
+    assert "error   category ids that are shifted" in output.out and "category ids that are shifted" in output.err
+    assert not (config.parent / "fixed.json").exists()
 
 
 def test_a_voc_box_without_area_and_an_annotation_that_is_none_are_told(tmp_path, capsys):
