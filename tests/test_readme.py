@@ -94,7 +94,7 @@ def move_output(words, folder):
 @commands_of("check")
 def test_its_check_finds_nothing_wrong(words, tmp_path):
     assert "no errors, no warnings" in run_command(move_output(words, tmp_path))
-    assert {x.name for x in (tmp_path / "check").iterdir()} == {"index.html", "anchors.png", "classes.png"}
+    assert {x.name for x in (tmp_path / "check").iterdir()} == {"index.html", "images.png", "anchors.png", "classes.png"}
     assert "alpha_per_class" in (tmp_path / "anchors.yaml").read_text()
 
 

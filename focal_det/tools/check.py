@@ -54,17 +54,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.images < 0:
         parser.error(f"--images must be >= 0, got {args.images}")
     try:
-        return _run(args)
+        cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         parser.error(describe_error(error))
+    try:
+        return _run(cfg, args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     except Exception:
         traceback.print_exc()
         print("focal-det check itself has failed, which is a fault of its own", file=sys.stderr)
         return 3
 
 
-def _run(args: argparse.Namespace) -> int:
-    cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+def _run(cfg: CfgNode, args: argparse.Namespace) -> int:
     findings, report = run_checks(cfg, images=args.images, dataset=args.dataset, suggest=True)
     if report and args.write:
         check_anchors.write_suggestion(report, cfg, args.config_file, args.opts, args.write)
@@ -134,16 +137,16 @@ def _check_datasets(
 ) -> None:
     """Check the data sets of a config, or one, each by itself and against each other."""
     files, classes = {}, {}
-    for name in [dataset] if dataset else dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+    train, test = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+    for name in [dataset] if dataset else dict.fromkeys((*train, *test)):
         if name not in DatasetCatalog.list():
             continue
-        use = {"is_train": name in cfg.DATASETS.TRAIN or bool(dataset), "is_test": name in cfg.DATASETS.TEST or bool(dataset)}
+        use = {"is_train": name in train or name not in test, "is_test": name in test or name not in train}
         records, classes[name] = check_dataset(cfg, name, get_records, findings, **use)
         files[name] = check_images(records, findings, num_decoded=images)
     check_classes(cfg, classes, findings)
     if not dataset:
-        train, test = ({x: files[x] for x in cfg.DATASETS[key] if x in files} for key in ("TRAIN", "TEST"))
-        check_overlap(train, test, findings)
+        check_overlap({x: files[x] for x in train if x in files}, {x: files[x] for x in test if x in files}, findings)
 
 
 def _load(name: str) -> list[dict[str, Any]]:
