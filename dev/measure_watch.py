@@ -75,7 +75,7 @@ def write_large_coco(file: Path, num_images: int) -> None:
 
 
 def measure_check(num_images: int = NUM_IMAGES) -> dict:
-    """Seconds and peak memory of a whole check but for the decoding of the images, which all are one, and of which one is decoded."""
+    """Seconds and peak memory of a whole check but for the decoding of the images: all are links to one, and one is decoded."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_large_coco(folder / "large.json", num_images)

@@ -21,6 +21,7 @@ file, or as the config key MODEL.FOCAL_DET.DATASETS, where they are, like all pa
 `~` and `$VARIABLES` are expanded.
 """
 
+import functools
 import json
 import math
 import os
@@ -224,8 +225,7 @@ def _read_classes(spec: dict[str, Any]) -> list[str]:
         _load(spec)
         return spec["classes"]
     try:
-        categories = json.loads(Path(spec["json"]).read_text())["categories"]
-        classes = [x["name"] for x in sorted(categories, key=lambda x: x["id"])]
+        classes = list(_read_coco_classes(spec["json"], os.stat(spec["json"]).st_mtime_ns))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Data set {spec['name']}: {spec['json']} is not COCO json with categories ({error!r})") from error
     if spec.get("classes", classes) != classes:
@@ -234,3 +234,10 @@ def _read_classes(spec: dict[str, Any]) -> list[str]:
             "Write the names in that order, or leave 'classes' out."
         )
     return classes
+
+
+@functools.lru_cache
+def _read_coco_classes(file: str, mtime: int) -> tuple[str, ...]:
+    """The names of the categories by their ids, of a file as it was at a time: a large one takes long to read."""
+    categories = json.loads(Path(file).read_text(encoding="utf-8"))["categories"]
+    return tuple(x["name"] for x in sorted(categories, key=lambda x: x["id"]))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes
+from torch import Tensor
 
 from focal_det.analysis.anchor_fit import (
     MIN_GAIN,
@@ -35,6 +36,7 @@ from focal_det.config import build_cls_loss, build_normalizer
 from focal_det.data.catalog import sample_evenly
 from focal_det.data.findings import Findings, shorten
 from focal_det.head import get_prior_prob
+from focal_det.losses import PointwiseClsLoss
 from focal_det.losses.initial import compute_initial_loss
 from focal_det.targets import DenseTargets
 from focal_det.tools._training_set import (
@@ -137,6 +139,10 @@ def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup
     bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], []
     for record in records:
         objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
+        if isinstance(cls_loss, PointwiseClsLoss):
+            sums.append(_sum_by_label(cls_loss, bias, labels, num_classes)[None])
+            num_pos.append(((labels >= 0) & (labels < num_classes)).sum()[None])
+            continue
         boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
         targets = DenseTargets.from_labels(labels[None], boxes[None], num_classes)
         targets = replace(targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels)))
@@ -145,6 +151,13 @@ def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup
     if cls_loss.self_normalized:
         return float(torch.cat(sums).mean())
     return float((torch.cat(sums) / build_normalizer(cfg)(torch.cat(num_pos))).sum())
+
+
+def _sum_by_label(cls_loss: PointwiseClsLoss, bias: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """() the loss of anchors that all have the same logits: as often as there are anchors of a label, that of one of them."""
+    kinds = torch.arange(-1, num_classes + 1)[None]
+    losses = cls_loss.per_anchor(bias.expand(1, kinds.numel(), -1), kinds, torch.zeros(kinds.shape))[0]
+    return (losses.double() * torch.bincount(labels + 1, minlength=kinds.numel())).sum()
 
 
 def add_findings(report: TrainingSetReport, findings: Findings) -> None:
@@ -217,7 +230,7 @@ def _describe_lost(report: TrainingSetReport) -> str:
 def _describe_gain(report: TrainingSetReport) -> str:
     anchors, after = report.anchors, report.fit_after
     finer = f", and a level of stride {anchors.strides[0]}" if len(anchors.strides) > len(report.level_names) else ""
-    sizes = " ".join(f"{level[0]:g}-{level[-1]:g}" if len(level) > 1 else f"{level[0]:g}" for level in anchors.sizes)
+    sizes = " ".join(f"{level[0]:.3g}-{level[-1]:.3g}" if len(level) > 1 else f"{level[0]:.3g}" for level in anchors.sizes)
     ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
     shares = f"{_percent(after.score)} of the boxes instead of {_percent(report.fit.score)}"
     return f"anchors of {sizes} px, height / width {ratios}{finer} would reach {shares}"
