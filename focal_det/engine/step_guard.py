@@ -16,6 +16,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from focal_det.data.findings import shorten
+
 _MAX_NAMES = 5
 _DIVERGED = 1000  # times the loss of the first step, or 1 if that is less, as without objects
 _PATIENCE = 30  # iterations in a row; with so many steps left out, a loss scale of 2**16 is below 1
@@ -155,7 +157,7 @@ class StepGuard(HookBase):
         model = getattr(self.trainer.model, "module", self.trainer.model)
         sick = [k for k, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
         if sick:
-            return f"{len(sick)} tensors are not finite, such as {', '.join(sick[:_MAX_NAMES])}"
+            return f"{len(sick)} tensors are not finite: {shorten(sick, _MAX_NAMES)}"
         outputs = get_largest_outputs(model, self._batch) if self._batch else {}
         for name, value in outputs.items():
             if not value < _MAX_OUTPUT:
@@ -218,11 +220,9 @@ def _describe(what: str, layers: Sequence[str], batch: Sequence[dict], outputs: 
     sick_images = [name for name, x in zip(names, batch) if not x["image"].isfinite().all()]
     with_boxes = [(name, x["instances"].gt_boxes.tensor) for name, x in zip(names, batch) if "instances" in x]
     sick_boxes = [name for name, boxes in with_boxes if not boxes.isfinite().all()]
-    lines = [
-        f"{what} The optimizer was not stepped.",
-        f"gradients: {len(layers)} parameters are not finite{_list(layers)}",
-        f"images: {', '.join(names)}",
-    ]
+    lines = [f"{what} The optimizer was not stepped."]
+    lines += [f"gradients: {len(layers)} parameters are not finite: {shorten(layers, _MAX_NAMES)}"] if layers else []
+    lines += [f"images: {', '.join(names)}"]
     lines += [f"pixels that are not finite: {', '.join(sick_images)}"] if sick_images else []
     lines += [f"boxes that are not finite: {', '.join(sick_boxes)}"] if sick_boxes else []
     lines += [f"largest {k}, in evaluation mode: {v:.4g}" for k, v in outputs.items()]
@@ -231,8 +231,3 @@ def _describe(what: str, layers: Sequence[str], batch: Sequence[dict], outputs: 
         f"{how} a lower SOLVER.BASE_LR, a longer warm-up, or SOLVER.CLIP_GRADIENTS",
     ]
     return "\n  ".join(lines)
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return f": {', '.join(names[:_MAX_NAMES])}{more}" if names else ""

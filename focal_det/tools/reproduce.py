@@ -37,7 +37,7 @@ def _describe(step: dict[str, Any]) -> list[str]:
     sick = step["sick_gradients"]
     is_sick = sick or not all(map(math.isfinite, step["losses"].values()))
     return [
-        f"iteration {step['iteration']}: {'not finite again' if is_sick else 'all is finite this time'}",
+        f"iteration {step['iteration']}: {'not finite again' if is_sick else 'all is finite'}",
         *(f"  {name}: {value:.6g}" for name, value in step["losses"].items()),
         f"  parameters whose gradient is not finite: {len(sick)}{f', {shorten(sick)}' if sick else ''}",
         *(f"  largest {name}, in evaluation mode: {value:.6g}" for name, value in step["largest"].items()),

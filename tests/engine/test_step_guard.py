@@ -172,7 +172,7 @@ def test_reproduce_prints_the_step(train_steps, tmp_path, capsys):
     file = str(tmp_path / "sick_step_0000000_rank0.pth")
     assert reproduce([file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "iteration 0: all is finite this time" and lines[1].startswith("  loss_cls: ")  # the hook spoilt it
+    assert lines[0] == "iteration 0: all is finite" and lines[1].startswith("  loss_cls: ")  # the hook spoilt it
     assert "  parameters whose gradient is not finite: 0" in lines
     assert reproduce([file, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -15,6 +15,7 @@ from detectron2.utils.events import EventStorage
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.model_zoo import get_config_file
+from focal_det.tools.__main__ import main as focal_det_main
 from focal_det.tools.check import main
 from focal_det.tools.train import main as train
 from tests.data.make_data import CLASSES, load_records, write_annotation, write_coco, write_voc
@@ -124,6 +125,15 @@ def test_that_the_check_itself_fails_has_an_exit_code_of_its_own(config, monkeyp
     monkeypatch.setattr("focal_det.tools.check.run_checks", fail)
     assert run(config) == 3
     assert "RuntimeError: not foreseen" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_told_in_a_line(monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("focal_det.tools.check.load_config", interrupt)
+    assert focal_det_main(["check", "--config-file", "x.yaml"]) == 130
+    assert capsys.readouterr().err == "\nfocal-det check: interrupted\n"
 
 
 @pytest.fixture
