@@ -2,17 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes
-from torch import Tensor
 
 from focal_det.analysis.anchor_fit import (
     MIN_GAIN,
@@ -21,7 +18,6 @@ from focal_det.analysis.anchor_fit import (
     AnchorSetup,
     draw_anchor_fit,
     get_objects,
-    label_record,
     measure_anchors,
     suggest_anchors,
 )
@@ -32,13 +28,9 @@ from focal_det.analysis.class_weights import (
     compute_class_priors,
     count_objects,
 )
-from focal_det.config import build_cls_loss, build_normalizer
 from focal_det.data.catalog import sample_evenly
 from focal_det.data.findings import Findings, shorten
-from focal_det.head import get_prior_prob
-from focal_det.losses import PointwiseClsLoss
-from focal_det.losses.initial import compute_initial_loss
-from focal_det.targets import DenseTargets
+from focal_det.tools._expected_loss import compute_expected_loss
 from focal_det.tools._training_set import (
     GetRecords,
     build_anchor_setup,
@@ -126,38 +118,6 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
     may_add_level = cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone" and levels[0] == "p3"
     anchors = Anchors(sizes, list(node.ASPECT_RATIOS[0]), setup.strides)
     return suggest_anchors(sample_evenly(sample, _TRIED_IMAGES), setup, anchors, may_add_level=may_add_level)
-
-
-@torch.no_grad()
-def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup: AnchorSetup) -> float:
-    """`loss_cls` of the first step of one process, with every score at the prior.
-
-    Args:
-        records: a batch.
-    """
-    cls_loss, num_classes = build_cls_loss(cfg), setup.num_classes
-    bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], []
-    for record in records:
-        objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
-        if isinstance(cls_loss, PointwiseClsLoss):
-            sums.append(_sum_by_label(cls_loss, bias, labels, num_classes)[None])
-            num_pos.append(((labels >= 0) & (labels < num_classes)).sum()[None])
-            continue
-        boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
-        targets = DenseTargets.from_labels(labels[None], boxes[None], num_classes)
-        targets = replace(targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels)))
-        sums.append(compute_initial_loss(cls_loss, bias, targets))
-        num_pos.append(targets.num_pos)
-    if cls_loss.self_normalized:
-        return float(torch.cat(sums).mean())
-    return float((torch.cat(sums) / build_normalizer(cfg)(torch.cat(num_pos))).sum())
-
-
-def _sum_by_label(cls_loss: PointwiseClsLoss, bias: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """() the loss of anchors that all have the same logits: as often as there are anchors of a label, that of one of them."""
-    kinds = torch.arange(-1, num_classes + 1)[None]
-    losses = cls_loss.per_anchor(bias.expand(1, kinds.numel(), -1), kinds, torch.zeros(kinds.shape))[0]
-    return (losses.double() * torch.bincount(labels + 1, minlength=kinds.numel())).sum()
 
 
 def add_findings(report: TrainingSetReport, findings: Findings) -> None:
