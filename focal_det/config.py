@@ -164,7 +164,8 @@ def _explain_type(error: ValueError) -> str:
     found = re.search(r"\(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) for config key", str(error))
     hints = {("float", "int"): "{}.0", ("tuple", "str"): "\"('{}',)\"", ("tuple", "int"): '"({},)"', ("list", "str"): "\"['{}']\""}
     hint = hints.get(found.groups()[:2]) if found else None
-    return f"{error}: write {hint.format(found[3])}" if hint else str(error)
+    is_plain = found and re.fullmatch(r"[\w.-]+", found[3])
+    return f"{error}: write {hint.format(found[3])}" if hint and is_plain else str(error)
 
 
 def build_cls_loss(cfg: CfgNode) -> ClsLoss:

@@ -64,19 +64,28 @@ def draw_ground_truth(
     """Draw images with their boxes, where mistakes of a whole data set are seen at once.
 
     Args:
-        records: dataset dicts; those with objects are drawn, at even distances.
+        records: dataset dicts; those with objects are drawn, at even distances, if they can be read.
         out_file: picture to write; the suffix decides the format.
     """
     records = sample_evenly([x for x in records if x.get("annotations")], num_images)
+    images = [_try_to_read(x["file_name"]) for x in records]
     num_rows = -(-len(records) // 3)
     aspect = max(x["height"] / x["width"] for x in records)
     figure = Figure(figsize=(13, (4.3 * aspect + 0.25) * num_rows), layout="constrained")
     for axes in figure.subplots(num_rows, 3, squeeze=False).flat:
         axes.axis("off")
-    for axes, record in zip(figure.axes, records):
-        axes.imshow(_draw_objects(read_image(record["file_name"], "RGB"), record, class_names))
-        axes.set_title(Path(record["file_name"]).name, fontsize=9)
+    for axes, record, image in zip(figure.axes, records, images):
+        if image is not None:
+            axes.imshow(_draw_objects(image, record, class_names))
+        axes.set_title(f"{Path(record['file_name']).name}{': cannot be read' if image is None else ''}", fontsize=9)
     figure.savefig(out_file, dpi=110)
+
+
+def _try_to_read(file: str) -> Optional[np.ndarray]:
+    try:
+        return read_image(file, "RGB")
+    except Exception:  # Pillow has many ways to say it
+        return None
 
 
 def _draw_objects(image: np.ndarray, record: dict[str, Any], class_names: Sequence[str]) -> np.ndarray:

@@ -17,7 +17,9 @@ _NOT_NUMBERS = "boxes that are not four finite numbers"
 _SLACK = 1  # pixel that a box may reach out, as rounding has it
 _OUTSIDE = "boxes outside of the image"
 _MIN_BOXES = 10  # from which their form can be told
-_MANY_OUT, _MANY_OUTSIDE = 0.1, 0.2  # of the boxes
+_MANY_OUT, _MOST_OUT = 0.25, 0.5  # of the boxes reach out of their image, for a warning and an error about their form
+_MANY_OUTSIDE = 0.2  # of the boxes have nothing in their image
+_FEW_SHIFTED, _FEW_SHIFTED_SHARE = 5, 0.02  # annotations of unknown classes, below which they are mistakes one by one
 # Other forms of a box than COCO's, and their corners.
 _FORMS = {
     "x0, y0, x1, y1": lambda x0, y0, x1, y1: (x0, y0, x1, y1),
@@ -80,7 +82,7 @@ def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Fi
     seen: set[int] = set()
     for annotation in annotations:
         key = get_object_key(annotation)
-        if key in seen:
+        if key in seen and not annotation.get("iscrowd"):
             advice = f"They are trained on and counted more than once. {_FIX}"
             place = f"{file}: annotation {_get_name(annotation)} (image {annotation.get('image_id')}): {annotation.get('bbox')}"
             findings.add("warning", TWICE, advice, place)
@@ -88,25 +90,20 @@ def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Fi
 
 
 def get_object_key(annotation: dict[str, Any]) -> int:
-    """The same for the same class and box in the same image."""
-    return hash(str([annotation.get(x) for x in ("image_id", "category_id", "bbox", "iscrowd")]))
+    """The same for the same class, box and outline in the same image."""
+    return hash(str([annotation.get(x) for x in ("image_id", "category_id", "bbox", "segmentation", "keypoints")]))
 
 
 def check_form(annotations: Sequence[dict[str, Any]], images: dict, names: dict, file: Path, findings: Findings) -> None:
     """Find what is wrong in the same way with all: class ids that are shifted, boxes in another form."""
-    used = {x["category_id"] for x in annotations if is_whole(x.get("category_id"))}
-    for shift, words in ((1, "1 more"), (-1, "1 less")):
-        if len(used) > 1 and not used <= names.keys() and {x + shift for x in used} <= names.keys():
-            place = f"{file}: annotations have {shorten(sorted(used))}, categories {shorten(sorted(names))}; all fit with {words}"
-            advice = "Objects have the names of other classes: correct the ids of the categories or of the annotations."
-            findings.add("error", "category ids that are shifted", advice, place)
+    _check_shift([x["category_id"] for x in annotations if is_whole(x.get("category_id"))], names, file, findings)
     known = [x for x in annotations if is_id(x.get("image_id")) and x["image_id"] in images]
     pairs = [(x["bbox"], images[x["image_id"]]) for x in known if "bbox" in x]
     faults = [describe_box_fault(*x) for x in pairs]
     pairs = [pair for pair, fault in zip(pairs, faults) if fault != _NOT_NUMBERS]
     if len(pairs) < _MIN_BOXES:
         return
-    if all(max(box) <= 1 for box, _ in pairs):
+    if all(max(box) <= 1 for box, _ in pairs) and not all(map(is_whole, (x for box, _ in pairs for x in box))):
         advice = "COCO boxes are in pixels: multiply by width and height of the image."
         place = f"{file}: all of {len(pairs)} boxes are within 0 to 1, such as {pairs[0][0]}"
         findings.add("error", "boxes that are fractions of the image", advice, place)
@@ -118,12 +115,25 @@ def check_form(annotations: Sequence[dict[str, Any]], images: dict, names: dict,
             out = f"{num_outside + num_cut} of {len(pairs)} reach out of their image"
             place = f"{file}: {out}, such as {pairs[0][0]}; as {form}, none"
             advice = "COCO boxes are x, y, width, height, with x and y of the upper left corner: convert them."
-            findings.add("error", f"boxes that look like {form}", advice, place)
+            severity = "error" if num_outside + num_cut >= _MOST_OUT * len(pairs) else "warning"
+            findings.add(severity, f"boxes that look like {form}", advice, place)
             return
     if num_outside >= _MANY_OUTSIDE * len(pairs):
         advice = "Are they for images of another size, or of other files?"
         place = f"{file}: {num_outside} of {len(pairs)} boxes are outside of their image"
         findings.add("error", "boxes that do not go with the images", advice, place)
+
+
+def _check_shift(class_ids: Sequence[int], names: dict, file: Path, findings: Findings) -> None:
+    """Find class ids that all are one too small or too large."""
+    used, num_unknown = set(class_ids), sum(x not in names for x in class_ids)
+    if num_unknown < max(_FEW_SHIFTED, _FEW_SHIFTED_SHARE * len(class_ids)) or len(used) < 2:
+        return
+    for shift, words in ((1, "1 more"), (-1, "1 less")):
+        if {x + shift for x in used} <= names.keys():
+            place = f"{file}: annotations have {shorten(sorted(used))}, categories {shorten(sorted(names))}; all fit with {words}"
+            advice = "Objects have the names of other classes: correct the ids of the categories or of the annotations."
+            findings.add("error", "category ids that are shifted", advice, place)
 
 
 def _is_inside(corners: Sequence[float], image: dict[str, Any]) -> bool:

@@ -35,7 +35,8 @@ def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optio
         advice = f"COCO annotations for {'training' if is_train else 'tests'} have lists under {', '.join(needed)}."
         findings.add("error", "annotation files without a part", advice, f"{file}: no list under {', '.join(missing)}")
         return None
-    content.setdefault("annotations", [])
+    if not isinstance(content.get("annotations"), list):
+        content["annotations"] = []
     for part in _PARTS:
         wrong = [x for x in content[part] if not isinstance(x, dict)]
         if wrong:

@@ -57,7 +57,7 @@ def check_images(
 
 
 def _look_at(record: Mapping[str, Any], is_decoded: bool) -> tuple[list[Fault], Optional[bytes], bool]:
-    """What is wrong with an image; if it was decoded, a digest of the file; and whether all its pixels are the same."""
+    """What is wrong with an image; if it was decoded, a digest of the file; and whether all its pixels are the same (no digest)."""
     file = record["file_name"]
     if not os.path.isfile(file):
         return [("error", "images that do not exist", "Put them there, or correct the folder or the names.", file)], None, False
@@ -68,12 +68,14 @@ def _look_at(record: Mapping[str, Any], is_decoded: bool) -> tuple[list[Fault], 
     try:
         with Image.open(file) as image:
             image.load()
-            extrema = np.reshape(image.getextrema(), (-1, 2))  # of each band
-            faults = [x for x in (_find_size_fault(image, record), _find_value_fault(image.mode, extrema.max(), file)) if x]
+            is_deep = image.mode.startswith(("I", "F"))  # of which Pillow does not know all extrema
+            pixels = np.asarray(image) if is_deep else np.reshape(image.getextrema(), (-1, 2)).T
+            faults = [x for x in (_find_size_fault(image, record), _find_value_fault(image.mode, pixels, file)) if x]
     except Exception as error:  # Pillow has many ways to say it
         return [("error", "images that cannot be decoded", _GET_AGAIN, f"{file}: {error}")], None, False
-    is_flat = bool((extrema[:, 0] == extrema[:, 1]).all())
-    return faults, hashlib.blake2b(Path(file).read_bytes(), digest_size=16).digest(), is_flat
+    if (pixels == pixels[:1, :1] if is_deep else pixels[0] == pixels[1]).all():
+        return faults, None, True
+    return faults, hashlib.blake2b(Path(file).read_bytes(), digest_size=16).digest(), False
 
 
 def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[Fault]:
@@ -86,12 +88,13 @@ def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[
     return "error", "images of another size than the annotations say", advice, place
 
 
-def _find_value_fault(mode: str, highest: float, file: str) -> Optional[Fault]:
+def _find_value_fault(mode: str, values: np.ndarray, file: str) -> Optional[Fault]:
     """Pixels that Detectron2 cannot show: it makes 8 bits a channel of them by cutting."""
-    if highest <= _MAX_VALUE and mode != "F":
+    lowest, highest = values.min(), values.max()
+    if lowest >= 0 and highest <= _MAX_VALUE and (mode != "F" or (values == np.floor(values)).all()):
         return None
-    advice = "Detectron2 cuts values at 255, and to whole numbers: convert them."
-    return "error", "images of more than 8 bits", advice, f"{file}: mode {mode}, values up to {highest:g}"
+    advice = "Detectron2 cuts values to whole numbers from 0 to 255: convert them."
+    return "error", "images of more than 8 bits", advice, f"{file}: mode {mode}, values from {lowest:g} to {highest:g}"
 
 
 def check_overlap(train: Mapping[str, Mapping[Any, str]], test: Mapping[str, Mapping[Any, str]], findings: Findings) -> None:

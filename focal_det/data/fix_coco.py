@@ -42,13 +42,14 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     checked, kept, seen = {id(x) for x in drop_of_broken_images(fixed, images)}, [], set()
     for annotation in annotations:
         _fill_in(annotation, images, changes)
+        is_copy = not annotation["iscrowd"] and get_object_key(annotation) in seen
         key, (what, _) = get_object_key(annotation), find_annotation_fault(annotation, images, names) or ("", "")
-        if key in seen or (what not in ("", CUT) and id(annotation) in checked):
-            changes[f"removed: {TWICE if key in seen else what}"].append(annotation["id"])
+        if is_copy or (what not in ("", CUT) and id(annotation) in checked):
+            changes[f"removed: {TWICE if is_copy else what}"].append(annotation["id"])
             continue
         if what == CUT:
             annotation["bbox"] = _cut(annotation["bbox"], images[annotation["image_id"]])
-            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            annotation["area"] = min(annotation["area"], annotation["bbox"][2] * annotation["bbox"][3])
             changes[f"cut: {what}"].append(annotation["id"])
         seen.add(key)
         kept.append(annotation)
@@ -82,7 +83,7 @@ def _convert(annotation: dict[str, Any], images: dict, names: dict, changes: dic
     """Make numbers of text that is a number: ids, where there are none of the text, and boxes."""
     for key, known in (("image_id", images), ("category_id", names)):
         value = annotation.get(key)
-        if isinstance(value, str) and value not in known and value.strip().isdigit() and int(value) in known:
+        if isinstance(value, str) and value not in known and value.isdecimal() and int(value) in known:
             annotation[key] = int(value)
             changes[f"converted: {key} from text"].append(annotation.get("id"))
     box = annotation.get("bbox")

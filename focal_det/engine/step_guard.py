@@ -52,10 +52,11 @@ class StepGuard(HookBase):
         self._num_skipped = self._num_diverged = 0
         self._buffers: list[Tensor] = []
         self._undo: list[Callable[[], None]] = []
+        self._start_time = 0.0
 
     def before_train(self) -> None:
         model, optimizer = self.trainer.model, self.trainer.optimizer
-        step = optimizer.step
+        step, self._start_time = optimizer.step, time.time()
 
         @functools.wraps(step)  # with what a scheduler of the learning rate has noted on it
         def check_and_step(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +72,9 @@ class StepGuard(HookBase):
 
     def after_step(self) -> None:
         self._num_skipped += 1
-        if self._num_skipped > _PATIENCE:
+        if self._num_skipped > 0 and not all(x.isfinite() for x in self._losses.values()):
+            self.stop()
+        if self._num_skipped > _PATIENCE and find_sick_gradients(self.trainer.model):
             self.stop(f"gradients have not been finite for {self._num_skipped} iterations in a row, at ever smaller loss scales")
 
     def after_train(self) -> None:
@@ -141,7 +144,7 @@ class StepGuard(HookBase):
         torch.save(content, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
         outputs = get_largest_outputs(model, self._batch)
-        _wait_for(files)
+        _wait_for(files, self._start_time)
         terms = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
         values = {k: v for k, v in losses.items() if math.isfinite(v)}
         values["learning rate"] = self.trainer.optimizer.param_groups[0]["lr"]
@@ -187,10 +190,10 @@ def get_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -> di
         model.train(was_training)
 
 
-def _wait_for(files: Sequence[Path]) -> None:
-    """Wait until all are there, but not for ever: other machines may write elsewhere."""
+def _wait_for(files: Sequence[Path], start_time: float) -> None:
+    """Wait until all have been written since a time, but not for ever: other machines may write elsewhere."""
     deadline = time.monotonic() + _WAIT_SECONDS
-    while not all(x.is_file() for x in files) and time.monotonic() < deadline:
+    while not all(x.is_file() and x.stat().st_mtime >= start_time for x in files) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

@@ -22,7 +22,7 @@ from focal_det.tools._check_data import silence
 from focal_det.tools._training_set import get_num_classes, get_num_classes_key
 
 _IMAGES_PER_LR = 16 / 0.01  # Detectron2's RetinaNet: 16 images at 0.01
-_FACTOR, _FACTOR_FROM_SCRATCH = 4, 40  # that a learning rate may be from it; with normalization, far higher ones work
+_NARROW, _WIDE = 4, 40  # times that; far higher ones work with normalization, far lower ones for fine-tuning
 _EVALUATORS = ("coco", "lvis", "pascal_voc")
 _FEW_WEIGHTS = 0.25  # of the model's tensors, below which it is a warning; a small ResNet is a third of a RetinaNet's
 
@@ -36,7 +36,7 @@ def check_config(cfg: CfgNode, findings: Findings, *, is_training: bool) -> None
     _check_names(cfg, findings)
     for key, value in find_not_finite(cfg).items():
         findings.add("error", "numbers that are not finite", "Give them a number.", f"{key}: {value}")
-    _check_solver(cfg.SOLVER, bool(cfg.MODEL.WEIGHTS), findings)
+    _check_solver(cfg, findings)
     if get_num_classes_key(cfg).startswith("MODEL.RETINANET"):
         _check_other_architectures(flatten_config(cfg), findings)
     if any(cfg.MODEL.PIXEL_MEAN) and max(cfg.MODEL.PIXEL_MEAN) <= 1:
@@ -120,7 +120,8 @@ def _describe_difference(first: str, classes: Sequence[str], name: str, others: 
     return "; ".join(parts)
 
 
-def _check_solver(solver: CfgNode, has_weights: bool, findings: Findings) -> None:
+def _check_solver(cfg: CfgNode, findings: Findings) -> None:
+    solver, has_weights = cfg.SOLVER, bool(cfg.MODEL.WEIGHTS)
     for key in ("BASE_LR", "IMS_PER_BATCH", "MAX_ITER"):
         if solver[key] <= 0:
             findings.add("error", "numbers that must be above 0", "Correct them.", f"SOLVER.{key} {solver[key]}")
@@ -132,8 +133,9 @@ def _check_solver(solver: CfgNode, has_weights: bool, findings: Findings) -> Non
     if solver.WARMUP_ITERS >= solver.MAX_ITER:
         place = f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS}, SOLVER.MAX_ITER {solver.MAX_ITER}"
         findings.add("warning", "warm-ups longer than the training", "The learning rate is never reached: shorten it.", place)
-    expected, factor = solver.IMS_PER_BATCH / _IMAGES_PER_LR, _FACTOR if has_weights else _FACTOR_FROM_SCRATCH
-    if not 1 / factor <= solver.BASE_LR / expected <= factor:
+    expected, is_normalized = solver.IMS_PER_BATCH / _IMAGES_PER_LR, bool(cfg.MODEL.FPN.NORM or cfg.MODEL.RETINANET.NORM)
+    most = _WIDE if is_normalized or not has_weights else _NARROW
+    if not 1 / _WIDE <= solver.BASE_LR / expected <= most:
         advice = f"By the linear rule (16 images at 0.01) it would be about {expected:.3g}; with more, warm up longer."
         place = f"{solver.BASE_LR} for {solver.IMS_PER_BATCH} images"
         findings.add("warning", "learning rates far from what the batch asks for", advice, place)

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from focal_det.analysis.curves import read_metrics
 from focal_det.analysis.record import get_figure, make_record
+from focal_det.tools.train import SICK
 
 _POLL_SECONDS = 1.0
-_DIVERGED = "focal_det.engine.step_guard.SickStepError: "  # as Python ends a traceback with it
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _read_outcome(run: Run, code: int, output: str, num_threads: Optional[int]) 
     origin = {"seed": run.seed, "iterations": run.num_iters}
     if code:
         lines = [x.strip() for x in output.splitlines() if x.strip()] or [f"exit code {code}, no output"]
-        diverged = [x.removeprefix(_DIVERGED) for x in lines if x.startswith(_DIVERGED)]
+        diverged = [x.removeprefix(SICK) for x in lines if x.startswith(SICK)]
         return {**origin, "status": "diverged" if diverged else "crashed", "error": (diverged or lines)[-1]}
     record = make_record(run.folder, " ".join(["python", *run.command]), run.dataset, num_threads=num_threads)
     times = sorted(line["time"] for line in record.pop("metrics") if "time" in line)

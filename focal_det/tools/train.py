@@ -22,6 +22,7 @@ from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.tools.check import describe_error, print_findings, run_checks
 
+SICK = "sick: "  # is what the last message of a training begins with that the guard has stopped
 _CHECKED_IMAGES = 200  # of each data set, before a training
 
 
@@ -45,7 +46,7 @@ def run(args) -> Optional[dict]:
     trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
     if trainer.checkpointer.sickness:
-        raise SystemExit(f"The model at the end of the training is sick: {trainer.checkpointer.sickness}")
+        raise SickStepError(f"the model at the end of the training is sick: {trainer.checkpointer.sickness}")
     return results
 
 
@@ -105,12 +106,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         launch(run, args.num_gpus, **machines, args=(args,))
     except SickStepError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"{SICK}{error}") from None
     except multiprocessing.ProcessRaisedException as error:  # of one of several processes, as text
         _, is_sick, message = str(error).partition(f"{SickStepError.__name__}: ")
         if not is_sick:
             raise
-        raise SystemExit(message.rstrip()) from None
+        raise SystemExit(f"{SICK}{message.rstrip()}") from None
 
 
 if __name__ == "__main__":

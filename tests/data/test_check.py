@@ -7,6 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -131,7 +132,7 @@ def test_of_an_image_without_size_the_annotations_are_no_further_findings(coco):
 @pytest.mark.parametrize("is_train", [True, False])
 def test_a_test_set_may_be_without_annotations(is_train, coco):
     file, content = coco
-    del content["annotations"]
+    content["annotations"] = None
     file.write_text(json.dumps(content))
     findings = Findings()
     content = read_coco(file, findings, is_train=is_train)
@@ -163,7 +164,7 @@ def make_boxes(coco, change=list):
     file, content = coco
     for image in content["images"]:
         image["height"] = 60
-    boxes = [[1, 9, 20, 15], [60, 20, 36, 30], *([20 + 4 * i, 10 + 2 * i, 20 + 2 * i, 15 + i] for i in range(10))]
+    boxes = [[1, 9, 20, 15], [60, 20, 36, 30], *([30 + 2 * i, 20 + i, 30 + 2 * i, 25] for i in range(10))]
     content["annotations"] = [
         {"id": i + 1, "image_id": i % 3 + 1, "category_id": i % 2 + 1, "bbox": change(x), "area": 9.0, "iscrowd": 0}
         for i, x in enumerate(boxes)
@@ -178,7 +179,7 @@ FORMS = {
         "as centre x, centre y, width, height, none",
     ),
     "boxes that look like y, x, height, width": (lambda b: [b[1], b[0], b[3], b[2]], "as y, x, height, width, none"),
-    "boxes that do not go with the images": (lambda b: [2 * x for x in b], "of 12 boxes are outside of their image"),
+    "boxes that do not go with the images": (lambda b: [3 * x for x in b], "of 12 boxes are outside of their image"),
     "boxes that are fractions of the image": (lambda b: [x / 96 for x in b], "all of 12 boxes are within 0 to 1"),
 }
 
@@ -191,6 +192,56 @@ def test_boxes_of_another_form_are_told_by_name_and_not_corrected(what, coco):
     assert found.what == what and place in str(found) and str(file) in str(found)
     with pytest.raises(ValueError, match=what):
         fix_coco(content)
+
+
+GOOD = {
+    "crops, some of whose boxes reach out": [*([2 + i % 4, 2 + i % 4, 85 + i % 9, 51] for i in range(17)), *[[4, 5, 95, 50]] * 3],
+    "objects far from the left, some of which reach out": [*([60 + i, 20 + i, 16, 16] for i in range(17)), *[[84, 30, 16, 16]] * 3],
+    "objects to the left, some of which reach out": [*([5 + i, 20 + i, 16, 16] for i in range(16)), *[[20, 50, 20, 15]] * 4],
+    "boxes of a pixel at the origin": [[0, 0, 1, 1]] * 12,
+    "the whole image": [[0, 0, 96, 60]] * 12,
+}
+
+
+@pytest.mark.parametrize("what", GOOD)
+def test_good_boxes_are_of_no_other_form(what, coco):
+    file, content = coco
+    for image in content["images"]:
+        image["height"] = 60
+    content["annotations"] = [
+        {"id": i + 1, "image_id": i % 3 + 1, "category_id": i % 2 + 1, "bbox": x, "area": 9.0, "iscrowd": 0}
+        for i, x in enumerate(GOOD[what])
+    ]
+    assert {x.what for x in check(file, content)} <= {
+        "boxes that reach out of the image",
+        "objects given more than once",
+        "data sets with empty images",
+    }
+
+
+def test_objects_with_outlines_of_their_own_and_crowds_are_no_copies(coco):
+    file, content = coco
+    first = content["annotations"][0]
+    content["annotations"] += [
+        {**first, "id": 11, "segmentation": [[8, 10, 44, 10, 44, 46]]},
+        *({**first, "id": 12 + i, "iscrowd": 1, "segmentation": {"size": [96, 96], "counts": [0, 9216]}} for i in range(2)),
+    ]
+    assert check(file, content).exit_code == 0
+    assert len(fix_coco(content)[0]["annotations"]) == len(content["annotations"])
+
+
+def test_a_class_id_that_is_wrong_by_itself_makes_no_shift(coco):
+    file, content = make_boxes(coco)
+    content["categories"].append({"id": 3, "name": "unused"})
+    content["annotations"][0]["category_id"] = 0
+    assert [x.what for x in check(file, content).get("error")] == ["annotations of unknown categories"]
+
+
+def test_a_cut_object_is_no_larger_than_before(coco):
+    _, content = coco
+    content["annotations"][0].update(bbox=[80, 10, 40, 20], area=30)
+    assert fix_coco(content)[0]["annotations"][0]["bbox"] == [80, 10, 16, 20]
+    assert fix_coco(content)[0]["annotations"][0]["area"] == 30
 
 
 def test_boxes_in_pixels_are_of_no_other_form(coco):
@@ -312,17 +363,19 @@ def test_pixels_of_more_than_8_bits_are_told(tmp_path):
     cv2.imwrite(str(files[0]), np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64))
     cv2.imwrite(str(files[1]), np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64))
     cv2.imwrite(str(files[2]), (np.arange(4096) % 256).astype(np.uint16).reshape(64, 64))
+    for values in (">u2", "<f4"):  # big-endian, and floats that are whole: Detectron2 reads both as they are
+        files.append(tmp_path / f"{values[1:]}.tiff")
+        Image.fromarray((np.arange(4096) % 200).astype(values).reshape(64, 64)).save(files[-1])
+        assert read_image(str(files[-1]), "RGB").max() == 199
     findings = Findings()
     check_images([{"file_name": str(x)} for x in files], findings)
     (found,) = findings
     assert (found.what, found.severity, found.count) == ("images of more than 8 bits", "error", 2)
-    assert "deep.png: mode I" in str(found) and "values up to 65520" in str(found) and "fractions.tiff: mode F" in str(found)
+    assert "deep.png: mode I" in str(found) and "values from 0 to 65520" in str(found) and "fractions.tiff: mode F" in str(found)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_image_has_the_size_that_detectron2_gives_it(orientation, tmp_path):
-    from detectron2.data.detection_utils import read_image
-
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.arange(40 * 60, dtype=np.uint8).reshape(40, 60)).save(tmp_path / "a.jpg", exif=exif)

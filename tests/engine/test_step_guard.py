@@ -131,6 +131,26 @@ def test_steps_that_a_loss_scaler_leaves_out_are_counted(make_cfg, tmp_path):
         trainer.train(0, 100)
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_step_that_is_left_out_is_looked_at(is_lost, make_cfg, tmp_path):
+    """Its loss may have spoilt it, which stops at once; or gradients are gathered, which may take long."""
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
+    trainer = make_trainer(cfg, itertools.repeat(make_batch([[16, 16, 52, 52]])))
+
+    def run_step():
+        losses = trainer.model(next(trainer._data_loader_iter))
+        sum(losses.values()).backward()
+        if is_lost and trainer.iter == 2:
+            trainer._hooks[0]._losses["loss_cls"] = torch.tensor(float("nan"))
+
+    trainer.run_step = run_step
+    if is_lost:
+        with pytest.raises(SickStepError, match="Iteration 2: loss_cls is nan"):
+            trainer.train(0, 40)
+    else:
+        trainer.train(0, 40)
+
+
 class Constant(torch.nn.Module):
     """A model without buffers, whose loss asks nothing of its parameters."""
 

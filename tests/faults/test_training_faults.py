@@ -563,3 +563,10 @@ def test_other_architectures_train_on_data_sets_of_the_config(architecture, digi
     assert "anchors that were not looked at: MODEL.META_ARCHITECTURE GeneralizedRCNN" in output
     code, output = run_check(config, capsys, "MODEL.ROI_HEADS.NUM_CLASSES", "9")
     assert code == 2 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 10" in output
+
+
+def test_a_training_that_ends_sick_says_so_with_its_exit_code(digits, monkeypatch):
+    monkeypatch.setattr("focal_det.engine.step_guard._MAX_OUTPUT", 1e-3)
+    with pytest.raises(SystemExit, match=r"sick: the model at the end .*: the training has diverged: the largest \|logit\|"):
+        train(["--no-check", "--config-file", str(digits.write_config())])
+    assert (digits.folder / "out" / "sick_model_final.pth").is_file()

@@ -152,6 +152,8 @@ def weights(config):
     [
         (0.5, 100, "0.5 for 8 images. By the linear rule (16 images at 0.01) it would be about 0.005"),
         (0.0001, 100, "0.0001 for 8 images"),
+        (0.05, 100, None),  # the config has batch norm
+        (0.0003, 100, None),  # as in tutorials of fine-tuning
         (0.01, 10, "short warm-ups for a high learning rate: SOLVER.BASE_LR 0.01, SOLVER.WARMUP_ITERS 10"),
         (0.005, 10, None),
     ],
@@ -318,6 +320,13 @@ def test_anchors_that_miss_boxes_are_told_and_better_ones_written_and_they_are_b
     assert "exists and is not from this program" in capsys.readouterr().err and small_boxes.read_text() == config_before
 
 
+def test_an_image_that_was_not_decoded_and_is_broken_does_not_hide_the_page(config, tmp_path, capsys):
+    (config.parent / "images" / "1.png").write_bytes(b"no image")
+    assert run(config, "--images", "1", "--report", str(tmp_path / "page")) == 0
+    assert "images of which some were decoded" in capsys.readouterr().out
+    assert (tmp_path / "page" / "images.png").is_file()
+
+
 def test_the_page_has_findings_figures_and_pictures(small_boxes, tmp_path, capsys):
     assert run(small_boxes, "--report", str(tmp_path / "page")) == 1
     page = (tmp_path / "page" / "index.html").read_text()
@@ -396,6 +405,7 @@ def test_what_is_wrong_with_all_is_told_and_no_copy_is_written(config, capsys):
     content = json.loads(file.read_text())
     for annotation in content["annotations"]:
         annotation["category_id"] -= 1
+    content["annotations"] += [{**content["annotations"][0], "id": 10 + i, "bbox": [i, 10, 36, 36]} for i in range(5)]
     file.write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         run(config, "--dataset", "cells", "--fix", str(config.parent / "fixed.json"))
