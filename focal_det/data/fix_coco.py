@@ -37,8 +37,8 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for annotation in annotations:
         _convert(annotation, images, names, changes)
     check_form(annotations, images, names, Path("the file"), unsure)
-    if unsure.get("error"):
-        raise ValueError(str(unsure.get("error")[0]))
+    for finding in unsure:
+        raise ValueError(str(finding))
     checked, kept, seen = {id(x) for x in drop_of_broken_images(fixed, images)}, [], set()
     for annotation in annotations:
         _fill_in(annotation, images, changes)

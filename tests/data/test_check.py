@@ -273,6 +273,15 @@ def test_text_that_is_a_number_becomes_one(coco):
     assert "converted: image_id from text (4): annotation 1, 2, 3, 4" in changes
 
 
+def test_a_form_that_is_likely_is_a_warning_and_not_corrected_either(coco):
+    """Of boxes by their centres, few reach out of the image."""
+    file, content = make_boxes(coco, lambda b: [max(b[0] - 4, 0) + b[2] / 2, 20, b[2], 25])
+    (found,) = [x for x in check(file, content) if "look like" in x.what]
+    assert found.severity == "warning" and "centre x" in found.what
+    with pytest.raises(ValueError, match="boxes that look like centre x"):
+        fix_coco(content)
+
+
 def test_what_would_lose_much_is_refused(coco):
     _, content = make_boxes(coco)
     for annotation in content["annotations"][:6]:
