@@ -80,9 +80,9 @@ def _check_lacking(annotations: Sequence[dict[str, Any]], file: Path, findings: 
 
 def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Findings) -> None:
     seen: set[int] = set()
-    for annotation in annotations:
+    for annotation in (x for x in annotations if not x.get("iscrowd")):
         key = get_object_key(annotation)
-        if key in seen and not annotation.get("iscrowd"):
+        if key in seen:
             advice = f"They are trained on and counted more than once. {_FIX}"
             place = f"{file}: annotation {_get_name(annotation)} (image {annotation.get('image_id')}): {annotation.get('bbox')}"
             findings.add("warning", TWICE, advice, place)

@@ -29,7 +29,7 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     An image id that is given twice is not corrected: nobody knows which of the images an annotation belongs to.
 
     Raises:
-        ValueError: what is wrong is wrong with all in the same way, or more than a fifth would have to go (and more than five)
+        ValueError: what is wrong is wrong with all in the same way, or more than a fifth (and than five) would have to go.
     """
     fixed, changes, unsure = copy.deepcopy(content), defaultdict(list), Findings()
     annotations, images = fixed["annotations"], check_coco_images(fixed["images"], Path(), Findings())
@@ -37,13 +37,14 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for annotation in annotations:
         _convert(annotation, images, names, changes)
     check_form(annotations, images, names, Path("the file"), unsure)
-    for finding in unsure:
-        raise ValueError(str(finding))
+    first = next(iter(unsure), None)
+    if first:
+        raise ValueError(str(first))
     checked, kept, seen = {id(x) for x in drop_of_broken_images(fixed, images)}, [], set()
     for annotation in annotations:
         _fill_in(annotation, images, changes)
-        is_copy = not annotation["iscrowd"] and get_object_key(annotation) in seen
-        key, (what, _) = get_object_key(annotation), find_annotation_fault(annotation, images, names) or ("", "")
+        key = None if annotation["iscrowd"] else get_object_key(annotation)
+        is_copy, (what, _) = key in seen, find_annotation_fault(annotation, images, names) or ("", "")
         if is_copy or (what not in ("", CUT) and id(annotation) in checked):
             changes[f"removed: {TWICE if is_copy else what}"].append(annotation["id"])
             continue
@@ -51,7 +52,7 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             annotation["bbox"] = _cut(annotation["bbox"], images[annotation["image_id"]])
             annotation["area"] = min(annotation["area"], annotation["bbox"][2] * annotation["bbox"][3])
             changes[f"cut: {what}"].append(annotation["id"])
-        seen.add(key)
+        seen |= {key} - {None}
         kept.append(annotation)
     _refuse_large_losses(changes, len(annotations))
     fixed["annotations"] = kept
@@ -70,7 +71,7 @@ def _refuse_large_losses(changes: dict[str, list], num_annotations: int) -> None
 def _number(annotations: list[dict[str, Any]], changes: dict[str, list]) -> None:
     """Give annotations without an id of their own, or with one that is no good, a new one."""
     ids = Counter(x["id"] for x in annotations)
-    free = max((*ids, 0))
+    free = int(max((*ids, 0)))
     for annotation in annotations:
         if ids[annotation["id"]] > 1 or annotation["id"] <= 0:
             ids[annotation["id"]] -= 1

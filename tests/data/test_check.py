@@ -224,7 +224,7 @@ def test_objects_with_outlines_of_their_own_and_crowds_are_no_copies(coco):
     first = content["annotations"][0]
     content["annotations"] += [
         {**first, "id": 11, "segmentation": [[8, 10, 44, 10, 44, 46]]},
-        *({**first, "id": 12 + i, "iscrowd": 1, "segmentation": {"size": [96, 96], "counts": [0, 9216]}} for i in range(2)),
+        *({**first, "id": 12 + i, "iscrowd": 1} for i in range(2)),
     ]
     assert check(file, content).exit_code == 0
     assert len(fix_coco(content)[0]["annotations"]) == len(content["annotations"])
