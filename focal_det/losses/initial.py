@@ -1,12 +1,11 @@
 """The loss that a detector starts with, before its features say anything."""
 
 import copy
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from focal_det.losses.cls_loss import ClsLoss
+from focal_det.losses.cls_loss import ClsLoss, PointwiseClsLoss
 from focal_det.targets import DenseTargets
 
 
@@ -21,12 +20,16 @@ def compute_initial_loss(cls_loss: ClsLoss, bias: Tensor, targets: DenseTargets)
     Returns:
         (N,) sums as of `cls_loss`.
     """
-    cls_loss, sums = copy.deepcopy(cls_loss).eval(), []
-    # Image by image where that is the same, as the logits of a batch may not fit beside what a step keeps.
-    size = 1 if cls_loss.pointwise else max(1, len(targets.gt_labels))
-    for i in range(0, len(targets.gt_labels), size):
-        labels, boxes = targets.gt_labels[i : i + size], targets.gt_boxes[i : i + size]
-        some = DenseTargets.from_labels(labels, boxes, targets.num_classes)
-        some = replace(some, anchors=targets.anchors, iou=None if targets.iou is None else targets.iou[i : i + size])
-        sums.append(cls_loss([bias.expand(*labels.shape, -1)], some))
-    return torch.cat(sums)
+    cls_loss = copy.deepcopy(cls_loss).eval()
+    if not isinstance(cls_loss, PointwiseClsLoss):
+        return cls_loss([bias.expand(*targets.gt_labels.shape, -1)], targets)
+
+    def per_anchor(labels: Tensor, iou: Tensor) -> Tensor:
+        return cls_loss.per_anchor(bias.expand(1, len(labels), -1), labels[None], iou[None])[0]
+
+    # One anchor of each label -1, 0..K tells the loss of all, but for positives where it depends on their IoU.
+    kinds = torch.arange(-1, targets.num_classes + 1, device=bias.device)
+    losses = per_anchor(kinds, torch.zeros(kinds.shape, device=bias.device))[targets.gt_labels + 1]
+    if targets.iou is not None:
+        losses[targets.pos_idxs] = per_anchor(targets.gt_labels[targets.pos_idxs], targets.iou[targets.pos_idxs])
+    return losses.sum(dim=1)

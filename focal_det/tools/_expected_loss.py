@@ -9,12 +9,10 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes
-from torch import Tensor
 
 from focal_det.analysis.anchor_fit import AnchorSetup, label_record
 from focal_det.config import build_cls_loss, build_normalizer
 from focal_det.head import get_prior_prob
-from focal_det.losses import PointwiseClsLoss
 from focal_det.losses.initial import compute_initial_loss
 from focal_det.targets import DenseTargets
 
@@ -30,10 +28,6 @@ def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup
     bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], []
     for record in records:
         objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
-        if isinstance(cls_loss, PointwiseClsLoss):
-            sums.append(_sum_by_label(cls_loss, bias, labels, num_classes)[None])
-            num_pos.append(((labels >= 0) & (labels < num_classes)).sum()[None])
-            continue
         boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
         targets = DenseTargets.from_labels(labels[None], boxes[None], num_classes)
         targets = replace(targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels)))
@@ -42,10 +36,3 @@ def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup
     if cls_loss.self_normalized:
         return float(torch.cat(sums).mean())
     return float((torch.cat(sums) / build_normalizer(cfg)(torch.cat(num_pos))).sum())
-
-
-def _sum_by_label(cls_loss: PointwiseClsLoss, bias: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """() the loss of anchors that all have the same logits: as often as there are anchors of a label, that of one of them."""
-    kinds = torch.arange(-1, num_classes + 1)[None]
-    losses = cls_loss.per_anchor(bias.expand(1, kinds.numel(), -1), kinds, torch.zeros(kinds.shape))[0]
-    return (losses.double() * torch.bincount(labels + 1, minlength=kinds.numel())).sum()
