@@ -1,13 +1,12 @@
-"""How well anchors fit the boxes of a data set: which boxes are reached, by how many anchors, and which anchors would do better.
+"""How well anchors fit the boxes of a data set: which boxes are reached, and by how many anchors.
 
 Shapes: M boxes, R anchors of an image, K classes, L levels.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
@@ -25,9 +24,6 @@ from tqdm import tqdm
 from focal_det.labeling import check_gt_classes, compute_gt_labels
 from focal_det.matching import match_anchors
 
-# Factors of the sizes that are tried, the nearest first, so that of equals the smallest change is taken.
-_SCALES = sorted((2 ** (x / 2) for x in range(-6, 4)), key=lambda x: abs(math.log(x)))
-MIN_GAIN, _MIN_GAIN_OF_LEVEL = 0.01, 0.02  # in share of the boxes reached, for which a change is worth it
 _MAX_CLASSES = 25  # in the picture
 
 
@@ -206,58 +202,6 @@ def _resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instance
     objects = [transform_instance_annotations({k: x[k] for k in keys}, transform, size) for x in get_objects(record)]
     objects = [{**x, "bbox": x["bbox"].tolist()} for x in objects]  # torch warns about lists of arrays
     return filter_empty_instances(annotations_to_instances(objects, size))
-
-
-def suggest_anchors(
-    records: Sequence[Mapping[str, Any]], setup: AnchorSetup, anchors: Anchors, *, may_add_level: bool
-) -> Optional[Anchors]:
-    """Anchors that reach more boxes: other sizes, then other aspect ratios, then a finer level, each only if it is worth it.
-
-    There are as many in a cell as before, so that a checkpoint's head still fits.
-
-    Args:
-        records: images to try them on; the more there are, the longer it takes.
-        anchors: those of `setup`.
-        may_add_level: whether the backbone can have a level of half the smallest stride.
-
-    Returns:
-        None if nothing reaches 1 % more boxes.
-    """
-    start = measure_anchors(records, setup)
-    if not len(start.best_iou):
-        return None
-    progress = tqdm(total=len(_SCALES) + 2 * may_add_level, desc="other anchors", unit=" trials", leave=False)
-
-    def try_all(trials: Sequence[Anchors], best: tuple[Anchors, float], gain: float) -> tuple[Anchors, float]:
-        found = best
-        for trial in trials:
-            score = measure_anchors(records, setup.with_anchors(trial)).score
-            found = (trial, score) if score > found[1] else found
-            progress.update()
-        return found if found[1] >= best[1] + gain else best
-
-    best = try_all([_scale(anchors, x) for x in _SCALES if x != 1], (anchors, start.score), MIN_GAIN)
-    num = len(anchors.aspect_ratios)
-    ratios = np.quantile(start.sides[:, 1] / start.sides[:, 0], (np.arange(num) + 0.5) / num)
-    best = try_all([replace(best[0], aspect_ratios=[_round(x) for x in ratios])], best, MIN_GAIN)
-    if may_add_level:
-        best = try_all([_add_level(anchors), _add_level(best[0])], best, _MIN_GAIN_OF_LEVEL)
-    progress.close()
-    return best[0] if best[0] is not anchors else None
-
-
-def _scale(anchors: Anchors, factor: float) -> Anchors:
-    return replace(anchors, sizes=[[_round(factor * x) for x in level] for level in anchors.sizes])
-
-
-def _add_level(anchors: Anchors) -> Anchors:
-    """With a level of half the smallest stride and half its sizes."""
-    finer = [_round(x / 2) for x in anchors.sizes[0]]
-    return replace(anchors, sizes=[finer, *anchors.sizes], strides=[anchors.strides[0] // 2, *anchors.strides])
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.3g}")
 
 
 def draw_anchor_fit(fits: Mapping[str, AnchorFit], class_names: Sequence[str], level_names: Sequence[str], out_file: Path) -> None:

@@ -12,15 +12,14 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from focal_det.analysis.anchor_fit import (
-    MIN_GAIN,
     AnchorFit,
     Anchors,
     AnchorSetup,
     draw_anchor_fit,
     get_objects,
     measure_anchors,
-    suggest_anchors,
 )
+from focal_det.analysis.anchor_suggestion import MIN_GAIN, suggest_anchors
 from focal_det.analysis.class_weights import (
     WEIGHT_METHODS,
     ClassWeights,

@@ -16,8 +16,8 @@ from focal_det.analysis.anchor_fit import (
     get_feature_sizes,
     label_record,
     measure_anchors,
-    suggest_anchors,
 )
+from focal_det.analysis.anchor_suggestion import suggest_anchors
 from focal_det.tools._training_set import build_anchor_setup
 from tests.data.make_data import load_records
 
