@@ -504,15 +504,14 @@ def test_an_evaluation_keeps_the_seed_of_the_run(digits):
     assert yaml.safe_load(dumped.read_text())["SEED"] == before >= 0
 
 
-def test_a_resumed_run_does_not_ask_for_the_weights_that_it_started_from(digits, capsys):
+def test_a_resumed_run_does_not_ask_for_the_weights_that_it_started_from(digits):
     weights = digits.folder / "w.pth"
     torch.save({"model": make_model(digits).state_dict()}, weights)
     config = str(digits.write_config(MODEL__WEIGHTS=str(weights), SOLVER__BASE_LR=0.001))
     train(["--config-file", config])
     weights.unlink()
     train(["--resume", "--config-file", config, "SOLVER.MAX_ITER", "3"])
-    assert "SOLVER.MAX_ITER 3" not in capsys.readouterr().err
-    assert (digits.folder / "out" / "last_checkpoint").read_text() == "model_final.pth"
+    assert torch.load(digits.folder / "out" / "model_final.pth", weights_only=False)["iteration"] == 2
 
 
 def test_what_the_check_says_is_in_the_log_too(digits):
@@ -525,7 +524,7 @@ def test_what_the_check_says_is_in_the_log_too(digits):
 def test_an_image_that_breaks_after_the_check_is_named(digits):
     for image in digits.content["images"]:
         (digits.images / image["file_name"]).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"Image .*digits.*|Image .*png: UnidentifiedImageError: .*focal-det check"):
+    with pytest.raises(ValueError, match=r"Image .*\.png: UnidentifiedImageError: .*focal-det check"):
         train(["--no-check", "--config-file", str(digits.write_config())])
 
 
