@@ -58,16 +58,14 @@ def draw_detections(
     figure.savefig(out_file, dpi=130)
 
 
-def draw_ground_truth(
-    records: Sequence[dict[str, Any]], class_names: Sequence[str], out_file: Path, *, num_images: int = 9
-) -> None:
-    """Draw images with their boxes, where mistakes of a whole data set are seen at once.
+def draw_ground_truth(records: Sequence[dict[str, Any]], class_names: Sequence[str], out_file: Path) -> None:
+    """Draw nine images with their boxes, where mistakes of a whole data set are seen at once.
 
     Args:
         records: dataset dicts; those with objects are drawn, at even distances, if they can be read.
         out_file: picture to write; the suffix decides the format.
     """
-    records = sample_evenly([x for x in records if x.get("annotations")], num_images)
+    records = sample_evenly([x for x in records if x.get("annotations")], 9)
     images = [_try_to_read(x["file_name"]) for x in records]
     num_rows = -(-len(records) // 3)
     aspect = max(x["height"] / x["width"] for x in records)

@@ -69,11 +69,11 @@ def check_coco(
     """
     annotations, images = content["annotations"], check_coco_images(content["images"], file, findings)
     names = check_coco_categories(content["categories"], file, findings)
-    told = drop_of_broken_images(content, images)
-    num_usable = check_annotations(told, images, names, file, findings, is_test=is_test)
-    numbers_of = f"{len(content['images'])} images, {len(annotations)} annotations, {num_usable} of them usable and no crowd"
-    if told or not annotations:  # else all are of images that have a finding of their own
-        check_not_empty(num_usable, f"{file}: {numbers_of}", findings, is_train)
+    checked = drop_of_broken_images(content, images)
+    num_usable = check_annotations(checked, images, names, file, findings, is_test=is_test)
+    counts = f"{len(content['images'])} images, {len(annotations)} annotations, {num_usable} of them usable and no crowd"
+    if checked or not annotations:  # else all are of images that have a finding of their own
+        check_not_empty(num_usable, f"{file}: {counts}", findings, is_train)
     if annotations:
         with_object = {x["image_id"] for x in annotations if is_id(x.get("image_id"))}
         num_empty = len(images.keys() - with_object)

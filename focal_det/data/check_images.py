@@ -7,7 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
 
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+
 import numpy as np
+from detectron2.data.detection_utils import _apply_exif_orientation
 from PIL import Image
 from tqdm import tqdm
 
@@ -15,7 +18,6 @@ from focal_det.data.catalog import sample_evenly
 from focal_det.data.findings import Findings
 
 _GET_AGAIN = "Training would stop when it comes to them: get them again, or take them out of the annotations."
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF; those exchange width and height
 _MAX_VALUE = 255
 _MANY = 0.1  # of the images
 
@@ -23,21 +25,18 @@ _MANY = 0.1  # of the images
 Fault = tuple[str, str, str, str]
 
 
-def check_images(
-    records: Sequence[Mapping[str, Any]], findings: Findings, *, num_decoded: int = 0, workers: Optional[int] = None
-) -> dict[Any, str]:
+def check_images(records: Sequence[Mapping[str, Any]], findings: Findings, *, num_decoded: int = 0) -> dict[Any, str]:
     """Look for the files of data set dicts and decode some, in parallel and with a progress bar on a terminal.
 
     Args:
         records: with "file_name" and, as far as known, "width" and "height" in pixels.
         num_decoded: how many to decode, at even distances; 0 for all. Whether a file is there and not empty is asked of all.
-        workers: threads; by default two for each core.
 
     Returns:
         Names of the files by path, and again by what they contain, as far as they were decoded.
     """
     decoded, files, flat = set(sample_evenly(range(len(records)), num_decoded)), {}, []
-    with ThreadPoolExecutor(workers or 2 * (os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         outcomes = pool.map(lambda i: _look_at(records[i], i in decoded), range(len(records)))
         progress = tqdm(outcomes, total=len(records), unit="image", desc="images", leave=False, disable=None)
         for record, (faults, digest, is_flat) in zip(records, progress):
@@ -79,7 +78,7 @@ def _look_at(record: Mapping[str, Any], is_decoded: bool) -> tuple[list[Fault], 
 
 
 def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[Fault]:
-    width, height = image.size[::-1] if image.getexif().get(_ORIENTATION) in _TURNED else image.size
+    width, height = _apply_exif_orientation(image).size
     expected = record.get("width", width), record.get("height", height)
     if (width, height) == expected:
         return None

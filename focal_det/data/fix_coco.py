@@ -43,8 +43,8 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     checked, kept, seen = {id(x) for x in drop_of_broken_images(fixed, images)}, [], set()
     for annotation in annotations:
         _fill_in(annotation, images, changes)
-        key = None if annotation["iscrowd"] else get_object_key(annotation)
-        is_copy, (what, _) = key in seen, find_annotation_fault(annotation, images, names) or ("", "")
+        key, is_crowd = get_object_key(annotation), annotation["iscrowd"]
+        is_copy, (what, _) = not is_crowd and key in seen, find_annotation_fault(annotation, images, names) or ("", "")
         if is_copy or (what not in ("", CUT) and id(annotation) in checked):
             changes[f"removed: {TWICE if is_copy else what}"].append(annotation["id"])
             continue
@@ -52,7 +52,7 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             annotation["bbox"] = _cut(annotation["bbox"], images[annotation["image_id"]])
             annotation["area"] = min(annotation["area"], annotation["bbox"][2] * annotation["bbox"][3])
             changes[f"cut: {what}"].append(annotation["id"])
-        seen |= {key} - {None}
+        seen.update([] if is_crowd else [key])
         kept.append(annotation)
     _refuse_large_losses(changes, len(annotations))
     fixed["annotations"] = kept

@@ -43,7 +43,9 @@ class NamingMapper:
             return self.mapper(record)
         except Exception as error:  # of a file, its annotations or code of the user's: it may be anything
             what = f"{type(error).__name__}: {error}"
-            raise ValueError(f"Image {record.get('file_name')}: {what}. `focal-det check` finds all such images.") from error
+            raise ValueError(
+                f"Image {record.get('file_name')}: {what}. `focal-det check` looks at all images before a training."
+            ) from error
 
 
 class Trainer(DefaultTrainer):

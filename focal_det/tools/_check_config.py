@@ -1,6 +1,5 @@
 """Checks of a config: its data sets against its classes, numbers that do not go together, and weights that do not fit."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from focal_det.tools._training_set import get_num_classes, get_num_classes_key
 
 _IMAGES_PER_LR = 16 / 0.01  # Detectron2's RetinaNet: 16 images at 0.01
 _NARROW, _WIDE = 4, 40  # times that; far higher ones work with normalization, far lower ones for fine-tuning
+_MAX_NAMED = 3  # classes of each data set
 _EVALUATORS = ("coco", "lvis", "pascal_voc")
 _FEW_WEIGHTS = 0.25  # of the model's tensors, below which it is a warning; a small ResNet is a third of a RetinaNet's
 
@@ -108,16 +108,13 @@ def check_classes(cfg: CfgNode, classes_of: Mapping[str, Sequence[str]], finding
 
 
 def _describe_difference(first: str, classes: Sequence[str], name: str, others: Sequence[str]) -> str:
-    """The first class that is another, and names that only one of two data sets has."""
+    """The first class that is another, and names that only one of two data sets has, with the nearest of the other."""
     index = next((i for i, pair in enumerate(zip(classes, others)) if pair[0] != pair[1]), min(len(classes), len(others)))
     values = [repr(x[index]) if index < len(x) else "none" for x in (classes, others)]
     parts = [f"class {index} is {values[0]} in {first}, {values[1]} in {name}"]
     for owner, own, foreign in ((first, classes, others), (name, others, classes)):
-        only = [x for x in own if x not in foreign]
-        near = {x: difflib.get_close_matches(x, [y for y in (*classes, *others) if y != x], n=1, cutoff=0.7) for x in only}
-        shown = [f"{x!r} (a typo of {near[x][0]!r}?)" if near[x] else repr(x) for x in only]
-        parts += [f"only {owner} has {shorten(shown)}"] if only else []
-    return "; ".join(parts)
+        parts += [describe_unknown(f"class of {owner}", x, own) for x in foreign if x not in own][:_MAX_NAMED]
+    return ". ".join(x.rstrip(".") for x in parts)
 
 
 def _check_solver(cfg: CfgNode, findings: Findings) -> None:

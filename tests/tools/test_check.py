@@ -199,7 +199,7 @@ def add_test_set(config, change):
 def test_a_test_set_with_other_classes_is_told(config, capsys):
     add_test_set(config, lambda c: c["categories"][0].update(name="circles"))
     assert run(config) == 2
-    message = "class 0 is 'circle' in cells, 'circles' in other; only cells has 'circle' (a typo of 'circles'?)"
+    message = "class 0 is 'circle' in cells, 'circles' in other. Unknown class of cells 'circles'. Did you mean 'circle'?"
     assert message in capsys.readouterr().out
 
 
@@ -208,7 +208,7 @@ def test_a_class_too_many_in_one_set_is_no_reason_to_change_the_model(config, ca
     add_test_set(config, lambda c: c["categories"].append({"id": 3, "name": "squares"}))
     assert run(config) == 2
     output = capsys.readouterr().out
-    assert "class 2 is none in cells, 'squares' in other; only other has 'squares' (a typo of 'square'?)" in output
+    assert "class 2 is none in cells, 'squares' in other. Unknown class of cells 'squares'. Did you mean 'square'?" in output
     assert "NUM_CLASSES" not in output
 
 
