@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "focal_det/__init__.py").read_text(), re.MULTILINE).group(1)
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "focal_det/__init__.py").read_text(), re.MULTILINE
+).group(1)
 
 DIGITS = ["scikit-learn"]
 SLURM = ["submitit"]
@@ -23,7 +25,10 @@ setup(
     # The configs stay at the top level of the repository and are installed as focal_det/configs.
     packages=[*find_packages(include=["focal_det", "focal_det.*"]), "focal_det.configs"],
     package_dir={"focal_det.configs": "configs"},
-    package_data={"focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"], "focal_det.model_zoo": ["*.json", "*.pth"]},
+    package_data={
+        "focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"],
+        "focal_det.model_zoo": ["*.json", "*.pth"],
+    },
     # Detectron2 is not on the package index under its name: see "Use it with your own Detectron2" in the README.
     install_requires=[
         "fvcore",

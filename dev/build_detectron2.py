@@ -70,9 +70,19 @@ SUBSTITUTIONS = tuple(
         # setuptools 82 removed pkg_resources; environments of Python 3.12 have no setuptools.
         ("model_zoo/model_zoo.py", "import pkg_resources\n", "", 1),
         ("model_zoo/model_zoo.py", "pkg_resources.resource_filename(", "os.path.join(", 1),
-        ("model_zoo/model_zoo.py", '"detectron2.model_zoo", os.path.join(', "os.path.dirname(__file__), os.path.join(", 1),
+        (
+            "model_zoo/model_zoo.py",
+            '"detectron2.model_zoo", os.path.join(',
+            "os.path.dirname(__file__), os.path.join(",
+            1,
+        ),
         # torch is about to require the argument that says how meshgrid orders its result.
-        ("modeling/anchor_generator.py", "meshgrid(shifts_y, shifts_x)", 'meshgrid(shifts_y, shifts_x, indexing="ij")', 1),
+        (
+            "modeling/anchor_generator.py",
+            "meshgrid(shifts_y, shifts_x)",
+            'meshgrid(shifts_y, shifts_x, indexing="ij")',
+            1,
+        ),
         # torch 2 turned these classes round: the state of torch's own schedulers was not saved.
         ("engine/hooks.py", _SCHEDULER + "_LRScheduler", _SCHEDULER + "LRScheduler", 2),
         # torch 2 has no caffe2: what does not need it can be imported, as in newer Detectron2.
@@ -84,8 +94,18 @@ SUBSTITUTIONS = tuple(
         ("layers/nms.py", "import torch\n", f"import torch\n{_COMPILED[1]}\n", 1),
         ("layers/nms.py", "torch.ops.detectron2.nms_rotated(", "_C.nms_rotated(", 1),
         # The fast COCO evaluation is compiled: pycocotools' own is used, and the log says so.
-        ("evaluation/coco_evaluation.py", _COCO_EVAL, "from pycocotools.cocoeval import COCOeval as COCOeval_opt", 1),
-        ("evaluation/coco_evaluation.py", '"unofficial" if self._use_fast_impl else "official"', '"official"', 1),
+        (
+            "evaluation/coco_evaluation.py",
+            _COCO_EVAL,
+            "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
+            1,
+        ),
+        (
+            "evaluation/coco_evaluation.py",
+            '"unofficial" if self._use_fast_impl else "official"',
+            '"official"',
+            1,
+        ),
         ("utils/collect_env.py", 'f"not built correctly: {e}"', _PURE, 1),
     ]
 )
@@ -157,7 +177,9 @@ def find_package_index() -> str:
     """The address of the package index that pip uses here, by its settings and environment."""
     command = [sys.executable, "-m", "pip", "download", "--help"]
     # A wide terminal keeps pip from breaking the address over two lines.
-    shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "500"})
+    shown = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "500"}
+    )
     found = re.search(r"--index-url <url>[^<]*?\(default:?\s+([^\s)]+)\)", shown.stdout)
     if found is None:
         raise BuildError(
@@ -173,7 +195,10 @@ def read_url(url: str) -> tuple[bytes, str]:
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.read(), response.geturl()
-    except (OSError, http.client.HTTPException) as error:  # every error of urllib.request is an OSError
+    except (
+        OSError,
+        http.client.HTTPException,
+    ) as error:  # every error of urllib.request is an OSError
         raise BuildError(
             f"Cannot read {url} ({error}). Check the network and pip's settings, or download {SDIST_NAME} "
             "elsewhere and name it with --sdist."
@@ -203,7 +228,9 @@ def verify_sha256(file: Path, expected: str = SDIST_SHA256) -> None:
     """Stop unless the sha256 of `file` is `expected`."""
     actual = hashlib.sha256(file.read_bytes()).hexdigest()
     if actual != expected:
-        raise BuildError(f"{file} is not the expected file: its sha256 is {actual}, not {expected}.")
+        raise BuildError(
+            f"{file} is not the expected file: its sha256 is {actual}, not {expected}."
+        )
     say(f"Verified sha256 {actual}")
 
 
@@ -284,10 +311,21 @@ def install_wheel(wheel: Path, replace: bool) -> None:
 
 def parse_arguments(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--force", action="store_true", help="replace a Detectron2 that is installed already")
-    parser.add_argument("--sdist", type=Path, metavar="FILE", help=f"use this copy of {SDIST_NAME}, download nothing")
-    parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="only make the wheel, in DIR; install nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a Detectron2 that is installed already"
+    )
+    parser.add_argument(
+        "--sdist",
+        type=Path,
+        metavar="FILE",
+        help=f"use this copy of {SDIST_NAME}, download nothing",
+    )
+    parser.add_argument(
+        "--wheel-dir", type=Path, metavar="DIR", help="only make the wheel, in DIR; install nothing"
+    )
     return parser.parse_args(arguments)
 
 

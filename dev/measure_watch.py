@@ -31,14 +31,18 @@ NUM_IMAGES, BOXES_PER_IMAGE, NUM_CLASSES = 100_000, 7, 80
 def measure_steps(rounds: int = 15, iterations: int = 40) -> dict:
     """Seconds per iteration of each way in each round, in turn, in one process and on one model."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = load_config(get_config_file("digits/focal_retinanet_tiny.yaml"), ["OUTPUT_DIR", folder])
+        cfg = load_config(
+            get_config_file("digits/focal_retinanet_tiny.yaml"), ["OUTPUT_DIR", folder]
+        )
         trainer = Trainer(cfg)
         guard = trainer._guard
         seconds: dict[str, list[float]] = {"plain": [], "guard": [], "guard and telemetry": []}
         with EventStorage() as trainer.storage:
             trainer.max_iter = 10**6
             for index in range(rounds + 1):  # the first warms up
-                for way in np.roll(list(seconds), index).tolist():  # each is first, second and last in turn
+                for way in np.roll(
+                    list(seconds), index
+                ).tolist():  # each is first, second and last in turn
                     times = seconds[way]
                     trainer.model.telemetry_period = 20 if "telemetry" in way else 0
                     if "guard" in way:
@@ -53,21 +57,41 @@ def measure_steps(rounds: int = 15, iterations: int = 40) -> dict:
                         guard.after_train()
                     print(f"{way}: {times[-1]:.4f} s/it", flush=True)
     seconds = {k: v[1:] for k, v in seconds.items()}
-    pairs = {"guard": ("guard", "plain"), "telemetry": ("guard and telemetry", "guard"), "both": ("guard and telemetry", "plain")}
-    ratios = {k: median(x / y for x, y in zip(seconds[on], seconds[off])) for k, (on, off) in pairs.items()}
-    return {"seconds_per_iteration": seconds, "median_ratios": ratios, "rounds": rounds, "iterations": iterations}
+    pairs = {
+        "guard": ("guard", "plain"),
+        "telemetry": ("guard and telemetry", "guard"),
+        "both": ("guard and telemetry", "plain"),
+    }
+    ratios = {
+        k: median(x / y for x, y in zip(seconds[on], seconds[off]))
+        for k, (on, off) in pairs.items()
+    }
+    return {
+        "seconds_per_iteration": seconds,
+        "median_ratios": ratios,
+        "rounds": rounds,
+        "iterations": iterations,
+    }
 
 
 def write_large_coco(file: Path, num_images: int) -> None:
     """A correct COCO json of many images, written line by line."""
     rng = random.Random(0)
     with file.open("w") as out:
-        images = (f'{{"id": {i + 1}, "file_name": "{i}.jpg", "width": 640, "height": 480}}' for i in range(num_images))
+        images = (
+            f'{{"id": {i + 1}, "file_name": "{i}.jpg", "width": 640, "height": 480}}'
+            for i in range(num_images)
+        )
         out.write('{"images": [' + ", ".join(images))
         names = ", ".join(f'{{"id": {i + 1}, "name": "c{i}"}}' for i in range(NUM_CLASSES))
         out.write(f'], "categories": [{names}], "annotations": [')
         for k in range(num_images * BOXES_PER_IMAGE):
-            x, y, width, height = rng.randint(0, 500), rng.randint(0, 380), rng.randint(4, 130), rng.randint(4, 90)
+            x, y, width, height = (
+                rng.randint(0, 500),
+                rng.randint(0, 380),
+                rng.randint(4, 130),
+                rng.randint(4, 90),
+            )
             ids = f'"id": {k + 1}, "image_id": {k // BOXES_PER_IMAGE + 1}, "category_id": {rng.randint(1, NUM_CLASSES)}'
             box = f'"bbox": [{x}, {y}, {width}, {height}], "area": {width * height}, "iscrowd": 0'
             out.write(f"{', ' if k else ''}{{{ids}, {box}}}")
@@ -82,17 +106,43 @@ def measure_check(num_images: int = NUM_IMAGES) -> dict:
         cv2.imwrite(str(folder / "0.jpg"), np.zeros((480, 640, 3), np.uint8))
         for i in range(1, num_images):
             (folder / f"{i}.jpg").symlink_to(folder / "0.jpg")
-        block = {"name": "large", "format": "coco", "json": str(folder / "large.json"), "images": name}
+        block = {
+            "name": "large",
+            "format": "coco",
+            "json": str(folder / "large.json"),
+            "images": name,
+        }
         words = ["MODEL.WEIGHTS", "", "DATASETS.TRAIN", "('large',)", "DATASETS.TEST", "('large',)"]
         config = get_config_file("COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml")
-        command = [sys.executable, "-W", "ignore", "-m", "focal_det.tools", "check", "--config-file", config, "--images", "1"]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "focal_det.tools",
+            "check",
+            "--config-file",
+            config,
+            "--images",
+            "1",
+        ]
         start = time.perf_counter()
-        process = subprocess.Popen([*command, *words, "MODEL.FOCAL_DET.DATASETS", str([block])], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, *words, "MODEL.FOCAL_DET.DATASETS", str([block])], stderr=subprocess.DEVNULL
+        )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     exit_code = os.waitstatus_to_exitcode(status)
-    figures = {"images": num_images, "annotations": num_images * BOXES_PER_IMAGE, "exit_code": exit_code}
-    return {**figures, "seconds": round(seconds, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
+    figures = {
+        "images": num_images,
+        "annotations": num_images * BOXES_PER_IMAGE,
+        "exit_code": exit_code,
+    }
+    return {
+        **figures,
+        "seconds": round(seconds, 1),
+        "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+    }
 
 
 def main() -> int:
@@ -107,7 +157,11 @@ def main() -> int:
     }
     content = {**content, "step": measure_steps(), "check": measure_check()}
     RECORD.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps({"ratios": content["step"]["median_ratios"], "check": content["check"]}, indent=1))
+    print(
+        json.dumps(
+            {"ratios": content["step"]["median_ratios"], "check": content["check"]}, indent=1
+        )
+    )
     return 0
 
 

@@ -20,7 +20,12 @@ def get_values(record: dict) -> dict[str, float]:
     """AP, AP50, the mean AP of each third (percent) and seconds per iteration of one run."""
     figures = record["figures"]
     values = {name: figures[f"bbox/{name}"] for name in ("AP", "AP50")}
-    values.update({third: statistics.mean(figures[f"bbox/AP-{i}"] for i in ids) for third, ids in THIRDS.items()})
+    values.update(
+        {
+            third: statistics.mean(figures[f"bbox/AP-{i}"] for i in ids)
+            for third, ids in THIRDS.items()
+        }
+    )
     # Windows of 20 iterations; the lower quartile leaves out those in which something else ran.
     times = sorted(line["time"] for line in record["metrics"] if "time" in line)
     return {**values, "s/it": times[len(times) // 4]}
@@ -29,7 +34,13 @@ def get_values(record: dict) -> dict[str, float]:
 def pool_spread(groups: list[list[float]]) -> float:
     """Standard deviation of a single run, pooled over groups of runs that differ in their seed only."""
     degrees = sum(len(x) - 1 for x in groups)
-    return math.sqrt(sum((len(x) - 1) * statistics.variance(x) for x in groups if len(x) > 1) / degrees) if degrees else math.nan
+    return (
+        math.sqrt(
+            sum((len(x) - 1) * statistics.variance(x) for x in groups if len(x) > 1) / degrees
+        )
+        if degrees
+        else math.nan
+    )
 
 
 def compare(values: list[float], baseline: list[float], spread: float) -> str:
@@ -47,7 +58,10 @@ def render_losses(files: list[Path]) -> str:
     for file in files:
         record = json.loads(file.read_text())
         runs[Path(record["config_file"]).stem, record["trained_on"]].append(get_values(record))
-    names = sorted({name for name, _ in runs}, key=lambda x: (x != BASELINE, (x, "digits_train") not in runs, x))
+    names = sorted(
+        {name for name, _ in runs},
+        key=lambda x: (x != BASELINE, (x, "digits_train") not in runs, x),
+    )
     head = ["loss", *(f"digits {x}" for x in COLUMNS["digits_train"])]
     head += [f"long-tailed {x}" for x in COLUMNS["digits_longtail_train"]]
     lines = [f"| {' | '.join([*head, 's/it', 'seeds'])} |", "|---|" + "---|" * (len(head) + 1)]
@@ -55,7 +69,11 @@ def render_losses(files: list[Path]) -> str:
         cells = [f"`{name}`"]
         for dataset, columns in COLUMNS.items():
             for column in columns:
-                groups = {key: [x[column] for x in values] for key, values in runs.items() if key[1] == dataset}
+                groups = {
+                    key: [x[column] for x in values]
+                    for key, values in runs.items()
+                    if key[1] == dataset
+                }
                 spread = pool_spread(list(groups.values()))
                 values = groups.get((name, dataset))
                 cells.append(compare(values, groups[BASELINE, dataset], spread) if values else "")

@@ -18,12 +18,19 @@ METRICS = ("AP", "AP50", "AP75")
 
 def render_results(records: list[Path], page: Path) -> str:
     """One row per record: its figures in percent, how long it took and where."""
-    lines = ["| config | evaluated on | AP | AP50 | AP75 | minutes | device | record |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| config | evaluated on | AP | AP50 | AP75 | minutes | device | record |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for file in records:
         record = json.loads(file.read_text())
         cells = [f"`{record['config_file']}`", record["dataset"]]
         cells += [f"{get_figure(record, name):.1f}" for name in ("AP", "AP50", "AP75")]
-        cells += [str(record["minutes"]), record["device"], f"[json]({file.relative_to(page.parent)})"]
+        cells += [
+            str(record["minutes"]),
+            record["device"],
+            f"[json]({file.relative_to(page.parent)})",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -33,21 +40,41 @@ def render_classes(records: list[Path], page: Path) -> str:
     lines = []
     for file in records:
         record = json.loads(file.read_text())
-        classes = list(dict.fromkeys(x.split("bbox/AP-")[1] for x in record["figures"] if "bbox/AP-" in x))
+        classes = list(
+            dict.fromkeys(x.split("bbox/AP-")[1] for x in record["figures"] if "bbox/AP-" in x)
+        )
         if not lines:
-            lines = [f"| record | {' | '.join(f'AP {x}' for x in classes)} |", "|---|" + "---|" * len(classes)]
-        cells = [f"[{file.stem}]({file.relative_to(page.parent)})", *(f"{get_figure(record, f'AP-{x}'):.1f}" for x in classes)]
+            lines = [
+                f"| record | {' | '.join(f'AP {x}' for x in classes)} |",
+                "|---|" + "---|" * len(classes),
+            ]
+        cells = [
+            f"[{file.stem}]({file.relative_to(page.parent)})",
+            *(f"{get_figure(record, f'AP-{x}'):.1f}" for x in classes),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def render_zoo(zoo: dict) -> str:
     """One row per trained model."""
-    lines = ["| config | AP | AP50 | AP75 | evaluated on | s/image | MB of GPU memory | origin | sha256 |", "|---" * 9 + "|"]
+    lines = [
+        "| config | AP | AP50 | AP75 | evaluated on | s/image | MB of GPU memory | origin | sha256 |",
+        "|---" * 9 + "|",
+    ]
     for config, entry in zoo.items():
-        cells = [f"`{config}`", *("" if entry["figures"][x] is None else f"{entry['figures'][x]:.1f}" for x in METRICS)]
+        cells = [
+            f"`{config}`",
+            *("" if entry["figures"][x] is None else f"{entry['figures'][x]:.1f}" for x in METRICS),
+        ]
         memory = "" if entry["memory_gb"] is None else f"{1000 * entry['memory_gb']:.0f}"
-        cells += [entry["evaluated_on"], str(entry["seconds_per_image"]), memory, entry["origin"], (entry["sha256"] or "")[:8]]
+        cells += [
+            entry["evaluated_on"],
+            str(entry["seconds_per_image"]),
+            memory,
+            entry["origin"],
+            (entry["sha256"] or "")[:8],
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -60,7 +87,10 @@ def render_faults(folder: Path) -> str:
         content = json.loads(file.read_text())["rows"]
         rows.update({x["row"]: x for x in content})
         hosts.append(f"{file.stem.replace('_', ' ')} ({len(content)} rows)")
-    lines += [f"| {n} | {x['fault']} | {x['detectron2']} | {x['focal_det']} |" for n, x in sorted(rows.items())]
+    lines += [
+        f"| {n} | {x['fault']} | {x['detectron2']} | {x['focal_det']} |"
+        for n, x in sorted(rows.items())
+    ]
     return "\n".join([*lines, "", f"Passed with Detectron2 {' and '.join(hosts)}."])
 
 
@@ -72,9 +102,13 @@ def render(page: Path) -> str:
     `<!-- digits 1b -->` of projects/PaperTables/results.
     """
     text = page.read_text()
-    records = sorted(page.parent.glob("records/*.json" if page.parent != ROOT else "projects/*/records/*.json"))
+    records = sorted(
+        page.parent.glob("records/*.json" if page.parent != ROOT else "projects/*/records/*.json")
+    )
     comparison = sorted((ROOT / "projects" / "Losses" / "records").glob("*/*.json"))
-    comparison = [x for x in comparison if "retinanet" not in x.stem]  # what all runs start from is none of them
+    comparison = [
+        x for x in comparison if "retinanet" not in x.stem
+    ]  # what all runs start from is none of them
     benchmarks = sorted((ROOT / "benchmarks").glob("*.json"))
     tables = {
         "results": lambda: render_results(records, page),
@@ -87,7 +121,9 @@ def render(page: Path) -> str:
         "faults": lambda: render_faults(ROOT / "tests" / "faults" / "records"),
     }
     for file in ROOT.glob("projects/PaperTables/results/*.json"):
-        tables[file.stem.replace("_", " ")] = lambda file=file: make_markdown(json.loads(file.read_text()))
+        tables[file.stem.replace("_", " ")] = lambda file=file: make_markdown(
+            json.loads(file.read_text())
+        )
     for name, table in tables.items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = pattern.sub(lambda m, table=table: f"{m.group(1)}{table()}\n{m.group(2)}", text)
@@ -97,10 +133,17 @@ def render(page: Path) -> str:
 def main() -> int:
     """Render all pages, or with `--check` return 1 if one is not as it would be rendered."""
     status = 0
-    for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("projects/*/README.md"))):
+    for page in (
+        ROOT / "README.md",
+        *sorted(ROOT.glob("docs/*.md")),
+        *sorted(ROOT.glob("projects/*/README.md")),
+    ):
         new = render(page)
         if new != page.read_text():
-            print(f"{page.relative_to(ROOT)}: " + ("not up to date, run `make readme`" if "--check" in sys.argv else "rendered"))
+            print(
+                f"{page.relative_to(ROOT)}: "
+                + ("not up to date, run `make readme`" if "--check" in sys.argv else "rendered")
+            )
             status = int("--check" in sys.argv)
             if not status:
                 page.write_text(new)

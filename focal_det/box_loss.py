@@ -55,7 +55,10 @@ def box_loss_per_image(
 
 @torch.no_grad()
 def iou_of_predictions(
-    pred_anchor_deltas: Tensor, anchors: Tensor, targets: DenseTargets, box2box_transform: Box2BoxTransform
+    pred_anchor_deltas: Tensor,
+    anchors: Tensor,
+    targets: DenseTargets,
+    box2box_transform: Box2BoxTransform,
 ) -> Tensor:
     """(N, R) float32 in [0, 1]: IoU of each positive's decoded prediction with its matched box, 0 elsewhere; no gradient."""
     image_idxs, anchor_idxs = targets.pos_idxs

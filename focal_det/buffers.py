@@ -22,6 +22,8 @@ class OptionalBuffers(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         optional = {prefix + name for name in self._buffers}
         missing_keys[:] = [key for key in missing_keys if key not in optional]

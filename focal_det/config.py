@@ -28,7 +28,11 @@ from focal_det.registry import (
 )
 
 # Constructor arguments that have a key of Detectron2's.
-_RETINANET_KEYS = {"alpha": "FOCAL_LOSS_ALPHA", "gamma": "FOCAL_LOSS_GAMMA", "num_classes": "NUM_CLASSES"}
+_RETINANET_KEYS = {
+    "alpha": "FOCAL_LOSS_ALPHA",
+    "gamma": "FOCAL_LOSS_GAMMA",
+    "num_classes": "NUM_CLASSES",
+}
 
 
 def add_focal_det_config(cfg: CfgNode) -> None:
@@ -59,7 +63,11 @@ def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by their full keys, of a config or of the mapping that it was dumped from."""
     values: dict[str, Any] = {}
     for key, value in node.items():
-        values.update(flatten_config(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+        values.update(
+            flatten_config(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {prefix + key: value}
+        )
     return values
 
 
@@ -69,7 +77,10 @@ class _SafeYaml(CfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         package = Path(detectron2.__file__).parent
-        own = {package.resolve(), (package / "model_zoo" / "configs").resolve()}  # a link, of an editable install
+        own = {
+            package.resolve(),
+            (package / "model_zoo" / "configs").resolve(),
+        }  # a link, of an editable install
         is_detectron2s = not own.isdisjoint(Path(filename).resolve().parents)
         try:
             return super().load_yaml_with_base(filename, allow_unsafe=is_detectron2s)
@@ -99,7 +110,9 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{config_file} must have KEY: VALUE lines ({error})") from None
     except ValueError as error:
-        raise ValueError(str(error) if "runs code" in str(error) else f"{config_file}: {_explain_type(error)}") from None
+        raise ValueError(
+            str(error) if "runs code" in str(error) else f"{config_file}: {_explain_type(error)}"
+        ) from None
     except KeyError as error:
         key = re.search(r"key: ([\w.]+)$", str(error.args[0]))
         if key is None:
@@ -126,12 +139,18 @@ def check_finite(cfg: CfgNode) -> None:
     """
     wrong = find_not_finite(cfg)
     if wrong:
-        raise ValueError(f"the config has numbers that are not finite: {', '.join(f'{k} {v}' for k, v in wrong.items())}")
+        raise ValueError(
+            f"the config has numbers that are not finite: {', '.join(f'{k} {v}' for k, v in wrong.items())}"
+        )
 
 
 def find_not_finite(cfg: CfgNode) -> dict[str, Any]:
     """Keys and values that are or contain NaN or infinity, but for the order of a norm, which may be infinite."""
-    return {k: v for k, v in flatten_config(cfg).items() if not _is_finite(v) and not (k.endswith("NORM_TYPE") and v == math.inf)}
+    return {
+        k: v
+        for k, v in flatten_config(cfg).items()
+        if not _is_finite(v) and not (k.endswith("NORM_TYPE") and v == math.inf)
+    }
 
 
 def _is_finite(value: Any) -> bool:
@@ -161,8 +180,16 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
 
 def _explain_type(error: ValueError) -> str:
     """What yacs says of a value of the wrong type, and how to write it."""
-    found = re.search(r"\(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) for config key", str(error))
-    hints = {("float", "int"): "{}.0", ("tuple", "str"): "\"('{}',)\"", ("tuple", "int"): '"({},)"', ("list", "str"): "\"['{}']\""}
+    found = re.search(
+        r"\(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) for config key",
+        str(error),
+    )
+    hints = {
+        ("float", "int"): "{}.0",
+        ("tuple", "str"): "\"('{}',)\"",
+        ("tuple", "int"): '"({},)"',
+        ("list", "str"): "\"['{}']\"",
+    }
     hint = hints.get(found.groups()[:2]) if found else None
     is_plain = found and re.fullmatch(r"[\w.-]+", found[3])
     return f"{error}: write {hint.format(found[3])}" if hint and is_plain else str(error)
@@ -188,7 +215,11 @@ def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **defaults: floa
     node = cfg.MODEL.FOCAL_DET[key]
     for name in node.ARGS:
         if name not in dict(registry):
-            raise KeyError(describe_unknown(f"{registry.kind} in MODEL.FOCAL_DET.{key}.ARGS", name, dict(registry)))
+            raise KeyError(
+                describe_unknown(
+                    f"{registry.kind} in MODEL.FOCAL_DET.{key}.ARGS", name, dict(registry)
+                )
+            )
     try:
         return registry.build(node.NAME, node.ARGS.get(node.NAME, {}), **defaults)
     except (KeyError, ValueError) as error:
@@ -203,6 +234,8 @@ def _component_node(name: str, registry: ComponentRegistry) -> CfgNode:
     for component_name, component in registry:
         args = get_constructor_args(component).items()
         args = [(k, list(v) if isinstance(v, tuple) else v) for k, v in args]
-        defaults = {k: v for k, v in args if k not in _RETINANET_KEYS and v is not inspect.Parameter.empty}
+        defaults = {
+            k: v for k, v in args if k not in _RETINANET_KEYS and v is not inspect.Parameter.empty
+        }
         node.ARGS[component_name] = CfgNode(defaults, new_allowed=True)
     return node

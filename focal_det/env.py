@@ -18,7 +18,9 @@ def ensure_environment() -> None:
         setup_environment()
 
 
-def load_config(config_file: Union[str, os.PathLike], options: Sequence[str] = (), *, unsafe_yaml: bool = False):
+def load_config(
+    config_file: Union[str, os.PathLike], options: Sequence[str] = (), *, unsafe_yaml: bool = False
+):
     """A Detectron2 config with focal_det's keys and data sets, from a yaml file and KEY VALUE pairs.
 
     Args:

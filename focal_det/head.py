@@ -39,7 +39,9 @@ class FocalRetinaNetHead(RetinaNetHead):
         **head_args: Any,
     ) -> None:
         bias = cls_loss.bias(prior_prob, num_classes)
-        super().__init__(num_classes=cls_loss.num_outputs(num_classes), num_anchors=num_anchors, **head_args)
+        super().__init__(
+            num_classes=cls_loss.num_outputs(num_classes), num_anchors=num_anchors, **head_args
+        )
         # What `cls_score` starts with; says how far from the prior a trained one is.
         self.register_buffer("prior_bias", bias.repeat(num_anchors), persistent=False)
         with torch.no_grad():

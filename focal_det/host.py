@@ -32,7 +32,9 @@ try:
     import detectron2  # noqa: F401
 except ImportError as error:
     if "partially initialized module 'focal_det." in str(error):
-        raise ImportError("With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before this module of focal_det") from error
+        raise ImportError(
+            "With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before this module of focal_det"
+        ) from error
     if error.name != "detectron2" or not isinstance(error, ModuleNotFoundError):
         raise
     raise ImportError(

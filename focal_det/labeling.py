@@ -59,13 +59,19 @@ def label_anchors_of_image(
     gt_boxes, gt_classes = gt_instances.gt_boxes.tensor, gt_instances.gt_classes
     if len(gt_boxes) == 0:
         gt_labels = gt_classes.new_full((len(anchors),), num_classes)
-        return gt_labels, torch.zeros_like(anchors.tensor), torch.zeros_like(gt_classes, dtype=torch.bool)
+        return (
+            gt_labels,
+            torch.zeros_like(anchors.tensor),
+            torch.zeros_like(gt_classes, dtype=torch.bool),
+        )
     matches = match_anchors(anchors.tensor, gt_boxes)
     gt_labels = compute_gt_labels(matches, gt_classes, matcher, num_classes)
     return gt_labels, gt_boxes.index_select(0, matches.matched_idxs), matches.without_anchor
 
 
-def compute_gt_labels(matches: Matches, gt_classes: Tensor, matcher: Matcher, num_classes: int) -> Tensor:
+def compute_gt_labels(
+    matches: Matches, gt_classes: Tensor, matcher: Matcher, num_classes: int
+) -> Tensor:
     """(R,) int64 labels: the bands of the matcher's thresholds, then its low-quality matches.
 
     Args:
@@ -76,14 +82,18 @@ def compute_gt_labels(matches: Matches, gt_classes: Tensor, matcher: Matcher, nu
     matched_classes = gt_classes.index_select(0, matches.matched_idxs)
     label_of = {-1: -1, 0: num_classes, 1: matched_classes}
     gt_labels = torch.full_like(matched_classes, num_classes)
-    for label, low in zip(matcher.labels, matcher.thresholds):  # each band ends where the next begins
+    for label, low in zip(
+        matcher.labels, matcher.thresholds
+    ):  # each band ends where the next begins
         gt_labels = torch.where(matches.max_iou >= low, label_of[label], gt_labels)
     if matcher.allow_low_quality_matches:
         gt_labels = torch.where(matches.is_best_of_box, matched_classes, gt_labels)
     return gt_labels.masked_fill_(matches.without_anchor.all(), num_classes)
 
 
-def report_boxes_without_anchor(image_names: Sequence[str], gt_boxes: Sequence[Tensor], without_anchor: Sequence[Tensor]) -> None:
+def report_boxes_without_anchor(
+    image_names: Sequence[str], gt_boxes: Sequence[Tensor], without_anchor: Sequence[Tensor]
+) -> None:
     """Warn about boxes that nothing can learn from, for the first ten images only; their number goes to the metrics.
 
     Args:

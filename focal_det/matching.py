@@ -58,7 +58,10 @@ def match_anchors(anchors: Tensor, boxes: Tensor) -> Matches:
 
 def _match_near_pairs(anchors: Tensor, boxes: Tensor) -> Matches:
     num_anchors = len(anchors)
-    boxes, anchors = _to_columns(boxes), _to_columns(F.pad(anchors, (0, 0, 0, -num_anchors % _BLOCK_SIZE)))
+    boxes, anchors = (
+        _to_columns(boxes),
+        _to_columns(F.pad(anchors, (0, 0, 0, -num_anchors % _BLOCK_SIZE))),
+    )
     anchors = anchors.unflatten(1, (-1, _BLOCK_SIZE))
     per_anchor = max_iou, matched_idxs, is_best_of_box = _start(anchors)
     max_iou_of_box = torch.zeros_like(boxes[0])
@@ -66,7 +69,9 @@ def _match_near_pairs(anchors: Tensor, boxes: Tensor) -> Matches:
         if len(blocks) == 0:
             continue
         steps = blocks.split(_MAX_BLOCKS)
-        ious = [_compute_iou([x.index_select(0, some) for x in anchors], boxes[:, i]) for some in steps]
+        ious = [
+            _compute_iou([x.index_select(0, some) for x in anchors], boxes[:, i]) for some in steps
+        ]
         best = max(x.max() for x in ious)
         if best == 0:
             continue
@@ -120,8 +125,12 @@ def _to_columns(boxes: Tensor) -> Tensor:
 
 def _compute_iou(anchors: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
     """IoU of columns that broadcast against each other, by the operations of Detectron2's `pairwise_iou` in their order."""
-    width = torch.minimum(anchors[2], boxes[2]).sub_(torch.maximum(anchors[0], boxes[0])).clamp_(min=0)
-    height = torch.minimum(anchors[3], boxes[3]).sub_(torch.maximum(anchors[1], boxes[1])).clamp_(min=0)
+    width = (
+        torch.minimum(anchors[2], boxes[2]).sub_(torch.maximum(anchors[0], boxes[0])).clamp_(min=0)
+    )
+    height = (
+        torch.minimum(anchors[3], boxes[3]).sub_(torch.maximum(anchors[1], boxes[1])).clamp_(min=0)
+    )
     inter = width.mul_(height)
     union = (anchors[4] + boxes[4]).sub_(inter)
     return inter.div_(union)
@@ -130,10 +139,21 @@ def _compute_iou(anchors: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
 def _start(anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`max_iou`, `matched_idxs` and `is_best_of_box` of (5, ...) anchors before any box."""
     max_iou = torch.zeros_like(anchors[0])
-    return max_iou, torch.zeros_like(max_iou, dtype=torch.int64), torch.zeros_like(max_iou, dtype=torch.bool)
+    return (
+        max_iou,
+        torch.zeros_like(max_iou, dtype=torch.int64),
+        torch.zeros_like(max_iou, dtype=torch.bool),
+    )
 
 
-def _finish(max_iou: Tensor, matched_idxs: Tensor, is_best_of_box: Tensor, max_iou_of_box: Tensor) -> Matches:
+def _finish(
+    max_iou: Tensor, matched_idxs: Tensor, is_best_of_box: Tensor, max_iou_of_box: Tensor
+) -> Matches:
     has_anchor = max_iou_of_box > 0
     first_with_anchor = has_anchor.byte().argmax()
-    return Matches(max_iou, torch.where(max_iou > 0, matched_idxs, first_with_anchor), is_best_of_box, max_iou_of_box)
+    return Matches(
+        max_iou,
+        torch.where(max_iou > 0, matched_idxs, first_with_anchor),
+        is_best_of_box,
+        max_iou_of_box,
+    )

@@ -56,7 +56,9 @@ class FocalRetinaNet(RetinaNet):
     ) -> None:
         for key in ("focal_loss_alpha", "focal_loss_gamma"):
             if key in retinanet_args:
-                raise ValueError(f"{key} belongs to the loss: write cls_loss=FocalLoss(alpha=..., gamma=...)")
+                raise ValueError(
+                    f"{key} belongs to the loss: write cls_loss=FocalLoss(alpha=..., gamma=...)"
+                )
         super().__init__(**retinanet_args)
         if self.box_reg_loss_type not in BOX_LOSS_TYPES:
             key = "box regression loss (MODEL.RETINANET.BBOX_REG_LOSS_TYPE)"
@@ -75,15 +77,26 @@ class FocalRetinaNet(RetinaNet):
         dataset_names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         check_datasets(dataset_names, cfg.MODEL.RETINANET.NUM_CLASSES)
         cls_loss = build_cls_loss(cfg)
-        cls_loss.bias(get_prior_prob(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)  # refuses a prior before the backbone is built
+        cls_loss.bias(
+            get_prior_prob(cfg), cfg.MODEL.RETINANET.NUM_CLASSES
+        )  # refuses a prior before the backbone is built
         args = super().from_config(cfg)
         del args["focal_loss_alpha"], args["focal_loss_gamma"]
         args["anchor_matcher"].allow_low_quality_matches = cfg.MODEL.FOCAL_DET.LOW_QUALITY_MATCHES
         backbone_shape = args["backbone"].output_shape()
         feature_shapes = [backbone_shape[f] for f in cfg.MODEL.RETINANET.IN_FEATURES]
         head = FocalRetinaNetHead(cfg, feature_shapes, cls_loss=cls_loss)
-        own = {"cls_loss": cls_loss, "normalizer": build_normalizer(cfg), "dataset_names": dataset_names}
-        return {**args, **own, "head": head, "telemetry_period": cfg.MODEL.FOCAL_DET.TELEMETRY_PERIOD}
+        own = {
+            "cls_loss": cls_loss,
+            "normalizer": build_normalizer(cfg),
+            "dataset_names": dataset_names,
+        }
+        return {
+            **args,
+            **own,
+            "head": head,
+            "telemetry_period": cfg.MODEL.FOCAL_DET.TELEMETRY_PERIOD,
+        }
 
     def forward(self, batched_inputs: list[dict[str, Any]]):
         """Losses in training, detections otherwise.
@@ -99,7 +112,9 @@ class FocalRetinaNet(RetinaNet):
             ValueError: in training, an image without "instances" or with a class id outside 0..K-1.
         """
         if self.training:
-            if self._is_first_step:  # the names of a data set's classes are known when it has been loaded
+            if (
+                self._is_first_step
+            ):  # the names of a data set's classes are known when it has been loaded
                 check_metadata(self.dataset_names, self.num_classes)
             image_names = [self._check_training_input(i, x) for i, x in enumerate(batched_inputs)]
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
@@ -110,8 +125,16 @@ class FocalRetinaNet(RetinaNet):
             gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, without_anchor)
             losses = self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
             # After the losses, which wait for the device, so that this need not.
-            report_boxes_without_anchor(image_names, [x["instances"].gt_boxes.tensor for x in batched_inputs], without_anchor)
-            if self.vis_period > 0 and has_event_storage() and get_event_storage().iter % self.vis_period == 0:
+            report_boxes_without_anchor(
+                image_names,
+                [x["instances"].gt_boxes.tensor for x in batched_inputs],
+                without_anchor,
+            )
+            if (
+                self.vis_period > 0
+                and has_event_storage()
+                and get_event_storage().iter % self.vis_period == 0
+            ):
                 with torch.no_grad():
                     results = self.inference(anchors, pred_logits, pred_anchor_deltas, image_sizes)
                 self.visualize_training(batched_inputs, results)
@@ -148,7 +171,9 @@ class FocalRetinaNet(RetinaNet):
         """Check one training image where it still is on the CPU; return the name to report it by."""
         name = str(batch_item.get("file_name", batch_item.get("image_id", f"{index} of the batch")))
         if "instances" not in batch_item:
-            raise ValueError(f"Image {name} has no 'instances' to train on; does the data set have annotations?")
+            raise ValueError(
+                f"Image {name} has no 'instances' to train on; does the data set have annotations?"
+            )
         check_gt_classes(batch_item["instances"].gt_classes, self.num_classes, name)
         return name
 
@@ -163,7 +188,10 @@ class FocalRetinaNet(RetinaNet):
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: list[Boxes], gt_instances: list[Instances], without_anchor: Optional[list[Tensor]] = None
+        self,
+        anchors: list[Boxes],
+        gt_instances: list[Instances],
+        without_anchor: Optional[list[Tensor]] = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Label the anchors of each image; boxes that overlap no anchor get none.
 
@@ -177,11 +205,16 @@ class FocalRetinaNet(RetinaNet):
             Per image, labels (R,) int64 in {-1 ignore, 0..K-1, K background} and matched boxes (R, 4).
         """
         all_anchors = Boxes.cat(anchors)
-        labeled = [label_anchors_of_image(all_anchors, x, self.anchor_matcher, self.num_classes) for x in gt_instances]
+        labeled = [
+            label_anchors_of_image(all_anchors, x, self.anchor_matcher, self.num_classes)
+            for x in gt_instances
+        ]
         gt_labels, gt_boxes, masks = zip(*labeled)
         if without_anchor is not None:
             all_masks = torch.cat(masks)
-            without_anchor += all_masks.to("cpu", non_blocking=all_masks.is_cuda).split([len(x) for x in masks])
+            without_anchor += all_masks.to("cpu", non_blocking=all_masks.is_cuda).split(
+                [len(x) for x in masks]
+            )
         return list(gt_labels), list(gt_boxes)
 
     def losses(
@@ -203,7 +236,9 @@ class FocalRetinaNet(RetinaNet):
         Returns:
             {"loss_cls": (), "loss_box_reg": ()}.
         """
-        targets = DenseTargets.from_labels(torch.stack(gt_labels), torch.stack(gt_boxes), self.num_classes)
+        targets = DenseTargets.from_labels(
+            torch.stack(gt_labels), torch.stack(gt_boxes), self.num_classes
+        )
         put_scalar("num_pos_anchors", targets.pos_idxs[0].numel() / len(gt_labels))
         all_anchors, deltas = Boxes.cat(anchors).tensor, cat(pred_anchor_deltas, dim=1)
         box_sums = box_loss_per_image(
@@ -222,7 +257,14 @@ class FocalRetinaNet(RetinaNet):
         divisor = self.normalizer(targets.num_pos)
         if is_telemetry_due(self.telemetry_period):
             names = {"dataset_names": self.dataset_names, "level_names": self.head_in_features}
-            put_telemetry(self.cls_loss, pred_logits, targets, divisor=divisor, prior_bias=self._get_prior_bias(), **names)
+            put_telemetry(
+                self.cls_loss,
+                pred_logits,
+                targets,
+                divisor=divisor,
+                prior_bias=self._get_prior_bias(),
+                **names,
+            )
         initial_loss = self._get_initial_loss(targets, divisor) if self._is_first_step else None
         loss_cls = self._normalize(self.cls_loss(pred_logits, targets), divisor)
         if initial_loss is not None and targets.pos_idxs[0].numel():
@@ -258,12 +300,18 @@ class FocalRetinaNet(RetinaNet):
         """Detections of each image from per-level (N, Ri, C) logits and (N, Ri, 4) deltas; changes neither."""
         scores = [self.cls_loss.scores(x) for x in pred_logits]
         return [
-            self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in pred_anchor_deltas], size)
+            self.inference_single_image(
+                anchors, [x[i] for x in scores], [x[i] for x in pred_anchor_deltas], size
+            )
             for i, size in enumerate(image_sizes)
         ]
 
     def inference_single_image(
-        self, anchors: list[Boxes], box_cls: list[Tensor], box_delta: list[Tensor], image_size: tuple[int, int]
+        self,
+        anchors: list[Boxes],
+        box_cls: list[Tensor],
+        box_delta: list[Tensor],
+        image_size: tuple[int, int],
     ) -> Instances:
         """Per level threshold and top k, then NMS per class over all levels (section 4.1 of arXiv 1708.02002).
 
@@ -278,10 +326,19 @@ class FocalRetinaNet(RetinaNet):
         """
         per_level = [self._decode_level(*level) for level in zip(anchors, box_cls, box_delta)]
         boxes, scores, classes = (cat(x) for x in zip(*per_level))
-        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
-        return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[
+            : self.max_detections_per_image
+        ]
+        return Instances(
+            image_size,
+            pred_boxes=Boxes(boxes[keep]),
+            scores=scores[keep],
+            pred_classes=classes[keep],
+        )
 
-    def _decode_level(self, anchors: Boxes, scores: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode_level(
+        self, anchors: Boxes, scores: Tensor, deltas: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (T, 4), scores (T,) and classes (T,) of a level's T best candidates above the threshold.
 
         The T best pairs of anchor and class are of the T anchors whose best class scores highest, which are far fewer to sort.
@@ -291,9 +348,14 @@ class FocalRetinaNet(RetinaNet):
         scores = scores[best_anchors]
         ranks, class_idxs = torch.nonzero(scores > self.test_score_thresh, as_tuple=True)
         candidates, order = scores[ranks, class_idxs].sort(descending=True)
-        candidates, order = candidates[: self.test_topk_candidates], order[: self.test_topk_candidates]
+        candidates, order = (
+            candidates[: self.test_topk_candidates],
+            order[: self.test_topk_candidates],
+        )
         anchor_idxs, class_idxs = best_anchors[ranks[order]], class_idxs[order]
-        boxes = self.box2box_transform.apply_deltas(deltas[anchor_idxs], anchors.tensor[anchor_idxs])
+        boxes = self.box2box_transform.apply_deltas(
+            deltas[anchor_idxs], anchors.tensor[anchor_idxs]
+        )
         return boxes, candidates, class_idxs
 
 
@@ -302,5 +364,7 @@ def _to_fast_layout(images: Tensor) -> Tensor:
 
     The layout goes through the network; at its end the head's (N, A*C, Hi, Wi) outputs become (N, Ri, C) without a copy.
     """
-    is_faster = images.device.type == "cpu" or (images.is_cuda and torch.is_autocast_enabled("cuda"))
+    is_faster = images.device.type == "cpu" or (
+        images.is_cuda and torch.is_autocast_enabled("cuda")
+    )
     return images.contiguous(memory_format=torch.channels_last) if is_faster else images

@@ -5,7 +5,11 @@ from torch import Tensor, distributed
 
 def get_num_processes() -> int:
     """Processes that train together; 1 outside a distributed training."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -15,7 +15,11 @@ def describe_unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    shown = known if len(known) <= _MAX_KNOWN else difflib.get_close_matches(name, known, n=_NUM_NEAREST, cutoff=0)
+    shown = (
+        known
+        if len(known) <= _MAX_KNOWN
+        else difflib.get_close_matches(name, known, n=_NUM_NEAREST, cutoff=0)
+    )
     more = f" and {len(known) - len(shown)} more" if len(shown) < len(known) else ""
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(shown) or 'none'}{more}."
 

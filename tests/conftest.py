@@ -19,7 +19,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption("--faults-table", metavar="FILE.json", help="print the table of faults (tests/faults), and write it as json")
+    parser.addoption(
+        "--faults-table",
+        metavar="FILE.json",
+        help="print the table of faults (tests/faults), and write it as json",
+    )
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
@@ -36,11 +40,19 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         for name, value in report.user_properties:
             if name == "fault":
                 known = rows.setdefault(value["row"], {**value, "seen_with_detectron2": []})
-                known["seen_with_detectron2"] += [value["seen_with_detectron2"]] if value["seen_with_detectron2"] else []
+                known["seen_with_detectron2"] += (
+                    [value["seen_with_detectron2"]] if value["seen_with_detectron2"] else []
+                )
     rows = dict(sorted(rows.items()))
     for row in rows.values():
-        terminalreporter.write_line(f"| {row['row']} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |")
-    origin = {"command": "pytest tests/faults --faults-table", "commit": get_commit(), "date": date.today().isoformat()}
+        terminalreporter.write_line(
+            f"| {row['row']} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |"
+        )
+    origin = {
+        "command": "pytest tests/faults --faults-table",
+        "commit": get_commit(),
+        "date": date.today().isoformat(),
+    }
     content = {**origin, "detectron2": detectron2.__version__, "rows": list(rows.values())}
     Path(file).write_text(json.dumps(content, indent=1) + "\n")
 
@@ -103,7 +115,9 @@ def make_cfg():
 @pytest.fixture
 def batch():
     """Three 128 px images: objects on three pyramid levels, one object, none."""
-    return make_batch([[16, 16, 52, 52], [30, 40, 110, 120], [0, 0, 128, 128]], [[70, 60, 100, 90]], [])
+    return make_batch(
+        [[16, 16, 52, 52], [30, 40, 110, 120], [0, 0, 128, 128]], [[70, 60, 100, 90]], []
+    )
 
 
 @pytest.fixture
@@ -138,12 +152,18 @@ def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:
     return batch
 
 
-def run_python(*args: str, env: Optional[dict] = None, check: bool = True, cwd=None, timeout: int = 600):
+def run_python(
+    *args: str, env: Optional[dict] = None, check: bool = True, cwd=None, timeout: int = 600
+):
     """Run the tests' interpreter in a process of its own; with `check`, show its output if it fails."""
     environ = {**os.environ, "PYTHONWARNINGS": "ignore", **(env or {})}
     environ = {k: v for k, v in environ.items() if v is not None}
     command = [sys.executable, *map(str, args)]
-    done = subprocess.run(command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        command, env=environ, cwd=cwd, capture_output=True, text=True, timeout=timeout
+    )
     output = done.stdout + done.stderr
-    assert not check or done.returncode == 0, f"{command} exited with {done.returncode}:\n{output[-5000:]}"
+    assert not check or done.returncode == 0, (
+        f"{command} exited with {done.returncode}:\n{output[-5000:]}"
+    )
     return done.returncode, output

@@ -26,7 +26,9 @@ def detectron2_loss(anchors, deltas, targets, loss_type, beta, images=slice(None
     labels = targets.gt_labels[images]
     pos_mask = (labels >= 0) & (labels < 5)
     boxes = list(targets.gt_boxes[images])
-    return _dense_box_regression_loss([Boxes(anchors)], TRANSFORM, [deltas[images]], boxes, pos_mask, loss_type, beta)
+    return _dense_box_regression_loss(
+        [Boxes(anchors)], TRANSFORM, [deltas[images]], boxes, pos_mask, loss_type, beta
+    )
 
 
 @pytest.mark.parametrize("loss_type", BOX_LOSS_TYPES)
@@ -38,7 +40,9 @@ def test_each_image_has_detectron2s_loss_and_gradient(dense, loss_type, beta):
     except ValueError:
         pytest.skip(f"this Detectron2 has no {loss_type}")
     ours, theirs = deltas.clone().requires_grad_(), deltas.clone().requires_grad_()
-    loss = box_loss_per_image(ours, anchors, targets, TRANSFORM, loss_type=loss_type, smooth_l1_beta=beta)
+    loss = box_loss_per_image(
+        ours, anchors, targets, TRANSFORM, loss_type=loss_type, smooth_l1_beta=beta
+    )
     for i in range(3):
         want = detectron2_loss(anchors, deltas, targets, loss_type, beta, slice(i, i + 1))
         torch.testing.assert_close(loss[i], want, rtol=1e-4, atol=1e-4)
@@ -52,7 +56,9 @@ def test_no_positives_at_all_give_zero_with_a_gradient(dense, loss_type):
     anchors, deltas, _ = dense
     targets = DenseTargets.from_labels(torch.full((3, 60), 5), torch.zeros(3, 60, 4), 5)
     deltas.requires_grad_()
-    loss = box_loss_per_image(deltas, anchors, targets, TRANSFORM, loss_type=loss_type, smooth_l1_beta=0.0)
+    loss = box_loss_per_image(
+        deltas, anchors, targets, TRANSFORM, loss_type=loss_type, smooth_l1_beta=0.0
+    )
     loss.sum().backward()
     assert loss.tolist() == [0, 0, 0] and torch.all(deltas.grad == 0)
 

@@ -37,7 +37,9 @@ class SoftmaxToyLoss(ClsLoss):
         self.seen.append(targets)
         log_probs = torch.cat(list(logits), dim=1).log_softmax(dim=-1)
         valid = targets.gt_labels >= 0
-        loss = -log_probs.gather(-1, targets.gt_labels.clamp(min=0)[..., None])[..., 0] * (1 + targets.iou)
+        loss = -log_probs.gather(-1, targets.gt_labels.clamp(min=0)[..., None])[..., 0] * (
+            1 + targets.iou
+        )
         self.means = self.scale * (loss * valid).sum(dim=1) / valid.sum(dim=1)
         return self.means
 
@@ -59,7 +61,14 @@ def _merge(cfg, with_toy, overrides):
 
 
 def test_its_arguments_come_from_its_signature_and_detectron2s_keys(toy_cfg):
-    model = build_model(toy_cfg("MODEL.FOCAL_DET.CLS_LOSS.ARGS.SoftmaxToyLoss.scale", 3.0, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.7))
+    model = build_model(
+        toy_cfg(
+            "MODEL.FOCAL_DET.CLS_LOSS.ARGS.SoftmaxToyLoss.scale",
+            3.0,
+            "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
+            0.7,
+        )
+    )
     assert (model.cls_loss.scale, model.cls_loss.alpha) == (3.0, 0.7)
 
 
@@ -76,7 +85,10 @@ def test_it_gets_what_it_needs_without_gradient_and_is_averaged_over_images(toy_
     sum(losses.values()).backward()
     (targets,) = model.cls_loss.seen
     num_images, num_anchors = targets.gt_labels.shape
-    assert targets.anchors.shape == (num_anchors, 4) and targets.iou.shape == (num_images, num_anchors)
+    assert targets.anchors.shape == (num_anchors, 4) and targets.iou.shape == (
+        num_images,
+        num_anchors,
+    )
     pos_mask = (targets.gt_labels >= 0) & (targets.gt_labels < 5)
     assert not targets.iou.requires_grad and (targets.iou[~pos_mask] == 0).all()
     assert ((targets.iou[pos_mask] > 0) & (targets.iou[pos_mask] <= 1)).all()
@@ -86,11 +98,17 @@ def test_it_gets_what_it_needs_without_gradient_and_is_averaged_over_images(toy_
 
 @pytest.mark.parametrize("num_classes", [1, 3, 9])
 def test_its_scores_are_those_of_the_classes(toy_cfg, num_classes):
-    model = build_model(toy_cfg("MODEL.RETINANET.NUM_CLASSES", num_classes, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)).eval()
+    model = build_model(
+        toy_cfg(
+            "MODEL.RETINANET.NUM_CLASSES", num_classes, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0
+        )
+    ).eval()
     with torch.no_grad():
         model.head.cls_score.weight.zero_()
         # Class K-1 of each anchor scores highest: a reshape with the wrong number of outputs would mix classes and anchors.
-        model.head.cls_score.bias.copy_(torch.tensor([0.0] * (num_classes - 1) + [3.0, 1.0]).repeat(9))
+        model.head.cls_score.bias.copy_(
+            torch.tensor([0.0] * (num_classes - 1) + [3.0, 1.0]).repeat(9)
+        )
         (output,) = model([{"image": torch.zeros(3, 64, 64)}])
     want = math.exp(3) / (num_classes - 1 + math.exp(3) + math.e)
     assert output["instances"].scores[0].item() == pytest.approx(want, rel=1e-5)
@@ -117,8 +135,12 @@ def test_yaml_and_lazy_config_build_the_same_model():
     cfg = get_cfg()
     cfg.merge_from_file(get_config_file("COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"))
     cfg.MODEL.DEVICE = "cpu"
-    lazy = instantiate(LazyConfig.load(get_config_file("COCO-Detection/focal_retinanet_R_50_FPN_1x.py")).model)
+    lazy = instantiate(
+        LazyConfig.load(get_config_file("COCO-Detection/focal_retinanet_R_50_FPN_1x.py")).model
+    )
     from_yaml = build_model(cfg)
-    assert {k: v.shape for k, v in lazy.state_dict().items()} == {k: v.shape for k, v in from_yaml.state_dict().items()}
+    assert {k: v.shape for k, v in lazy.state_dict().items()} == {
+        k: v.shape for k, v in from_yaml.state_dict().items()
+    }
     assert repr(lazy.cls_loss) == repr(from_yaml.cls_loss)
     assert torch.equal(lazy.head.cls_score.bias, from_yaml.head.cls_score.bias)

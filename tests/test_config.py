@@ -17,7 +17,9 @@ def test_gamma_alpha_and_prior_are_the_keys_of_detectron2(make_cfg):
 
 def test_the_node_is_small():
     def count(node):
-        return sum(1 if not hasattr(v, "items") else count(v) for k, v in node.items() if k != "ARGS")
+        return sum(
+            1 if not hasattr(v, "items") else count(v) for k, v in node.items() if k != "ARGS"
+        )
 
     assert count(get_cfg().MODEL.FOCAL_DET) <= 12
 
@@ -25,7 +27,10 @@ def test_the_node_is_small():
 def test_arguments_are_set_from_the_command_line(make_cfg):
     cfg = make_cfg("MODEL.FOCAL_DET.NORMALIZER.ARGS.EMAPosCount.momentum", 0.5)
     assert build_normalizer(cfg).momentum == 0.5
-    assert isinstance(build_normalizer(make_cfg("MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount")), GlobalPosCount)
+    assert isinstance(
+        build_normalizer(make_cfg("MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount")),
+        GlobalPosCount,
+    )
 
 
 def test_only_the_entry_of_the_name_is_read(make_cfg):
@@ -37,10 +42,22 @@ def test_only_the_entry_of_the_name_is_read(make_cfg):
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"NAME": "GlobalPoscount"}, r"MODEL\.FOCAL_DET\.NORMALIZER: Unknown loss normalizer .*Did you mean 'GlobalPosCount'"),
-        ({"ARGS": {"EMAPosCuont": {"momentum": 0.5}}}, r"NORMALIZER\.ARGS 'EMAPosCuont'\. Did you mean 'EMAPosCount'"),
-        ({"ARGS": {"EMAPosCount": {"momentun": 0.5}}}, r"Unknown argument of EMAPosCount 'momentun'.*'momentum'"),
-        ({"ARGS": {"EMAPosCount": {"momentum": 1.5}}}, r"MODEL\.FOCAL_DET\.NORMALIZER: momentum must be in \[0, 1\), got 1.5"),
+        (
+            {"NAME": "GlobalPoscount"},
+            r"MODEL\.FOCAL_DET\.NORMALIZER: Unknown loss normalizer .*Did you mean 'GlobalPosCount'",
+        ),
+        (
+            {"ARGS": {"EMAPosCuont": {"momentum": 0.5}}},
+            r"NORMALIZER\.ARGS 'EMAPosCuont'\. Did you mean 'EMAPosCount'",
+        ),
+        (
+            {"ARGS": {"EMAPosCount": {"momentun": 0.5}}},
+            r"Unknown argument of EMAPosCount 'momentun'.*'momentum'",
+        ),
+        (
+            {"ARGS": {"EMAPosCount": {"momentum": 1.5}}},
+            r"MODEL\.FOCAL_DET\.NORMALIZER: momentum must be in \[0, 1\), got 1.5",
+        ),
     ],
 )
 def test_a_typo_in_a_file_names_the_key_and_the_nearest_match(make_cfg, tmp_path, node, message):
@@ -64,8 +81,14 @@ def test_a_typo_on_the_command_line_fails(make_cfg):
             "MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLoss.bach",
             r"key of MODEL\.FOCAL_DET\.CLS_LOSS\.ARGS\.OHEMLoss 'bach'\. Did you mean 'batch'",
         ),
-        ("MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLos.batch", r"ARGS 'OHEMLos'\. Did you mean 'OHEMLoss'"),
-        ("MODEL.RETINANET.FOCAL_LOS_GAMMA", r"key of MODEL\.RETINANET 'FOCAL_LOS_GAMMA'\. Did you mean 'FOCAL_LOSS_GAMMA'"),
+        (
+            "MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLos.batch",
+            r"ARGS 'OHEMLos'\. Did you mean 'OHEMLoss'",
+        ),
+        (
+            "MODEL.RETINANET.FOCAL_LOS_GAMMA",
+            r"key of MODEL\.RETINANET 'FOCAL_LOS_GAMMA'\. Did you mean 'FOCAL_LOSS_GAMMA'",
+        ),
         ("MODLE.DEVICE", r"key of the config 'MODLE'\. Did you mean 'MODEL'"),
         ("SOLVER.BASE_LR.x", r"key of SOLVER\.BASE_LR 'x'"),
     ],
@@ -77,7 +100,9 @@ def test_a_typo_on_the_command_line_of_our_programs_names_the_nearest_key(make_c
 
 def test_options_without_a_typo_are_merged(make_cfg):
     cfg = make_cfg()
-    merge_options(cfg, ["SOLVER.MAX_ITER", "7", "MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLoss.batch", "64"])
+    merge_options(
+        cfg, ["SOLVER.MAX_ITER", "7", "MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLoss.batch", "64"]
+    )
     assert (cfg.SOLVER.MAX_ITER, cfg.MODEL.FOCAL_DET.CLS_LOSS.ARGS.OHEMLoss.batch) == (7, 64)
 
 

@@ -43,7 +43,18 @@ def test_it_builds_and_makes_a_step(path, monkeypatch):
     monkeypatch.setenv("FOCAL_DET_BCCD", "/nowhere")
     cfg = load(path)
     cfg.merge_from_list(
-        ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.FOCAL_DET.DATASETS", [], "DATASETS.TRAIN", (), "DATASETS.TEST", ()]
+        [
+            "MODEL.DEVICE",
+            "cpu",
+            "MODEL.WEIGHTS",
+            "",
+            "MODEL.FOCAL_DET.DATASETS",
+            [],
+            "DATASETS.TRAIN",
+            (),
+            "DATASETS.TEST",
+            (),
+        ]
     )
     make_step(build_model(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)
 
@@ -60,7 +71,9 @@ def make_step(model, num_classes):
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.0001)
     with EventStorage():
         losses = model(batch)
-    assert set(losses) == {"loss_cls", "loss_box_reg"} and all(x.isfinite() for x in losses.values())
+    assert set(losses) == {"loss_cls", "loss_box_reg"} and all(
+        x.isfinite() for x in losses.values()
+    )
     sum(losses.values()).backward()
     optimizer.step()
 
@@ -85,5 +98,7 @@ def test_the_lazy_twin_has_the_values_of_the_yaml(depth):
 
 
 def test_an_unknown_config_names_the_nearest():
-    with pytest.raises(FileNotFoundError, match=r"Did you mean 'COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"Did you mean 'COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml'"
+    ):
         get_config_file("COCO-Detection/focal_retinanet_R50_FPN_1x.yaml")

@@ -45,7 +45,9 @@ class RecordShapesFromValues(TorchDispatchMode):
         name = func.overloadpacket.__name__
         indices = args[1] if name in ("index", "index_put", "index_put_") else []
         by_mask = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in indices)
-        if (by_mask or name in ("nonzero", "masked_select", "unique", "_unique2")) and self.is_ours():
+        if (
+            by_mask or name in ("nonzero", "masked_select", "unique", "_unique2")
+        ) and self.is_ours():
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -56,7 +58,9 @@ def step(make_cfg, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
 
     def run(*overrides, iteration=None):
-        model = build_model(make_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", *overrides)).train()
+        model = build_model(
+            make_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", *overrides)
+        ).train()
         model._is_first_step = False  # which also computes the loss of the prior
         env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=True)
         with FakeTensorMode(shape_env=env, allow_non_fake_inputs=True) as mode:
@@ -65,7 +69,10 @@ def step(make_cfg, monkeypatch):
                     module._buffers[name] = mode.from_tensor(buffer).cuda()
             numbers = [9 * size * size for size in SIZES]
             anchors = [Boxes(torch.empty(n, 4, device="cuda")) for n in numbers]
-            logits = [torch.empty(2, n, model.cls_loss.num_outputs(5), device="cuda", requires_grad=True) for n in numbers]
+            logits = [
+                torch.empty(2, n, model.cls_loss.num_outputs(5), device="cuda", requires_grad=True)
+                for n in numbers
+            ]
             deltas = [torch.empty(2, n, 4, device="cuda", requires_grad=True) for n in numbers]
             gt = [make_instances(3), make_instances(0)]
             # Without one, nothing is recorded: the number of positives, which a storage wants, is known to the real step by then.
@@ -74,14 +81,19 @@ def step(make_cfg, monkeypatch):
                 without_anchor = []
                 labels, boxes = model.label_anchors(anchors, gt, without_anchor)
                 losses = model.losses(anchors, logits, labels, deltas, boxes)
-            assert {x.device.type for x in without_anchor} == {"cpu"} and losses["loss_cls"].device.type == "cuda"
+            assert {x.device.type for x in without_anchor} == {"cpu"} and losses[
+                "loss_cls"
+            ].device.type == "cuda"
         return waits.names
 
     return run
 
 
 def make_instances(num_boxes):
-    boxes, classes = torch.empty(num_boxes, 4, device="cuda"), torch.empty(num_boxes, dtype=torch.int64, device="cuda")
+    boxes, classes = (
+        torch.empty(num_boxes, 4, device="cuda"),
+        torch.empty(num_boxes, dtype=torch.int64, device="cuda"),
+    )
     return Instances((128, 128), gt_boxes=Boxes(boxes), gt_classes=classes)
 
 
@@ -121,7 +133,9 @@ def test_with_smooth_l1_detectron2s_box_transform_asserts_a_value_as_well(step):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_a_step_waits_once(make_cfg):
-    model = build_model(make_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", "MODEL.DEVICE", "cuda")).train()
+    model = build_model(
+        make_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", "MODEL.DEVICE", "cuda")
+    ).train()
     batch = make_batch([[16, 16, 52, 52]], [])
     model(batch)  # the first step also computes the loss of the prior, and Triton compiles
     features = [torch.randn(2, 32, size, size, device="cuda") for size in SIZES]

@@ -14,7 +14,9 @@ ROWS = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", DOCS, re.MULTILINE
 
 
 def test_it_has_every_component_and_no_other():
-    assert set(ROWS) == {name for registry in (CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY) for name, _ in registry}
+    assert set(ROWS) == {
+        name for registry in (CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY) for name, _ in registry
+    }
 
 
 @pytest.mark.parametrize("name", sorted(dict(CLS_LOSS_REGISTRY)))

@@ -34,13 +34,19 @@ def test_it_trains_under_the_optimizer(name, make_cfg, batch):
     with EventStorage():
         for _ in range(3):
             losses = model(batch)
-            assert set(losses) == {"loss_cls", "loss_box_reg"} and all(x.isfinite() for x in losses.values())
+            assert set(losses) == {"loss_cls", "loss_box_reg"} and all(
+                x.isfinite() for x in losses.values()
+            )
             optimizer.zero_grad()
             sum(losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
     after = model.head.state_dict()
-    assert all(after[key].isfinite().all() and not torch.equal(after[key], before[key]) for key in before if "prior" not in key)
+    assert all(
+        after[key].isfinite().all() and not torch.equal(after[key], before[key])
+        for key in before
+        if "prior" not in key
+    )
 
 
 @every_loss
@@ -58,7 +64,9 @@ def test_drawing_its_detections_leaves_the_gradients_unchanged(name, make_cfg, b
 @every_loss
 def test_its_first_loss_is_near_that_of_the_prior(name, make_cfg, batch, caplog):
     with caplog.at_level("INFO", logger="detectron2.focal_det"):
-        build_model(make_cfg(NAME, name, "MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount")).train()(batch)
+        build_model(
+            make_cfg(NAME, name, "MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount")
+        ).train()(batch)
     (record,) = [x for x in caplog.records if "with every score at the prior" in x.message]
     first, initial = (float(x.rstrip(";")) for x in record.message.split() if x[0].isdigit())
     assert first == pytest.approx(initial, rel=0.2) and record.levelname == "INFO"
@@ -66,7 +74,9 @@ def test_its_first_loss_is_near_that_of_the_prior(name, make_cfg, batch, caplog)
 
 def test_the_loss_at_the_prior_is_that_of_the_formula(make_cfg, batch, caplog):
     # pi = 0.5: every term is -0.25 log(0.5) times alpha_t; 1 - alpha_t for all but the positives' own class.
-    cfg = make_cfg("MODEL.RETINANET.PRIOR_PROB", 0.5, "MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount")
+    cfg = make_cfg(
+        "MODEL.RETINANET.PRIOR_PROB", 0.5, "MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount"
+    )
     model = build_model(cfg).train()
     with caplog.at_level("INFO", logger="detectron2.focal_det"):
         model(batch)
@@ -78,7 +88,9 @@ def test_the_loss_at_the_prior_is_that_of_the_formula(make_cfg, batch, caplog):
 
 
 def test_features_that_are_far_too_large_are_warned_of_once(make_cfg, batch, caplog):
-    model = build_model(make_cfg("MODEL.PIXEL_STD", [0.01, 0.01, 0.01], "MODEL.RESNETS.NORM", "FrozenBN")).train()
+    model = build_model(
+        make_cfg("MODEL.PIXEL_STD", [0.01, 0.01, 0.01], "MODEL.RESNETS.NORM", "FrozenBN")
+    ).train()
     with torch.no_grad():
         model.head.cls_score.weight.mul_(100)
     for _ in range(2):
@@ -107,18 +119,51 @@ def test_a_head_that_was_trained_is_not_compared_with_the_prior(make_cfg, batch,
             [f"{ARGS}.FocalLoss.alpha_per_class", [0.5, 0.5, 2.0, 0.5, 0.5]],
             r"CLS_LOSS: alpha_per_class\[2\] must be in \[0, 1\], got 2.0",
         ),
-        ([f"{ARGS}.FocalLoss.gamma_per_class", [-1.0] * 5], r"gamma_per_class\[0\] must be in \[0, inf\), got -1.0"),
-        ([NAME, "FocalStarLoss", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", 0.0], r"CLS_LOSS: gamma must be in \(0, inf\), got 0.0"),
+        (
+            [f"{ARGS}.FocalLoss.gamma_per_class", [-1.0] * 5],
+            r"gamma_per_class\[0\] must be in \[0, inf\), got -1.0",
+        ),
+        (
+            [NAME, "FocalStarLoss", "MODEL.RETINANET.FOCAL_LOSS_GAMMA", 0.0],
+            r"CLS_LOSS: gamma must be in \(0, inf\), got 0.0",
+        ),
         ([NAME, "OHEMLoss", f"{ARGS}.OHEMLoss.batch", 0], r"batch must be in \[1, inf\), got 0"),
-        ([NAME, "OHEMLoss", f"{ARGS}.OHEMLoss.nms_thresh", 0.0], r"nms_thresh must be in \(0, 1\], got 0.0"),
-        ([NAME, "HingeLoss", f"{ARGS}.HingeLoss.threshold", 1.5], r"threshold must be in \(0, 1\], got 1.5"),
-        ([NAME, "PolyFocalLoss", f"{ARGS}.PolyFocalLoss.epsilon", -2.0], r"epsilon must be in \[-1, inf\), got -2.0"),
-        ([NAME, "VarifocalLoss", f"{ARGS}.VarifocalLoss.neg_weight", -1.0], r"neg_weight must be in \[0, inf\), got -1.0"),
-        ([NAME, "QualityFocalLoss", f"{ARGS}.QualityFocalLoss.beta", -1.0], r"beta must be in \[0, inf\), got -1.0"),
-        ([NAME, "GHMCLoss", f"{ARGS}.GHMCLoss.momentum", 1.0], r"momentum must be in \[0, 1\), got 1.0"),
-        ([NAME, "EqualizedFocalLoss", f"{ARGS}.EqualizedFocalLoss.scale", -1.0], r"scale must be in \[0, inf\), got -1.0"),
-        ([NAME, "AsymmetricLoss", f"{ARGS}.AsymmetricLoss.shift", 1.0], r"shift must be in \[0, 1\), got 1.0"),
-        ([NAME, "AsymetricLoss"], r"Unknown classification loss 'AsymetricLoss'\. Did you mean 'AsymmetricLoss'"),
+        (
+            [NAME, "OHEMLoss", f"{ARGS}.OHEMLoss.nms_thresh", 0.0],
+            r"nms_thresh must be in \(0, 1\], got 0.0",
+        ),
+        (
+            [NAME, "HingeLoss", f"{ARGS}.HingeLoss.threshold", 1.5],
+            r"threshold must be in \(0, 1\], got 1.5",
+        ),
+        (
+            [NAME, "PolyFocalLoss", f"{ARGS}.PolyFocalLoss.epsilon", -2.0],
+            r"epsilon must be in \[-1, inf\), got -2.0",
+        ),
+        (
+            [NAME, "VarifocalLoss", f"{ARGS}.VarifocalLoss.neg_weight", -1.0],
+            r"neg_weight must be in \[0, inf\), got -1.0",
+        ),
+        (
+            [NAME, "QualityFocalLoss", f"{ARGS}.QualityFocalLoss.beta", -1.0],
+            r"beta must be in \[0, inf\), got -1.0",
+        ),
+        (
+            [NAME, "GHMCLoss", f"{ARGS}.GHMCLoss.momentum", 1.0],
+            r"momentum must be in \[0, 1\), got 1.0",
+        ),
+        (
+            [NAME, "EqualizedFocalLoss", f"{ARGS}.EqualizedFocalLoss.scale", -1.0],
+            r"scale must be in \[0, inf\), got -1.0",
+        ),
+        (
+            [NAME, "AsymmetricLoss", f"{ARGS}.AsymmetricLoss.shift", 1.0],
+            r"shift must be in \[0, 1\), got 1.0",
+        ),
+        (
+            [NAME, "AsymetricLoss"],
+            r"Unknown classification loss 'AsymetricLoss'\. Did you mean 'AsymmetricLoss'",
+        ),
         (
             ["MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS", [0.1]],
             "PRIOR_PROB_PER_CLASS must have one value for each of the 5 classes, got 1",
@@ -132,15 +177,21 @@ def test_a_wrong_value_names_argument_range_and_value(make_cfg, overrides, messa
 
 def test_lists_per_class_reach_loss_and_head(make_cfg):
     priors, alphas = [0.01, 0.02, 0.03, 0.04, 0.05], [0.1, 0.2, 0.3, 0.4, 0.5]
-    cfg = make_cfg("MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS", priors, f"{ARGS}.FocalLoss.alpha_per_class", alphas)
+    cfg = make_cfg(
+        "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS", priors, f"{ARGS}.FocalLoss.alpha_per_class", alphas
+    )
     model = build_model(cfg)
-    torch.testing.assert_close(model.head.cls_score.bias.sigmoid().reshape(9, 5)[4], torch.tensor(priors))
+    torch.testing.assert_close(
+        model.head.cls_score.bias.sigmoid().reshape(9, 5)[4], torch.tensor(priors)
+    )
     torch.testing.assert_close(model.cls_loss.alpha_per_class, torch.tensor(alphas))
     assert not [x for x in model.state_dict() if "per_class" in x or "prior" in x]
 
 
 @pytest.mark.parametrize("name", ["GHMCLoss", "EqualizedFocalLoss"])
-def test_state_of_a_loss_is_in_the_checkpoint_and_a_stock_one_loads(name, make_cfg, batch, caplog, tmp_path):
+def test_state_of_a_loss_is_in_the_checkpoint_and_a_stock_one_loads(
+    name, make_cfg, batch, caplog, tmp_path
+):
     from detectron2.checkpoint import DetectionCheckpointer
 
     model = build_model(make_cfg(NAME, name)).train()
@@ -148,7 +199,9 @@ def test_state_of_a_loss_is_in_the_checkpoint_and_a_stock_one_loads(name, make_c
     DetectionCheckpointer(model, str(tmp_path)).save("ours")
     resumed = build_model(make_cfg(NAME, name))
     DetectionCheckpointer(resumed).load(str(tmp_path / "ours.pth"))
-    for (key, value), other in zip(model.cls_loss.state_dict().items(), resumed.cls_loss.state_dict().values()):
+    for (key, value), other in zip(
+        model.cls_loss.state_dict().items(), resumed.cls_loss.state_dict().values()
+    ):
         assert torch.equal(value, other) and value.abs().sum() > 0, key
     stock = build_model(make_cfg("MODEL.META_ARCHITECTURE", "RetinaNet"))
     DetectionCheckpointer(stock, str(tmp_path)).save("stock")

@@ -16,7 +16,13 @@ from focal_det.matching import _match_all_pairs
 from tests.conftest import make_batch
 
 MATCHER = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
-UNREACHABLE = [[20, 20, 20, 40], [30, 30, 20, 20], [math.nan, 0, 10, 10], [5000, 5000, 5100, 5100], [0, 0, 1e30, 1e30]]
+UNREACHABLE = [
+    [20, 20, 20, 40],
+    [30, 30, 20, 20],
+    [math.nan, 0, 10, 10],
+    [5000, 5000, 5100, 5100],
+    [0, 0, 1e30, 1e30],
+]
 
 
 def make_instances(boxes):
@@ -30,7 +36,9 @@ def make_instances(boxes):
 def anchors():
     y, x = torch.meshgrid(torch.arange(16.0) * 8, torch.arange(16.0) * 8, indexing="ij")
     centers = torch.stack([x, y], dim=-1).reshape(-1, 2)
-    return Boxes(torch.cat([torch.cat([centers - s / 2, centers + s / 2], dim=1) for s in (16, 32, 64)]))
+    return Boxes(
+        torch.cat([torch.cat([centers - s / 2, centers + s / 2], dim=1) for s in (16, 32, 64)])
+    )
 
 
 def label_as_detectron2(anchors, gt, matcher):
@@ -57,8 +65,20 @@ def assert_labels_are_detectron2s(anchors, gt, matcher):
 @st.composite
 def matchers(draw):
     """With any thresholds and labels that Detectron2 takes, equal thresholds and positive far anchors included."""
-    thresholds = sorted(draw(st.lists(st.sampled_from([1e-6, 0.1, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.7, 1.0]), min_size=1, max_size=4)))
-    labels = draw(st.lists(st.sampled_from([-1, 0, 1]), min_size=len(thresholds) + 1, max_size=len(thresholds) + 1))
+    thresholds = sorted(
+        draw(
+            st.lists(
+                st.sampled_from([1e-6, 0.1, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.7, 1.0]),
+                min_size=1,
+                max_size=4,
+            )
+        )
+    )
+    labels = draw(
+        st.lists(
+            st.sampled_from([-1, 0, 1]), min_size=len(thresholds) + 1, max_size=len(thresholds) + 1
+        )
+    )
     return Matcher(thresholds, labels, allow_low_quality_matches=draw(st.booleans()))
 
 
@@ -72,7 +92,12 @@ def on_grid(step):
 
 @pytest.mark.parametrize(
     "thresholds, labels",
-    [([0.4, 0.5], [0, -1, 1]), ([0.5], [0, 1]), ([0.3, 0.5, 0.7], [0, -1, 1, 1]), ([0.3, 0.5, 0.7], [-1, 0, -1, 1])],
+    [
+        ([0.4, 0.5], [0, -1, 1]),
+        ([0.5], [0, 1]),
+        ([0.3, 0.5, 0.7], [0, -1, 1, 1]),
+        ([0.3, 0.5, 0.7], [-1, 0, -1, 1]),
+    ],
 )
 @pytest.mark.parametrize("low_quality", [True, False])
 @given(boxes=on_grid(1) | on_grid(8))
@@ -82,9 +107,16 @@ def test_labels_are_those_of_stock_retinanet(anchors, thresholds, labels, low_qu
     assert_labels_are_detectron2s(anchors, make_instances(boxes), matcher)
 
 
-@given(matchers(), on_grid(8), st.lists(st.sampled_from(UNREACHABLE), max_size=3), st.randoms(use_true_random=False))
+@given(
+    matchers(),
+    on_grid(8),
+    st.lists(st.sampled_from(UNREACHABLE), max_size=3),
+    st.randoms(use_true_random=False),
+)
 @settings(max_examples=150, deadline=None)
-def test_labels_of_any_matcher_are_those_of_stock_retinanet_without_such_boxes(anchors, matcher, boxes, unreachable, random):
+def test_labels_of_any_matcher_are_those_of_stock_retinanet_without_such_boxes(
+    anchors, matcher, boxes, unreachable, random
+):
     assert_labels_are_detectron2s(anchors, make_instances(boxes), matcher)
     mixed = [*boxes, *unreachable]
     random.shuffle(mixed)
@@ -105,7 +137,9 @@ def test_a_low_quality_match_keeps_the_box_it_overlaps_most():
 @pytest.mark.parametrize("height, label", [(3.9, 5), (4, -1), (4.9, -1), (5, 0), (10, 0)])
 def test_a_threshold_belongs_to_the_band_above_it(height, label):
     matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=False)
-    labels, *_ = label_anchors_of_image(Boxes(torch.tensor([[0.0, 0, 10, 10]])), make_instances([[0, 0, 10, height]]), matcher, 5)
+    labels, *_ = label_anchors_of_image(
+        Boxes(torch.tensor([[0.0, 0, 10, 10]])), make_instances([[0, 0, 10, height]]), matcher, 5
+    )
     assert labels.tolist() == [label]
 
 
@@ -120,7 +154,9 @@ def test_off_the_cpu_labels_need_no_value(anchors):
 def test_a_box_that_overlaps_no_anchor_gets_none(anchors, box):
     good = [10, 10, 42, 42]
     want, *_ = label_anchors_of_image(anchors, make_instances([good]), MATCHER, 5)
-    labels, _, without_anchor = label_anchors_of_image(anchors, make_instances([good, box]), MATCHER, 5)
+    labels, _, without_anchor = label_anchors_of_image(
+        anchors, make_instances([good, box]), MATCHER, 5
+    )
     assert without_anchor.tolist() == [False, True] and torch.equal(labels, want)
     labels, _, _ = label_anchors_of_image(anchors, make_instances([box]), MATCHER, 5)
     assert (labels == 5).all()
@@ -147,7 +183,9 @@ def test_low_quality_matches_are_a_key(make_cfg):
     nums_pos = {}
     for allowed in (True, False):
         model = build_model(make_cfg("MODEL.FOCAL_DET.LOW_QUALITY_MATCHES", allowed))
-        anchors = model.anchor_generator([torch.zeros(1, 1, size, size) for size in (16, 8, 4, 2, 1)])
+        anchors = model.anchor_generator(
+            [torch.zeros(1, 1, size, size) for size in (16, 8, 4, 2, 1)]
+        )
         (labels,), _ = model.label_anchors(anchors, [image["instances"]])
         nums_pos[allowed] = int((labels == image["instances"].gt_classes[0]).sum())
     assert nums_pos[True] > 0 and nums_pos[False] == 0
@@ -158,7 +196,10 @@ def test_a_class_id_without_an_output_names_image_and_key(make_cfg, wrong):
     model = build_model(make_cfg()).train()
     (image,) = make_batch([[10, 10, 60, 60]])
     image["instances"].gt_classes[:] = wrong
-    with pytest.raises(ValueError, match=f"cells/7.png has an object of class id {wrong}, but MODEL.RETINANET.NUM_CLASSES is 5"):
+    with pytest.raises(
+        ValueError,
+        match=f"cells/7.png has an object of class id {wrong}, but MODEL.RETINANET.NUM_CLASSES is 5",
+    ):
         model([{**image, "file_name": "cells/7.png"}])
 
 

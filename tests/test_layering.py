@@ -43,17 +43,25 @@ def test_imports_go_up(file):
     for name in get_imports(file):
         if name.startswith("focal_det."):
             part = name.split(".")[1]
-            assert ROW_OF.get(part, 0) <= row, f"{file} (row {row}) imports {name} (row {ROW_OF[part]})"
+            assert ROW_OF.get(part, 0) <= row, (
+                f"{file} (row {row}) imports {name} (row {ROW_OF[part]})"
+            )
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if ROW_OF[get_part(f)] == 0], ids=lambda x: str(x.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file",
+    [f for f in FILES if ROW_OF[get_part(f)] == 0],
+    ids=lambda x: str(x.relative_to(PACKAGE)),
+)
 def test_the_torch_only_row_does_not_know_detectron2(file):
     assert not [x for x in get_imports(file) if x.startswith(("detectron2", "cv2", "pycocotools"))]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda x: str(x.relative_to(PACKAGE)))
 def test_detectron2_is_imported_after_the_module_that_says_how_to_get_it(file):
-    top = [x for x in ast.parse(file.read_text()).body if isinstance(x, (ast.Import, ast.ImportFrom))]
+    top = [
+        x for x in ast.parse(file.read_text()).body if isinstance(x, (ast.Import, ast.ImportFrom))
+    ]
     modules = [x.module if isinstance(x, ast.ImportFrom) else x.names[0].name for x in top]
     first = next((i for i, x in enumerate(modules) if x.split(".")[0] == "detectron2"), None)
     assert first is None or get_part(file) == "host" or "focal_det.host" in modules[:first]

@@ -6,7 +6,9 @@ BLOCK = "import sys\nfor name in {names}: sys.modules[name] = None\n"
 
 
 def run_blocked(code: str, *names: str, check: bool = True):
-    return run_python("-c", BLOCK.format(names=names) + code, env={"DETECTRON2_ENV_MODULE": None}, check=check)
+    return run_python(
+        "-c", BLOCK.format(names=names) + code, env={"DETECTRON2_ENV_MODULE": None}, check=check
+    )
 
 
 def test_focal_det_imports_without_torch():
@@ -16,7 +18,9 @@ def test_focal_det_imports_without_torch():
 def test_losses_and_normalizers_need_torch_and_fvcores_registry_only():
     code = "import focal_det.losses, focal_det.normalizers, torch\n"
     code += "print(focal_det.losses.sigmoid_focal_loss(torch.zeros(1), torch.ones(1)).item())"
-    _, output = run_blocked(code, "detectron2", "torchvision", "cv2", "pycocotools", "matplotlib", "sklearn")
+    _, output = run_blocked(
+        code, "detectron2", "torchvision", "cv2", "pycocotools", "matplotlib", "sklearn"
+    )
     assert abs(float(output) - 0.1733) < 1e-3
 
 
@@ -42,7 +46,9 @@ def test_parts_for_detectron2_say_how_to_get_it():
 
 def test_import_changes_nothing_of_detectron2():
     code = "from detectron2.config import get_cfg\nfrom detectron2.data import DatasetCatalog\nimport focal_det.meta_arch\n"
-    code += "assert 'FOCAL_DET' not in get_cfg().MODEL and 'digits_val' not in DatasetCatalog.list()"
+    code += (
+        "assert 'FOCAL_DET' not in get_cfg().MODEL and 'digits_val' not in DatasetCatalog.list()"
+    )
     run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
 
 

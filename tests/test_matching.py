@@ -20,18 +20,27 @@ both_ways = pytest.mark.parametrize("match", [_match_near_pairs, _match_all_pair
 def make_retinanet_anchors(height, width):
     sizes = [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
     strides = [8, 16, 32, 64, 128]
-    generator = DefaultAnchorGenerator(sizes=sizes, aspect_ratios=[[0.5, 1.0, 2.0]], strides=strides)
-    return Boxes.cat(generator([torch.empty(1, 0, math.ceil(height / x), math.ceil(width / x)) for x in strides])).tensor
+    generator = DefaultAnchorGenerator(
+        sizes=sizes, aspect_ratios=[[0.5, 1.0, 2.0]], strides=strides
+    )
+    return Boxes.cat(
+        generator([torch.empty(1, 0, math.ceil(height / x), math.ceil(width / x)) for x in strides])
+    ).tensor
 
 
 def make_boxes(num, height, width, mean_side=40):
-    center, side = torch.rand(num, 2) * torch.tensor([width, height]), torch.randn(num, 2).exp() * mean_side
+    center, side = (
+        torch.rand(num, 2) * torch.tensor([width, height]),
+        torch.randn(num, 2).exp() * mean_side,
+    )
     return torch.cat([center - side / 2, center + side / 2], dim=1)
 
 
 def make_grid(size, stride):
     """Squares with corners on a grid, so that IoUs are exact and tie often."""
-    x, y = torch.meshgrid(torch.arange(0.0, 129, stride), torch.arange(0.0, 129, stride), indexing="xy")
+    x, y = torch.meshgrid(
+        torch.arange(0.0, 129, stride), torch.arange(0.0, 129, stride), indexing="xy"
+    )
     corner = torch.stack([x, y], dim=-1).reshape(-1, 2)
     return torch.cat([corner, corner + size], dim=1)
 
@@ -59,9 +68,15 @@ def lists_of_boxes(draw):
     on_grid = st.tuples(cell, cell, st.integers(1, 12), st.integers(1, 12)).map(
         lambda x: (8.0 * x[0], 8.0 * x[1], 8.0 * (x[0] + x[2]), 8.0 * (x[1] + x[3]))
     )
-    kinds = on_grid | st.tuples(number, number, number, number) | st.tuples(*[st.sampled_from(ODD_NUMBERS)] * 4)
+    kinds = (
+        on_grid
+        | st.tuples(number, number, number, number)
+        | st.tuples(*[st.sampled_from(ODD_NUMBERS)] * 4)
+    )
     boxes = draw(st.lists(kinds, min_size=1, max_size=8))
-    again = draw(st.lists(st.tuples(st.sampled_from(boxes), st.sampled_from([0.0, 0.0, 4.0])), max_size=4))
+    again = draw(
+        st.lists(st.tuples(st.sampled_from(boxes), st.sampled_from([0.0, 0.0, 4.0])), max_size=4)
+    )
     boxes += [(x0 + inset, y0 + inset, x1 - inset, y1 - inset) for (x0, y0, x1, y1), inset in again]
     return torch.tensor(draw(st.permutations(boxes)), dtype=torch.float32)
 
@@ -86,7 +101,9 @@ def assert_equal(matches, expected):
 
 
 @both_ways
-@pytest.mark.parametrize("layout", ["RetinaNet", "RetinaNet, shuffled", "grids", "gaps", "one", "odd"])
+@pytest.mark.parametrize(
+    "layout", ["RetinaNet", "RetinaNet, shuffled", "grids", "gaps", "one", "odd"]
+)
 @given(boxes=lists_of_boxes())
 @settings(max_examples=40, deadline=None)
 def test_matches_are_those_of_the_matrix(layouts, match, layout, boxes):
@@ -111,7 +128,10 @@ def test_more_boxes_than_anchors(layouts, match):
 
 @both_ways
 def test_of_equal_boxes_the_first_is_matched(layouts, match):
-    first, far = torch.tensor([[8.0, 8.0, 40.0, 40.0]]), torch.tensor([[500.0, 500.0, 600.0, 600.0]])
+    first, far = (
+        torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
+        torch.tensor([[500.0, 500.0, 600.0, 600.0]]),
+    )
     matches = match(layouts["one"], torch.cat([far, first, first, first + 1]))
     assert matches.matched_idxs.tolist() == [1] and matches.max_iou.tolist() == [1]
     assert matches.without_anchor.tolist() == [True, False, False, False]
@@ -142,7 +162,9 @@ def test_order_of_the_anchors_does_not_matter(layouts, match):
 
 def test_peak_bytes_are_those_of_the_matrix_for_detectron2(layouts):
     anchors, boxes = layouts["RetinaNet"], make_boxes(200, 128, 160)
-    assert measure_peak_bytes(lambda: pairwise_iou(Boxes(boxes), Boxes(anchors))) > 4 * len(boxes) * len(anchors)
+    assert measure_peak_bytes(lambda: pairwise_iou(Boxes(boxes), Boxes(anchors))) > 4 * len(
+        boxes
+    ) * len(anchors)
 
 
 @pytest.mark.parametrize("match, max_megabytes", [(_match_near_pairs, 20), (_match_all_pairs, 100)])
@@ -150,7 +172,9 @@ def test_memory_does_not_grow_with_the_number_of_boxes(match, max_megabytes):
     """The matrix alone of the 300 boxes would have 196 MB; the worst box, as large as the image, is there both times."""
     anchors, boxes = make_retinanet_anchors(800, 1088), make_boxes(300, 800, 1088)
     boxes[0] = torch.tensor([0.0, 0, 1088, 800])
-    few, many = (measure_peak_bytes(lambda some=some: match(anchors, some)) for some in (boxes[:60], boxes))
+    few, many = (
+        measure_peak_bytes(lambda some=some: match(anchors, some)) for some in (boxes[:60], boxes)
+    )
     assert many < 1.05 * few and many < max_megabytes * 1e6
 
 
@@ -158,7 +182,9 @@ def test_off_the_cpu_no_value_is_needed(layouts):
     """Tensors of the meta device have none."""
     anchors, boxes = layouts["RetinaNet"].to("meta"), make_boxes(20, 128, 160).to("meta")
     matches = match_anchors(anchors, boxes)
-    assert [getattr(matches, x).shape for x in FIELDS] == [anchors.shape[:1]] * 3 + [boxes.shape[:1]]
+    assert [getattr(matches, x).shape for x in FIELDS] == [anchors.shape[:1]] * 3 + [
+        boxes.shape[:1]
+    ]
     with pytest.raises((RuntimeError, NotImplementedError)):
         _match_near_pairs(anchors, boxes)
 

@@ -14,7 +14,9 @@ from tests.conftest import make_batch
 def head_outputs(make_cfg, batch):
     """Logits and deltas of all levels, as the head gives them to the model."""
     model, outputs = build_model(make_cfg()).eval(), []
-    model.head.register_forward_hook(lambda module, inputs, output: outputs.extend(x for kind in output for x in kind))
+    model.head.register_forward_hook(
+        lambda module, inputs, output: outputs.extend(x for kind in output for x in kind)
+    )
     with torch.no_grad():
         model(batch)
     return outputs
@@ -25,7 +27,9 @@ def test_the_outputs_of_all_levels_are_permuted_without_a_copy(head_outputs):
     for x in head_outputs:
         num_values = x.shape[1] // 9
         assert permute_to_N_HWA_K(x, num_values).data_ptr() == x.data_ptr()
-    assert permute_to_N_HWA_K(head_outputs[0].contiguous(), 5).data_ptr() != head_outputs[0].data_ptr()
+    assert (
+        permute_to_N_HWA_K(head_outputs[0].contiguous(), 5).data_ptr() != head_outputs[0].data_ptr()
+    )
 
 
 def test_on_a_gpu_the_layout_changes_in_mixed_precision_only():
@@ -53,5 +57,7 @@ def test_anchors_are_made_again_for_another_size_only(make_cfg):
     first = detect(128)
     assert all(a is b for a, b in zip(first, detect(128))) and len(calls) == 1
     assert len(detect(160)[0]) > len(first[0]) and len(calls) == 2
-    model.anchor_generator = build_model(make_cfg("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5)).anchor_generator
+    model.anchor_generator = build_model(
+        make_cfg("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5)
+    ).anchor_generator
     assert not torch.equal(detect(128)[0], first[0])

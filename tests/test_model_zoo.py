@@ -13,8 +13,28 @@ from focal_det import model_zoo
 from tests.conftest import run_python
 
 DIGITS = "digits/focal_retinanet_tiny.yaml"
-KEYS = {"origin", "file", "url", "sha256", "command", "seeds", "trained_on", "evaluated_on", "figures", "AP_per_class"}
-KEYS |= {"seconds_per_iter", "seconds_per_image", "memory_gb", "device", "versions", "commit", "date", "note"}
+KEYS = {
+    "origin",
+    "file",
+    "url",
+    "sha256",
+    "command",
+    "seeds",
+    "trained_on",
+    "evaluated_on",
+    "figures",
+    "AP_per_class",
+}
+KEYS |= {
+    "seconds_per_iter",
+    "seconds_per_image",
+    "memory_gb",
+    "device",
+    "versions",
+    "commit",
+    "date",
+    "note",
+}
 ZOO = model_zoo.read_zoo()
 
 
@@ -22,35 +42,60 @@ ZOO = model_zoo.read_zoo()
 def test_an_entry_is_complete(config_path):
     entry = ZOO[config_path]
     assert set(entry) == KEYS and Path(model_zoo.get_config_file(config_path)).is_file()
-    assert entry["origin"] in ("trained here", "converted", "Detectron2 zoo") and (entry["file"] or entry["url"])
-    assert set(entry["figures"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"} and 0 < entry["figures"]["AP"] < 100
+    assert entry["origin"] in ("trained here", "converted", "Detectron2 zoo") and (
+        entry["file"] or entry["url"]
+    )
+    assert (
+        set(entry["figures"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+        and 0 < entry["figures"]["AP"] < 100
+    )
     if entry["origin"] == "trained here":
-        assert len(entry["commit"]) == 40 and entry["command"] and entry["sha256"] and entry["versions"]["torch"]
+        assert (
+            len(entry["commit"]) == 40
+            and entry["command"]
+            and entry["sha256"]
+            and entry["versions"]["torch"]
+        )
 
 
-@pytest.mark.parametrize("config_path", [x for x, entry in ZOO.items() if entry["origin"] == "Detectron2 zoo"])
+@pytest.mark.parametrize(
+    "config_path", [x for x, entry in ZOO.items() if entry["origin"] == "Detectron2 zoo"]
+)
 def test_detectron2s_checkpoints_are_where_detectron2_says(config_path):
     theirs = config_path.replace("focal_retinanet", "retinanet")
     assert model_zoo.get_checkpoint_url(config_path) == stock.get_checkpoint_url(theirs)
-    assert stock.get_checkpoint_url(theirs) == model_zoo.get_config(config_path, trained=True).MODEL.WEIGHTS
+    assert (
+        stock.get_checkpoint_url(theirs)
+        == model_zoo.get_config(config_path, trained=True).MODEL.WEIGHTS
+    )
 
 
 def test_the_shipped_file_is_small_safe_and_the_recorded_one():
     file = Path(model_zoo.get_checkpoint_url(DIGITS))
-    assert file.stat().st_size <= 5e6 and hashlib.sha256(file.read_bytes()).hexdigest() == ZOO[DIGITS]["sha256"]
+    assert (
+        file.stat().st_size <= 5e6
+        and hashlib.sha256(file.read_bytes()).hexdigest() == ZOO[DIGITS]["sha256"]
+    )
     assert set(torch.load(file, weights_only=True)) == {"model"}
 
 
 def test_a_model_comes_with_its_weights():
     trained, new = (model_zoo.get(DIGITS, trained=x) for x in (True, False))
     saved = torch.load(model_zoo.get_checkpoint_url(DIGITS), weights_only=True)["model"]
-    assert all(torch.equal(value, saved[name].to(value.dtype)) for name, value in trained.state_dict().items())
-    assert trained.training and not torch.equal(trained.head.cls_score.weight, new.head.cls_score.weight)
+    assert all(
+        torch.equal(value, saved[name].to(value.dtype))
+        for name, value in trained.state_dict().items()
+    )
+    assert trained.training and not torch.equal(
+        trained.head.cls_score.weight, new.head.cls_score.weight
+    )
 
 
 def test_a_lazy_config_has_the_checkpoint_of_its_yaml():
     lazy = model_zoo.get_config("COCO-Detection/focal_retinanet_R_50_FPN_1x.py", trained=True)
-    assert lazy.train.init_checkpoint == ZOO["COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"]["url"]
+    assert (
+        lazy.train.init_checkpoint == ZOO["COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"]["url"]
+    )
 
 
 def test_a_folder_of_ones_own_comes_first_and_a_damaged_file_is_refused(tmp_path, monkeypatch):
@@ -62,7 +107,9 @@ def test_a_folder_of_ones_own_comes_first_and_a_damaged_file_is_refused(tmp_path
     content = bytearray(copy.read_bytes())
     content[len(content) // 2] ^= 1
     copy.write_bytes(content)
-    with pytest.raises(RuntimeError, match=rf"{copy} has the sha256 \w+, but zoo.json has {ZOO[DIGITS]['sha256']}"):
+    with pytest.raises(
+        RuntimeError, match=rf"{copy} has the sha256 \w+, but zoo.json has {ZOO[DIGITS]['sha256']}"
+    ):
         model_zoo.get(DIGITS, trained=True)
 
 
@@ -74,9 +121,23 @@ def test_a_config_without_a_model_is_named():
 @pytest.mark.slow
 def test_the_shipped_model_has_its_accuracy(tmp_path):
     """By Detectron2's own means, TEST.EXPECTED_RESULTS: another figure ends the program with an error."""
-    expected = [["bbox", name, ZOO[DIGITS]["figures"][name], 0.2] for name in ("AP", "AP50", "AP75")]
-    words = ["-m", "focal_det.tools.train", "--eval-only", "--config-file", model_zoo.get_config_file(DIGITS)]
-    words += ["MODEL.WEIGHTS", model_zoo.get_checkpoint_url(DIGITS), "OUTPUT_DIR", tmp_path, "TEST.EXPECTED_RESULTS"]
+    expected = [
+        ["bbox", name, ZOO[DIGITS]["figures"][name], 0.2] for name in ("AP", "AP50", "AP75")
+    ]
+    words = [
+        "-m",
+        "focal_det.tools.train",
+        "--eval-only",
+        "--config-file",
+        model_zoo.get_config_file(DIGITS),
+    ]
+    words += [
+        "MODEL.WEIGHTS",
+        model_zoo.get_checkpoint_url(DIGITS),
+        "OUTPUT_DIR",
+        tmp_path,
+        "TEST.EXPECTED_RESULTS",
+    ]
     _, output = run_python(*words, expected)
     assert "Results verification passed" in output
     cfg = model_zoo.get_config(DIGITS)

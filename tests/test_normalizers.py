@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from focal_det.normalizers import Constant, EMAPosCount, GlobalEMAPosCount, GlobalPosCount, PerImagePosCount
+from focal_det.normalizers import (
+    Constant,
+    EMAPosCount,
+    GlobalEMAPosCount,
+    GlobalPosCount,
+    PerImagePosCount,
+)
 from focal_det.registry import NORMALIZER_REGISTRY
 
 EMAS = [EMAPosCount, GlobalEMAPosCount]
@@ -45,7 +51,11 @@ def test_checkpoint_without_the_average_loads_strictly_and_gets_no_entry(ema, as
     model = nn.ModuleDict({"normalizer": ema(initial=50.0), "head": nn.Linear(2, 2)})
     state = {k: v.clone() for k, v in model.state_dict().items() if "normalizer" not in k}
     result = model.load_state_dict(state, strict=True, assign=assign)
-    assert not result.missing_keys and not result.unexpected_keys and set(state) == {"head.weight", "head.bias"}
+    assert (
+        not result.missing_keys
+        and not result.unexpected_keys
+        and set(state) == {"head.weight", "head.bias"}
+    )
     # It goes on from the value it had: 0.9 * 50 + 0.1 * 60 = 51.
     assert model["normalizer"](torch.tensor([60])).item() == pytest.approx(51)
 
@@ -55,7 +65,10 @@ def test_only_the_buffers_of_the_module_itself_are_optional():
     normalizer.weight = nn.Parameter(torch.zeros(1))
     normalizer.child = nn.Module()
     normalizer.child.register_buffer("count", torch.zeros(1))
-    assert set(normalizer.load_state_dict({}, strict=False).missing_keys) == {"weight", "child.count"}
+    assert set(normalizer.load_state_dict({}, strict=False).missing_keys) == {
+        "weight",
+        "child.count",
+    }
     with pytest.raises(RuntimeError, match="size mismatch for average"):
         EMAPosCount().load_state_dict({"average": torch.zeros(2)})
 
@@ -78,7 +91,9 @@ def test_global_count_in_one_process_is_at_least_one():
     assert GlobalPosCount()(torch.tensor([0, 0])) == 1
 
 
-@pytest.mark.parametrize("normalizer", [cls for _, cls in NORMALIZER_REGISTRY], ids=lambda x: x.__name__)
+@pytest.mark.parametrize(
+    "normalizer", [cls for _, cls in NORMALIZER_REGISTRY], ids=lambda x: x.__name__
+)
 def test_divisors_are_float32_and_positive_and_the_counts_are_left_alone(normalizer):
     num_pos = torch.tensor([0, 3, 0])
     divisor = normalizer()(num_pos)
@@ -109,9 +124,16 @@ DIVISORS = {
 
 
 def _divide_in_process(rank, init_file, results):
-    distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
-    normalizers = {"GlobalPosCount": GlobalPosCount(), "GlobalEMAPosCount": GlobalEMAPosCount(momentum=0.5, initial=8.0)}
-    results[rank] = {k: [f(torch.tensor(step[rank])).item() for step in STEPS] for k, f in normalizers.items()}
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{init_file}", rank=rank, world_size=2
+    )
+    normalizers = {
+        "GlobalPosCount": GlobalPosCount(),
+        "GlobalEMAPosCount": GlobalEMAPosCount(momentum=0.5, initial=8.0),
+    }
+    results[rank] = {
+        k: [f(torch.tensor(step[rank])).item() for step in STEPS] for k, f in normalizers.items()
+    }
     distributed.destroy_process_group()
 
 

@@ -47,7 +47,12 @@ def detect(model, batch):
     with torch.no_grad():
         outputs = model.eval()([{k: x[k] for k in ("image", "height", "width")} for x in batch])
     detections = [x["instances"] for x in outputs]
-    keys = [torch.cat([-x.scores[:, None], x.pred_classes[:, None], x.pred_boxes.tensor], dim=1).tolist() for x in detections]
+    keys = [
+        torch.cat(
+            [-x.scores[:, None], x.pred_classes[:, None], x.pred_boxes.tensor], dim=1
+        ).tolist()
+        for x in detections
+    ]
     return [x[sorted(range(len(x)), key=key.__getitem__)] for x, key in zip(detections, keys)]
 
 
@@ -66,16 +71,27 @@ def test_state_dict_has_the_names_of_stock_and_the_normalizer(pair):
     assert not set(stock.state_dict()) - set(ours.state_dict())
 
 
-@pytest.mark.parametrize(("loss_type", "beta"), [("smooth_l1", 0.0), ("smooth_l1", 0.1), ("giou", 0.0)])
+@pytest.mark.parametrize(
+    ("loss_type", "beta"), [("smooth_l1", 0.0), ("smooth_l1", 0.1), ("giou", 0.0)]
+)
 def test_losses_are_equal_over_three_optimizer_steps(pair, batch, loss_type, beta):
-    overrides = ("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", loss_type, "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA", beta)
+    overrides = (
+        "MODEL.RETINANET.BBOX_REG_LOSS_TYPE",
+        loss_type,
+        "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
+        beta,
+    )
     # In float64, as batch norm makes a large difference after three steps from float32's rounding before them.
     stock, ours = (model.double() for model in pair(*overrides))
     features = [torch.zeros(1, 1, s, s) for s in (16, 8, 4, 2, 1)]
     anchors = ours.anchor_generator(features)
     labels, _ = ours.label_anchors(anchors, [x["instances"] for x in batch])
     pos_per_level = [((x >= 0) & (x < 5)).sum() for x in labels[0].split([len(a) for a in anchors])]
-    assert sum(int(n > 0) for n in pos_per_level) >= 3 and (labels[0] == -1).any() and (labels[2] == 5).all()
+    assert (
+        sum(int(n > 0) for n in pos_per_level) >= 3
+        and (labels[0] == -1).any()
+        and (labels[2] == 5).all()
+    )
     for got, want in zip(train(ours, batch, 3), train(stock, batch, 3)):
         assert got == pytest.approx(want, rel=1e-5)
     for got, want in zip(ours.parameters(), stock.parameters()):
@@ -84,14 +100,18 @@ def test_losses_are_equal_over_three_optimizer_steps(pair, batch, loss_type, bet
 
 def test_losses_of_each_gamma_and_alpha_are_equal(pair, batch):
     for gamma, alpha in ((0.0, 0.75), (2.0, -1.0), (5.0, 0.25)):
-        stock, ours = pair("MODEL.RETINANET.FOCAL_LOSS_GAMMA", gamma, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", alpha)
+        stock, ours = pair(
+            "MODEL.RETINANET.FOCAL_LOSS_GAMMA", gamma, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", alpha
+        )
         (got,), (want,) = train(ours, batch, 1), train(stock, batch, 1)
         assert got == pytest.approx(want, rel=1e-5)
 
 
 def test_detections_are_equal_on_trained_weights(pair, batch):
     stock, ours = pair()
-    train(stock, batch, 30, lr=0.01)  # not until scores saturate: of equal scores either may survive NMS
+    train(
+        stock, batch, 30, lr=0.01
+    )  # not until scores saturate: of equal scores either may survive NMS
     ours.load_state_dict(stock.state_dict())
     stock_detections = detect(stock, batch)
     assert sum(len(x) for x in stock_detections) > 5
@@ -126,7 +146,10 @@ def test_a_stock_checkpoint_loads_with_nothing_missing(pair, make_cfg, form, tmp
     ours = build_model(make_cfg("MODEL.RETINANET.PRIOR_PROB", 0.3))
     with caplog.at_level(logging.WARNING):
         DetectionCheckpointer(ours).load(str(tmp_path / f"model.{form}"))
-    assert "not found in the checkpoint" not in caplog.text and "not used by the model" not in caplog.text
+    assert (
+        "not found in the checkpoint" not in caplog.text
+        and "not used by the model" not in caplog.text
+    )
     for name, value in stock.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value), name
 
@@ -134,16 +157,22 @@ def test_a_stock_checkpoint_loads_with_nothing_missing(pair, make_cfg, form, tmp
 def test_our_checkpoint_loads_into_stock(pair, make_cfg, tmp_path):
     _, ours = pair()
     DetectionCheckpointer(ours, str(tmp_path)).save("model")
-    stock = build_model(make_cfg("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.PRIOR_PROB", 0.3))
+    stock = build_model(
+        make_cfg("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.PRIOR_PROB", 0.3)
+    )
     DetectionCheckpointer(stock).load(str(tmp_path / "model.pth"))
     for name, value in stock.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value), name
 
 
-def test_fine_tuning_to_other_classes_keeps_all_but_cls_score_and_says_so(pair, make_cfg, tmp_path, caplog):
+def test_fine_tuning_to_other_classes_keeps_all_but_cls_score_and_says_so(
+    pair, make_cfg, tmp_path, caplog
+):
     stock, _ = pair()
     DetectionCheckpointer(stock, str(tmp_path)).save("model")
-    ours = build_model(make_cfg("MODEL.RETINANET.NUM_CLASSES", 3, "MODEL.RETINANET.PRIOR_PROB", 0.02))
+    ours = build_model(
+        make_cfg("MODEL.RETINANET.NUM_CLASSES", 3, "MODEL.RETINANET.PRIOR_PROB", 0.02)
+    )
     with caplog.at_level(logging.WARNING):
         DetectionCheckpointer(ours).load(str(tmp_path / "model.pth"))
     assert "head.cls_score.weight" in caplog.text and "shape" in caplog.text
@@ -160,19 +189,25 @@ def test_vis_period_leaves_losses_and_gradients_unchanged(make_cfg, batch):
     with EventStorage() as storage:
         for x in (model, twin):
             sum(x(batch).values()).backward()
-        assert any("predict" in name.lower() or "box" in name.lower() for name, *_ in storage._vis_data)
+        assert any(
+            "predict" in name.lower() or "box" in name.lower() for name, *_ in storage._vis_data
+        )
     for (name, p), q in zip(model.named_parameters(), twin.parameters()):
         assert torch.equal(p.grad, q.grad), name
 
 
 def test_losses_work_outside_a_trainer(make_cfg, batch):
     losses = build_model(make_cfg()).train()(batch)
-    assert set(losses) == {"loss_cls", "loss_box_reg"} and all(x.isfinite() for x in losses.values())
+    assert set(losses) == {"loss_cls", "loss_box_reg"} and all(
+        x.isfinite() for x in losses.values()
+    )
 
 
 def test_a_pixel_sized_box_and_more_boxes_than_anchors(make_cfg):
     model = build_model(make_cfg()).train()
-    boxes = [[i % 60, i // 60, i % 60 + 2, i // 60 + 2] for i in range(900)]  # on 86 cells, 774 anchors
+    boxes = [
+        [i % 60, i // 60, i % 60 + 2, i // 60 + 2] for i in range(900)
+    ]  # on 86 cells, 774 anchors
     for batch in (make_batch([[50, 50, 51, 51]]), make_batch(boxes, size=64)):
         losses = model(batch)
         sum(losses.values()).backward()
@@ -185,10 +220,14 @@ def test_a_traced_model_detects_on_other_images(make_cfg, batch):
     model = build_model(make_cfg("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0))
     train(model, batch, 30, lr=0.01)
     # So that the images have different numbers of detections.
-    model.test_score_thresh = torch.cat([x.scores for x in detect(model, batch)]).sort(descending=True).values[40].item()
+    model.test_score_thresh = (
+        torch.cat([x.scores for x in detect(model, batch)]).sort(descending=True).values[40].item()
+    )
     images = [{"image": x["image"]} for x in batch]
     with torch.no_grad():
-        adapter = TracingAdapter(model, images[:1], inference_func=lambda m, x: [m(x)[0]["instances"].get_fields()])
+        adapter = TracingAdapter(
+            model, images[:1], inference_func=lambda m, x: [m(x)[0]["instances"].get_fields()]
+        )
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
         counts = set()
         for x in images:

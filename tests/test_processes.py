@@ -15,12 +15,24 @@ EMA_ARGS = "MODEL.FOCAL_DET.NORMALIZER.ARGS.GlobalEMAPosCount"
 CASES = {
     "GlobalPosCount": [NORMALIZER, "GlobalPosCount"],
     # A short memory that starts near the counts of the batch, so that every step depends on the ones before.
-    "GlobalEMAPosCount": [NORMALIZER, "GlobalEMAPosCount", f"{EMA_ARGS}.momentum", 0.5, f"{EMA_ARGS}.initial", 10.0],
+    "GlobalEMAPosCount": [
+        NORMALIZER,
+        "GlobalEMAPosCount",
+        f"{EMA_ARGS}.momentum",
+        0.5,
+        f"{EMA_ARGS}.initial",
+        10.0,
+    ],
     "PerImagePosCount": [NORMALIZER, "PerImagePosCount"],
     "Constant": [NORMALIZER, "Constant"],
     # Losses that gather statistics over the processes.
     "GHMCLoss": [NORMALIZER, "GlobalPosCount", "MODEL.FOCAL_DET.CLS_LOSS.NAME", "GHMCLoss"],
-    "EqualizedFocalLoss": [NORMALIZER, "GlobalPosCount", "MODEL.FOCAL_DET.CLS_LOSS.NAME", "EqualizedFocalLoss"],
+    "EqualizedFocalLoss": [
+        NORMALIZER,
+        "GlobalPosCount",
+        "MODEL.FOCAL_DET.CLS_LOSS.NAME",
+        "EqualizedFocalLoss",
+    ],
 }
 # What does, as in Detectron2.
 PER_PROCESS_CASES = {"EMAPosCount": [NORMALIZER, "EMAPosCount"]}
@@ -36,7 +48,12 @@ def make_images() -> list:
 
     The first of two processes has all positives of the batch; of four, one has no positives and one no objects.
     """
-    return make_batch([[16, 16, 52, 52], [30, 40, 110, 120], [0, 0, 128, 128]], [[70, 60, 100, 90]], [[10, 10, 10, 10]], [])
+    return make_batch(
+        [[16, 16, 52, 52], [30, 40, 110, 120], [0, 0, 128, 128]],
+        [[70, 60, 100, 90]],
+        [[10, 10, 10, 10]],
+        [],
+    )
 
 
 def build(cfg) -> torch.nn.Module:
@@ -55,8 +72,12 @@ def train(model: torch.nn.Module, images: list) -> list:
         losses = model(images)
         optimizer.zero_grad()
         sum(losses.values()).backward()
-        grads = {name.replace("module.", "", 1): p.grad.clone() for name, p in model.named_parameters()}
-        steps.append({"losses": {name: loss.item() for name, loss in losses.items()}, "grads": grads})
+        grads = {
+            name.replace("module.", "", 1): p.grad.clone() for name, p in model.named_parameters()
+        }
+        steps.append(
+            {"losses": {name: loss.item() for name, loss in losses.items()}, "grads": grads}
+        )
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
     return steps
@@ -72,22 +93,34 @@ def _train_in_process(rank: int, cfgs: dict, folder) -> None:
         if rank >= num_processes:
             continue
         init_method = f"file://{folder / f'init_{num_processes}'}"
-        distributed.init_process_group("gloo", init_method=init_method, rank=rank, world_size=num_processes)
+        distributed.init_process_group(
+            "gloo", init_method=init_method, rank=rank, world_size=num_processes
+        )
         num_images = len(make_images()) // num_processes
         images = make_images()[rank * num_images : (rank + 1) * num_images]
         # As Detectron2's trainer does it, which leaves the buffers of each process alone.
-        models = {case: DistributedDataParallel(build(cfg), broadcast_buffers=False) for case, cfg in cfgs.items()}
-        torch.save({case: train(model, images) for case, model in models.items()}, folder / f"{num_processes}_{rank}.pth")
+        models = {
+            case: DistributedDataParallel(build(cfg), broadcast_buffers=False)
+            for case, cfg in cfgs.items()
+        }
+        torch.save(
+            {case: train(model, images) for case, model in models.items()},
+            folder / f"{num_processes}_{rank}.pth",
+        )
         distributed.destroy_process_group()
 
 
 def _load_run(num_processes: int, folder) -> dict:
     """Case -> steps, with the mean over processes of the losses; the gradients are the same in all of them."""
-    run, *others = [torch.load(folder / f"{num_processes}_{rank}.pth") for rank in range(num_processes)]
+    run, *others = [
+        torch.load(folder / f"{num_processes}_{rank}.pth") for rank in range(num_processes)
+    ]
     for case, steps in run.items():
         for i, step in enumerate(steps):
             losses = [x["losses"] for x in (step, *(other[case][i] for other in others))]
-            step["losses"] = {name: sum(x[name] for x in losses) / num_processes for name in losses[0]}
+            step["losses"] = {
+                name: sum(x[name] for x in losses) / num_processes for name in losses[0]
+            }
     return run
 
 
@@ -100,9 +133,14 @@ def cached_runs() -> dict:
 def runs(cached_runs, make_cfg, tmp_path) -> dict:
     """Number of processes -> case -> steps; trained once for all tests."""
     if not cached_runs:
-        cfgs = {case: make_cfg(*WITHOUT_BATCH_NORM, *x) for case, x in {**CASES, **PER_PROCESS_CASES}.items()}
+        cfgs = {
+            case: make_cfg(*WITHOUT_BATCH_NORM, *x)
+            for case, x in {**CASES, **PER_PROCESS_CASES}.items()
+        }
         multiprocessing.spawn(_train_in_process, (cfgs, tmp_path), nprocs=max(NUM_PROCESSES))
-        cached_runs.update({num_processes: _load_run(num_processes, tmp_path) for num_processes in NUM_PROCESSES})
+        cached_runs.update(
+            {num_processes: _load_run(num_processes, tmp_path) for num_processes in NUM_PROCESSES}
+        )
         cached_runs[1] = {case: train(build(cfg), make_images()) for case, cfg in cfgs.items()}
     return cached_runs
 

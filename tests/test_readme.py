@@ -14,7 +14,15 @@ from tests.conftest import ROOT, run_python
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("losses.md", "speed.md"))
-EXECUTED = ("check", "weights", "curves", "sweep", "demo", "loss-cdf", "bench")  # programs whose commands are run below
+EXECUTED = (
+    "check",
+    "weights",
+    "curves",
+    "sweep",
+    "demo",
+    "loss-cdf",
+    "bench",
+)  # programs whose commands are run below
 OUR_COMMANDS = [
     shlex.split(line)
     for code in re.findall(r"```sh\n(.*?)```", README + DOCS, re.DOTALL)
@@ -22,7 +30,19 @@ OUR_COMMANDS = [
     if line.startswith(tuple(f"focal-det {x}" for x in EXECUTED)) and "--device cuda" not in line
 ]
 RECORDS = sorted(ROOT.glob("projects/*/records/*.json"))
-KEYS = {"figures", "dataset", "command", "config_file", "commit", "date", "device", "versions", "minutes", "config", "metrics"}
+KEYS = {
+    "figures",
+    "dataset",
+    "command",
+    "config_file",
+    "commit",
+    "date",
+    "device",
+    "versions",
+    "minutes",
+    "config",
+    "metrics",
+}
 
 
 def test_it_is_short():
@@ -61,7 +81,12 @@ def test_its_python_code_runs():
 
 
 def test_its_commands_are_those_of_the_makefile_and_the_programs():
-    commands = [x for language, code in BLOCKS if language == "sh" for x in code.replace("\\\n", " ").splitlines()]
+    commands = [
+        x
+        for language, code in BLOCKS
+        if language == "sh"
+        for x in code.replace("\\\n", " ").splitlines()
+    ]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for command in commands:
         words = [x for x in shlex.split(command) if not re.match(r"[A-Z_]+=", x)]
@@ -88,13 +113,20 @@ def run_command(words, *more):
 
 def move_output(words, folder):
     """The words of a command with its files under `folder` in place of output/."""
-    return [str(folder / x.removeprefix("output/")) if x.startswith("output/") else x for x in words]
+    return [
+        str(folder / x.removeprefix("output/")) if x.startswith("output/") else x for x in words
+    ]
 
 
 @commands_of("check")
 def test_its_check_finds_nothing_wrong(words, tmp_path):
     assert "no errors, no warnings" in run_command(move_output(words, tmp_path))
-    assert {x.name for x in (tmp_path / "check").iterdir()} == {"index.html", "images.png", "anchors.png", "classes.png"}
+    assert {x.name for x in (tmp_path / "check").iterdir()} == {
+        "index.html",
+        "images.png",
+        "anchors.png",
+        "classes.png",
+    }
     assert "alpha_per_class" in (tmp_path / "anchors.yaml").read_text()
 
 
@@ -118,7 +150,9 @@ def test_its_pictures_are_drawn(words, tmp_path):
     folder = get_digits_root() / "val" / "images"
     assert words[-1].endswith("/".join(folder.parts[-3:]))
     output = run_command([*words[:-1], str(folder)], "--output", tmp_path)
-    assert "by class: " in output and len(list(tmp_path.rglob("*.png"))) == len(list(folder.iterdir()))
+    assert "by class: " in output and len(list(tmp_path.rglob("*.png"))) == len(
+        list(folder.iterdir())
+    )
 
 
 @commands_of("loss-cdf")
@@ -133,7 +167,15 @@ def test_its_cumulative_loss_is_drawn(words, tmp_path):
 def test_its_sweeps_come_to_their_tables(words, tmp_path):
     """As they are, but for the number of iterations."""
     output = run_command(
-        words, "--output", tmp_path, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "DATASETS.TRAIN", "('digits_val',)"
+        words,
+        "--output",
+        tmp_path,
+        "SOLVER.MAX_ITER",
+        "2",
+        "SOLVER.STEPS",
+        "(1,)",
+        "DATASETS.TRAIN",
+        "('digits_val',)",
     )
     (results,) = tmp_path.glob("results_*.md")
     assert len(results.read_text().splitlines()) == 2 + 4 and "crashed" not in output

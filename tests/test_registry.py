@@ -8,12 +8,16 @@ from focal_det.registry import describe_unknown, get_constructor_args
 
 
 def test_unknown_name_names_the_nearest():
-    with pytest.raises(KeyError, match=r"Unknown classification loss 'FocaLoss'\. Did you mean 'FocalLoss'"):
+    with pytest.raises(
+        KeyError, match=r"Unknown classification loss 'FocaLoss'\. Did you mean 'FocalLoss'"
+    ):
         CLS_LOSS_REGISTRY.get("FocaLoss")
 
 
 def test_unknown_argument_names_the_nearest():
-    with pytest.raises(ValueError, match=r"Unknown argument of EMAPosCount 'momentun'\. Did you mean 'momentum'"):
+    with pytest.raises(
+        ValueError, match=r"Unknown argument of EMAPosCount 'momentun'\. Did you mean 'momentum'"
+    ):
         NORMALIZER_REGISTRY.build("EMAPosCount", {"momentun": 0.5})
 
 
@@ -23,7 +27,11 @@ def test_only_arguments_of_the_constructor_are_passed_on():
 
 
 def test_constructor_arguments_in_order():
-    assert get_constructor_args(CLS_LOSS_REGISTRY.get("FocalStarLoss")) == {"alpha": 0.25, "gamma": 2.0, "beta": 1.0}
+    assert get_constructor_args(CLS_LOSS_REGISTRY.get("FocalStarLoss")) == {
+        "alpha": 0.25,
+        "gamma": 2.0,
+        "beta": 1.0,
+    }
 
 
 def test_nothing_near_and_nothing_known():

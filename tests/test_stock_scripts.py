@@ -23,7 +23,8 @@ SHA256 = {
     },
 }
 needs_tools = pytest.mark.skipif(
-    importlib.util.find_spec("tools") is None, reason="this Detectron2 is installed without its tools/ scripts"
+    importlib.util.find_spec("tools") is None,
+    reason="this Detectron2 is installed without its tools/ scripts",
 )
 
 
@@ -35,7 +36,12 @@ def data(tmp_path_factory):
     write_voc(root / "voc")
     voc = {"format": "voc", "root": "voc", "split": "train", "classes": CLASSES}
     blocks = [
-        {"name": "shapes_train", "format": "coco", "json": "coco/coco.json", "images": "coco/images"},
+        {
+            "name": "shapes_train",
+            "format": "coco",
+            "json": "coco/coco.json",
+            "images": "coco/images",
+        },
         {"name": "shapes_voc", **voc},
         {"name": "shapes_voc_coco", "evaluator": "coco", **voc},
     ]
@@ -49,7 +55,13 @@ def make_config(folder: Path, **overrides) -> Path:
         "_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml"),
         "MODEL": {"RETINANET": {"NUM_CLASSES": 2, "SCORE_THRESH_TEST": 0.0}},
         "DATASETS": {"TRAIN": ["shapes_train"], "TEST": ["shapes_train"]},
-        "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 4, "CHECKPOINT_PERIOD": 2, "BASE_LR": 0.001, "WARMUP_ITERS": 0},
+        "SOLVER": {
+            "IMS_PER_BATCH": 2,
+            "MAX_ITER": 4,
+            "CHECKPOINT_PERIOD": 2,
+            "BASE_LR": 0.001,
+            "WARMUP_ITERS": 0,
+        },
         "TEST": {"EVAL_PERIOD": 0},
         "OUTPUT_DIR": str(folder / "out"),
         **overrides,
@@ -82,7 +94,9 @@ def test_it_trains_checkpoints_resumes_and_evaluates(data, tmp_path):
     assert "Evaluation results for bbox" in output and list(out.glob("events.out.tfevents.*"))
     import torch
 
-    average = torch.load(out / "model_final.pth", map_location="cpu", weights_only=False)["model"]["normalizer.average"]
+    average = torch.load(out / "model_final.pth", map_location="cpu", weights_only=False)["model"][
+        "normalizer.average"
+    ]
     assert average != 100
     # Evaluation alone, of the trained weights, with each of the evaluators.
     tests = "('shapes_train','shapes_voc','shapes_voc_coco')"
@@ -100,17 +114,35 @@ def test_focal_det_train_takes_the_same_flags(data, tmp_path):
     command = ["-m", "focal_det.tools", "train", "--config-file", config]
     run_python(*command, "SOLVER.MAX_ITER", "2", env=env)
     _, output = run_python(*command, "--resume", env=env)
-    assert "Starting training from iteration 2" in output and "Evaluation results for bbox" in output
+    assert (
+        "Starting training from iteration 2" in output and "Evaluation results for bbox" in output
+    )
     tests = "('shapes_voc','shapes_voc_coco')"
-    _, output = run_python(*command, "--eval-only", "MODEL.WEIGHTS", out / "model_final.pth", "DATASETS.TEST", tests, env=env)
-    assert "Evaluating shapes_voc using 2012 metric" in output and "Evaluation results for shapes_voc_coco" in output
+    _, output = run_python(
+        *command,
+        "--eval-only",
+        "MODEL.WEIGHTS",
+        out / "model_final.pth",
+        "DATASETS.TEST",
+        tests,
+        env=env,
+    )
+    assert (
+        "Evaluating shapes_voc using 2012 metric" in output
+        and "Evaluation results for shapes_voc_coco" in output
+    )
 
 
 def test_focal_det_train_checks_first(tmp_path):
     """An image that is damaged stops a training before its first iteration, unless the check is not wanted."""
     write_coco(tmp_path)
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
-    block = {"name": "shapes", "format": "coco", "json": str(tmp_path / "coco.json"), "images": str(tmp_path / "images")}
+    block = {
+        "name": "shapes",
+        "format": "coco",
+        "json": str(tmp_path / "coco.json"),
+        "images": str(tmp_path / "images"),
+    }
     model = {"RETINANET": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": [block]}}
     config = make_config(tmp_path, MODEL=model, DATASETS={"TRAIN": ["shapes"], "TEST": []})
     command = ["-m", "focal_det.tools", "train", "--config-file", config]
@@ -123,7 +155,13 @@ def test_focal_det_train_checks_first(tmp_path):
 
 @needs_tools
 def test_data_sets_in_the_config_itself(data, tmp_path):
-    block = {"name": "shapes_here", "format": "voc", "root": str(data / "voc"), "split": "train", "classes": CLASSES}
+    block = {
+        "name": "shapes_here",
+        "format": "voc",
+        "root": str(data / "voc"),
+        "split": "train",
+        "classes": CLASSES,
+    }
     config = make_config(
         tmp_path,
         MODEL={"RETINANET": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": [block]}},
@@ -131,10 +169,14 @@ def test_data_sets_in_the_config_itself(data, tmp_path):
     )
     command = ["-m", "tools.train_net", "--config-file", config]
     run_python(*command, "SOLVER.MAX_ITER", "1")
-    _, output = run_python(*command, "--eval-only", "MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth")
+    _, output = run_python(
+        *command, "--eval-only", "MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth"
+    )
     assert "Evaluating shapes_here using 2012 metric" in output
     # The dumped config has plugin keys; it must start the same run again.
-    _, output = run_python("-m", "tools.train_net", "--config-file", tmp_path / "out" / "config.yaml", "--eval-only")
+    _, output = run_python(
+        "-m", "tools.train_net", "--config-file", tmp_path / "out" / "config.yaml", "--eval-only"
+    )
     assert "Evaluating shapes_here" in output
 
 
@@ -179,10 +221,21 @@ def test_an_environment_module_of_the_user_runs_first(tmp_path):
             "has 2 classes (circle, square), but MODEL.RETINANET.NUM_CLASSES is 3. Set it to 2.",
         ),
         (["MODEL.RETINANET.PRIOR_PROB", "1.5"], "prior must be in (0, 1), got 1.5"),
-        (["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"], "MODEL.FOCAL_DET.CLS_LOSS: alpha must be in [0, 1]"),
+        (
+            ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "1.5"],
+            "MODEL.FOCAL_DET.CLS_LOSS: alpha must be in [0, 1]",
+        ),
     ],
 )
 def test_a_wrong_value_stops_before_anything_is_built(data, tmp_path, overrides, message):
     env = {"FOCAL_DET_DATASETS": str(data / "sets.yaml")}
-    code, output = run_python("-m", "tools.train_net", "--config-file", make_config(tmp_path), *overrides, env=env, check=False)
+    code, output = run_python(
+        "-m",
+        "tools.train_net",
+        "--config-file",
+        make_config(tmp_path),
+        *overrides,
+        env=env,
+        check=False,
+    )
     assert code != 0 and message in output and "Starting training" not in output

@@ -9,11 +9,18 @@ from focal_det.meta_arch import FocalRetinaNet
 from focal_det.normalizers import EMAPosCount
 
 stock = get_config("COCO-Detection/retinanet_R_50_FPN_1x.py")
-dataloader, lr_multiplier, optimizer, train = stock.dataloader, stock.lr_multiplier, stock.optimizer, stock.train
+dataloader, lr_multiplier, optimizer, train = (
+    stock.dataloader,
+    stock.lr_multiplier,
+    stock.optimizer,
+    stock.train,
+)
 
 model = stock.model
 model._target_ = FocalRetinaNet
-model.cls_loss = L(FocalLoss)(alpha=model.pop("focal_loss_alpha"), gamma=model.pop("focal_loss_gamma"))
+model.cls_loss = L(FocalLoss)(
+    alpha=model.pop("focal_loss_alpha"), gamma=model.pop("focal_loss_gamma")
+)
 model.normalizer = L(EMAPosCount)()
 model.head._target_ = FocalRetinaNetHead
 model.head.cls_loss = "${..cls_loss}"

@@ -12,7 +12,11 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import annotations_to_instances, filter_empty_instances, transform_instance_annotations
+from detectron2.data.detection_utils import (
+    annotations_to_instances,
+    filter_empty_instances,
+    transform_instance_annotations,
+)
 from detectron2.data.transforms import Augmentation
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
@@ -70,7 +74,11 @@ class AnchorSetup:
 
     def with_anchors(self, anchors: Anchors) -> "AnchorSetup":
         """The same with other anchors of Detectron2's DefaultAnchorGenerator."""
-        shapes = {"sizes": anchors.sizes, "aspect_ratios": [anchors.aspect_ratios], "strides": anchors.strides}
+        shapes = {
+            "sizes": anchors.sizes,
+            "aspect_ratios": [anchors.aspect_ratios],
+            "strides": anchors.strides,
+        }
         generator = DefaultAnchorGenerator(**shapes, offset=self.generator.offset)
         return replace(self, generator=generator, strides=anchors.strides)
 
@@ -112,7 +120,9 @@ class AnchorFit:
         return float(self.is_reached.mean()) if len(self.best_iou) else float("nan")
 
 
-def measure_anchors(records: Sequence[Mapping[str, Any]], setup: AnchorSetup, *, progress: str = "") -> AnchorFit:
+def measure_anchors(
+    records: Sequence[Mapping[str, Any]], setup: AnchorSetup, *, progress: str = ""
+) -> AnchorFit:
     """Label the anchors of images as FocalRetinaNet does in training; no image is opened, flips and crops are left out.
 
     Args:
@@ -122,7 +132,10 @@ def measure_anchors(records: Sequence[Mapping[str, Any]], setup: AnchorSetup, *,
     Raises:
         ValueError: a record without size, or a class id outside 0..K-1.
     """
-    images = [_label_image(x, setup) for x in tqdm(records, desc=progress, unit=" images", disable=not progress, leave=False)]
+    images = [
+        _label_image(x, setup)
+        for x in tqdm(records, desc=progress, unit=" images", disable=not progress, leave=False)
+    ]
     num_classes = setup.num_classes
     boxes, levels = [x["boxes"] for x in images], [x["levels"] for x in images]
     classes = torch.cat([x["labels"] for x in images])
@@ -155,7 +168,9 @@ def _label_image(record: Mapping[str, Any], setup: AnchorSetup) -> dict[str, Any
     }
 
 
-def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> tuple[Instances, list[Boxes], Tensor, Tensor, Tensor]:
+def label_record(
+    record: Mapping[str, Any], setup: AnchorSetup
+) -> tuple[Instances, list[Boxes], Tensor, Tensor, Tensor]:
     """Label the anchors of one dataset dict.
 
     Returns:
@@ -167,13 +182,21 @@ def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> tuple[Instanc
     num_anchors = sum(len(x) for x in anchors)
     if len(objects) == 0:
         no_match = torch.zeros(num_anchors, dtype=torch.int64)
-        return objects, anchors, torch.full_like(no_match, setup.num_classes), no_match, torch.zeros(0)
+        return (
+            objects,
+            anchors,
+            torch.full_like(no_match, setup.num_classes),
+            no_match,
+            torch.zeros(0),
+        )
     matches = match_anchors(Boxes.cat(anchors).tensor, objects.gt_boxes.tensor)
     labels = compute_gt_labels(matches, objects.gt_classes, setup.matcher, setup.num_classes)
     return objects, anchors, labels, matches.matched_idxs, matches.max_iou_of_box
 
 
-def get_feature_sizes(image_size: tuple[int, int], strides: Sequence[int], size_divisibility: int) -> list[tuple[int, int]]:
+def get_feature_sizes(
+    image_size: tuple[int, int], strides: Sequence[int], size_divisibility: int
+) -> list[tuple[int, int]]:
     """(height, width) of the feature map of each stride, for an image of (height, width) that is padded to `size_divisibility`.
 
     Every layer of stride 2, those of p6 and p7 included, rounds up: ceil(ceil(x / 2) / 2) = ceil(x / 4).
@@ -199,12 +222,22 @@ def _resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instance
     # Of size 0, Detectron2's resize is a transform that does nothing and has no sizes.
     size = (getattr(transform, "new_h", height), getattr(transform, "new_w", width))
     keys = ("bbox", "bbox_mode", "category_id")
-    objects = [transform_instance_annotations({k: x[k] for k in keys}, transform, size) for x in get_objects(record)]
-    objects = [{**x, "bbox": x["bbox"].tolist()} for x in objects]  # torch warns about lists of arrays
+    objects = [
+        transform_instance_annotations({k: x[k] for k in keys}, transform, size)
+        for x in get_objects(record)
+    ]
+    objects = [
+        {**x, "bbox": x["bbox"].tolist()} for x in objects
+    ]  # torch warns about lists of arrays
     return filter_empty_instances(annotations_to_instances(objects, size))
 
 
-def draw_anchor_fit(fits: Mapping[str, AnchorFit], class_names: Sequence[str], level_names: Sequence[str], out_file: Path) -> None:
+def draw_anchor_fit(
+    fits: Mapping[str, AnchorFit],
+    class_names: Sequence[str],
+    level_names: Sequence[str],
+    out_file: Path,
+) -> None:
     """Draw which boxes the anchors reach, by size and by class, and how many positives there are on each level.
 
     Args:
@@ -215,26 +248,50 @@ def draw_anchor_fit(fits: Mapping[str, AnchorFit], class_names: Sequence[str], l
     fit, figure = next(iter(fits.values())), Figure(figsize=(13, 8), layout="constrained")
     by_size, by_iou, by_class, by_level = figure.subplots(2, 2).flat
     sides = np.sqrt(fit.sides.prod(axis=1))
-    edges = 2.0 ** np.arange(np.floor(np.log2(sides.min())), np.ceil(np.log2(sides.max())) + 0.51, 0.5)
+    edges = 2.0 ** np.arange(
+        np.floor(np.log2(sides.min())), np.ceil(np.log2(sides.max())) + 0.51, 0.5
+    )
     reached, lost = sides[fit.is_reached], sides[~fit.is_reached]
     colors = ("tab:blue", "tab:red")
-    by_size.hist([reached, lost], edges, stacked=True, color=colors, label=("reached", "not reached"))
+    by_size.hist(
+        [reached, lost], edges, stacked=True, color=colors, label=("reached", "not reached")
+    )
     by_size.set_xscale("log", base=2)
     by_size.xaxis.set_major_formatter("{x:g}")
     by_size.set(xlabel="side of the box in training, pixels (geometric mean)", ylabel="boxes")
-    by_size.set_title(f"boxes that an anchor overlaps by {fit.iou_thresh:g} or more: {100 * fit.score:.1f} %")
+    by_size.set_title(
+        f"boxes that an anchor overlaps by {fit.iou_thresh:g} or more: {100 * fit.score:.1f} %"
+    )
     by_size.legend()
     for name, other in fits.items():
-        by_iou.hist(other.best_iou, np.linspace(0, 1, 41), histtype="step", lw=2, label=f"{name}: mean {other.best_iou.mean():.2f}")
+        by_iou.hist(
+            other.best_iou,
+            np.linspace(0, 1, 41),
+            histtype="step",
+            lw=2,
+            label=f"{name}: mean {other.best_iou.mean():.2f}",
+        )
     by_iou.axvline(fit.iou_thresh, color="black", ls=":", lw=1)
-    by_iou.set(xlabel="largest IoU of a box with any anchor", ylabel="boxes", title="how well the best anchor fits")
+    by_iou.set(
+        xlabel="largest IoU of a box with any anchor",
+        ylabel="boxes",
+        title="how well the best anchor fits",
+    )
     by_iou.legend(loc="upper left")
     counts = np.bincount(fit.classes, minlength=len(class_names))
-    shares = np.bincount(fit.classes[~fit.is_reached], minlength=len(class_names)) / np.maximum(counts, 1)
+    shares = np.bincount(fit.classes[~fit.is_reached], minlength=len(class_names)) / np.maximum(
+        counts, 1
+    )
     worst = [i for i in np.argsort(-shares, kind="stable") if counts[i]][:_MAX_CLASSES]
-    by_class.barh([f"{class_names[i]} ({counts[i]})" for i in worst], 100 * shares[worst], color="tab:red")
+    by_class.barh(
+        [f"{class_names[i]} ({counts[i]})" for i in worst], 100 * shares[worst], color="tab:red"
+    )
     by_class.invert_yaxis()
-    by_class.set(xlabel="boxes not reached, %", title="by class (boxes)", xlim=(0, max(1.0, 105 * shares.max())))
+    by_class.set(
+        xlabel="boxes not reached, %",
+        title="by class (boxes)",
+        xlim=(0, max(1.0, 105 * shares.max())),
+    )
     by_class.tick_params(axis="y", labelsize=8)
     num_images = len(fit.positives_per_image)
     by_level.bar(level_names, fit.positives_per_level / num_images, color="tab:green")

@@ -12,11 +12,18 @@ from focal_det.analysis.anchor_fit import Anchors, AnchorSetup, measure_anchors
 
 # Factors of the sizes that are tried, the nearest first, so that of equals the smallest change is taken.
 _SCALES = sorted((2 ** (x / 2) for x in range(-6, 4)), key=lambda x: abs(math.log(x)))
-MIN_GAIN, _MIN_GAIN_OF_LEVEL = 0.01, 0.02  # in share of the boxes reached, for which a change is worth it
+MIN_GAIN, _MIN_GAIN_OF_LEVEL = (
+    0.01,
+    0.02,
+)  # in share of the boxes reached, for which a change is worth it
 
 
 def suggest_anchors(
-    records: Sequence[Mapping[str, Any]], setup: AnchorSetup, anchors: Anchors, *, may_add_level: bool
+    records: Sequence[Mapping[str, Any]],
+    setup: AnchorSetup,
+    anchors: Anchors,
+    *,
+    may_add_level: bool,
 ) -> Optional[Anchors]:
     """Anchors that reach more boxes: other sizes, then other aspect ratios, then a finer level, each only if it is worth it.
 
@@ -33,9 +40,13 @@ def suggest_anchors(
     start = measure_anchors(records, setup)
     if not len(start.best_iou):
         return None
-    progress = tqdm(total=len(_SCALES) + 2 * may_add_level, desc="other anchors", unit=" trials", leave=False)
+    progress = tqdm(
+        total=len(_SCALES) + 2 * may_add_level, desc="other anchors", unit=" trials", leave=False
+    )
 
-    def try_all(trials: Sequence[Anchors], best: tuple[Anchors, float], gain: float) -> tuple[Anchors, float]:
+    def try_all(
+        trials: Sequence[Anchors], best: tuple[Anchors, float], gain: float
+    ) -> tuple[Anchors, float]:
         found = best
         for trial in trials:
             score = measure_anchors(records, setup.with_anchors(trial)).score
@@ -43,7 +54,9 @@ def suggest_anchors(
             progress.update()
         return found if found[1] >= best[1] + gain else best
 
-    best = try_all([_scale(anchors, x) for x in _SCALES if x != 1], (anchors, start.score), MIN_GAIN)
+    best = try_all(
+        [_scale(anchors, x) for x in _SCALES if x != 1], (anchors, start.score), MIN_GAIN
+    )
     num = len(anchors.aspect_ratios)
     ratios = np.quantile(start.sides[:, 1] / start.sides[:, 0], (np.arange(num) + 0.5) / num)
     best = try_all([replace(best[0], aspect_ratios=[_round(x) for x in ratios])], best, MIN_GAIN)
@@ -60,7 +73,9 @@ def _scale(anchors: Anchors, factor: float) -> Anchors:
 def _add_level(anchors: Anchors) -> Anchors:
     """With a level of half the smallest stride and half its sizes."""
     finer = [_round(x / 2) for x in anchors.sizes[0]]
-    return replace(anchors, sizes=[finer, *anchors.sizes], strides=[anchors.strides[0] // 2, *anchors.strides])
+    return replace(
+        anchors, sizes=[finer, *anchors.sizes], strides=[anchors.strides[0] // 2, *anchors.strides]
+    )
 
 
 def _round(value: float) -> float:

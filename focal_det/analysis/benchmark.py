@@ -49,7 +49,9 @@ def time_alternating(
     A contender that fails with an error of memory or of what is not implemented is reported, and the others go on.
     """
     timings = {name: Timing() for name in contenders}
-    with tqdm(total=(rounds + 2) * len(contenders), desc=desc, unit=" runs", leave=False) as progress:
+    with tqdm(
+        total=(rounds + 2) * len(contenders), desc=desc, unit=" runs", leave=False
+    ) as progress:
         for index in range(-2, rounds):
             for name, function in contenders.items():
                 progress.update()
@@ -82,7 +84,9 @@ def find_largest_batch(step: Callable[[int], Any], *, limit: int = 1024) -> int:
     return fits
 
 
-def compute_ratios(timings: Mapping[str, Timing], ours: str) -> dict[str, tuple[float, float, float]]:
+def compute_ratios(
+    timings: Mapping[str, Timing], ours: str
+) -> dict[str, tuple[float, float, float]]:
     """How many times as long the others take: median and quartiles of the quotients within a round; none if ours failed."""
     ratios = {}
     if timings[ours].error:
@@ -90,14 +94,20 @@ def compute_ratios(timings: Mapping[str, Timing], ours: str) -> dict[str, tuple[
     for name, timing in timings.items():
         if name != ours and not timing.error:
             quotients = [a / b for a, b in zip(timing.seconds, timings[ours].seconds)]
-            low, _, high = statistics.quantiles(quotients, n=4) if len(quotients) > 1 else (quotients[0],) * 3
+            low, _, high = (
+                statistics.quantiles(quotients, n=4) if len(quotients) > 1 else (quotients[0],) * 3
+            )
             ratios[name] = (statistics.median(quotients), low, high)
     return ratios
 
 
 def get_conditions(device: str, dtype: str) -> dict[str, Any]:
     """What a benchmark's result depends on besides its arguments."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+    )
     return {
         "device": name,
         "dtype": dtype,
@@ -126,10 +136,16 @@ def measure_peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        _quiet_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         function()
     events = [x for x in profiler.profiler.kineto_results.events() if x.name() == "[memory]"]
-    return max(itertools.accumulate(x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())), default=0)
+    return max(
+        itertools.accumulate(x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())),
+        default=0,
+    )
 
 
 @contextmanager
@@ -154,7 +170,9 @@ def make_table(timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[in
     """
     ratios, width = compute_ratios(timings, ours), max(map(len, timings))
     memory = "peak memory / logits" if unit_bytes else "peak memory (MB)"
-    lines = [f"  {'':<{width}}  {'median (ms)':>12}  {'x ours':>8}  {'quartiles':>13}  {memory:>20}"]
+    lines = [
+        f"  {'':<{width}}  {'median (ms)':>12}  {'x ours':>8}  {'quartiles':>13}  {memory:>20}"
+    ]
     for name, timing in timings.items():
         if timing.error:
             lines.append(f"  {name:<{width}}  {timing.error}")
@@ -162,11 +180,15 @@ def make_table(timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[in
         ratio, low, high = ratios.get(name, (1.0, 1.0, 1.0))
         spread = "" if name == ours else f"{low:.2f} - {high:.2f}"
         used = "" if timing.peak_bytes is None else f"{timing.peak_bytes / (unit_bytes or 1e6):.2f}"
-        lines.append(f"  {name:<{width}}  {1000 * timing.median:>12.1f}  {ratio:>8.2f}  {spread:>13}  {used:>20}")
+        lines.append(
+            f"  {name:<{width}}  {1000 * timing.median:>12.1f}  {ratio:>8.2f}  {spread:>13}  {used:>20}"
+        )
     return lines
 
 
-def to_json(timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[int]) -> dict[str, dict[str, Any]]:
+def to_json(
+    timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[int]
+) -> dict[str, dict[str, Any]]:
     """By contender: "median_seconds", "ratio" to ours with "quartiles", "peak_bytes" and "peak_units"; or "error"."""
     ratios, content = compute_ratios(timings, ours), {}
     for name, timing in timings.items():
@@ -174,7 +196,9 @@ def to_json(timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[int])
             content[name] = {"error": timing.error}
             continue
         ratio, low, high = ratios.get(name, (1.0, 1.0, 1.0))
-        units = timing.peak_bytes / unit_bytes if unit_bytes and timing.peak_bytes is not None else None
+        units = (
+            timing.peak_bytes / unit_bytes if unit_bytes and timing.peak_bytes is not None else None
+        )
         content[name] = {
             "median_seconds": timing.median,
             "ratio": ratio,

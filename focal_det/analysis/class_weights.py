@@ -63,7 +63,9 @@ def count_objects(records: Sequence[Mapping[str, Any]], num_classes: int) -> np.
     counts = np.zeros(num_classes, np.int64)
     for record in records:
         ids = [x["category_id"] for x in get_objects(record)]
-        check_gt_classes(torch.tensor(ids, dtype=torch.int64), num_classes, str(record["file_name"]))
+        check_gt_classes(
+            torch.tensor(ids, dtype=torch.int64), num_classes, str(record["file_name"])
+        )
         np.add.at(counts, ids, 1)
     return counts
 
@@ -102,7 +104,9 @@ def compute_class_alphas(
     if not 0 <= beta < 1:
         raise ValueError(f"beta (--beta) must be in [0, 1), got {beta}")
     if not counts.any() or counts.min() < 0:
-        raise ValueError(f"counts must be >= 0 with at least one object in all, got {counts.tolist()}")
+        raise ValueError(
+            f"counts must be >= 0 with at least one object in all, got {counts.tolist()}"
+        )
     num_objects = np.maximum(counts, 1).astype(np.float64)
     effective_number = {
         "inverse": num_objects,
@@ -140,17 +144,32 @@ def draw_class_weights(weights: ClassWeights, out_file: Path, *, title: str) -> 
     """
     order, num_classes = weights.order, len(weights.counts)
     named, small = num_classes <= _MAX_NAMED_CLASSES, num_classes > 30
-    rows, height = np.arange(num_classes), 1.5 + (0.2 if small else 0.26) * num_classes if named else 9.0
+    rows, height = (
+        np.arange(num_classes),
+        1.5 + (0.2 if small else 0.26) * num_classes if named else 9.0,
+    )
     figure = Figure(figsize=(12, max(3.2, height)), layout="constrained")
     figure.suptitle(title, fontsize=11)
     left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
-    left.set(xscale="log", xlim=(0.7, 4.0 * weights.counts.max()), xlabel="objects", ylim=(num_classes - 0.4, -0.6))
+    left.set(
+        xscale="log",
+        xlim=(0.7, 4.0 * weights.counts.max()),
+        xlabel="objects",
+        ylim=(num_classes - 0.4, -0.6),
+    )
     for method, alphas in sorted(weights.alphas.items(), key=lambda x: x[0] == weights.method):
         style = _CHOSEN_LINE if method == weights.method else {**_THIN_LINE, "ls": _DASHES[method]}
         label = f"{method} (written)" if method == weights.method else method
         middle.plot(alphas[order], rows, label=label, markersize=4 if named else 0, **style)
     middle.set(xlim=(0, 1), xlabel="alpha: weight of the positives")
-    right.plot(weights.priors[order], rows, "o", ms=4 if named else 1.5, color="tab:green", label="positives per anchor")
+    right.plot(
+        weights.priors[order],
+        rows,
+        "o",
+        ms=4 if named else 1.5,
+        color="tab:green",
+        label="positives per anchor",
+    )
     right.set(xscale="log", xlabel="pi: probability at the start")
     _draw_scalar(middle, weights.scalar_alpha, f"scalar alpha {weights.scalar_alpha:g}")
     _draw_scalar(right, weights.scalar_prior, f"scalar pi {weights.scalar_prior:g}")
@@ -161,7 +180,9 @@ def draw_class_weights(weights: ClassWeights, out_file: Path, *, title: str) -> 
         left.barh(rows, weights.counts[order], color="tab:blue", alpha=0.75)
         left.set_yticks(rows, [weights.class_names[i] for i in order], fontsize=8 if small else 10)
         for row, count in enumerate(weights.counts[order]):
-            left.text(1.1 * max(count, 0.7), row, str(count), va="center", fontsize=7 if small else 9)
+            left.text(
+                1.1 * max(count, 0.7), row, str(count), va="center", fontsize=7 if small else 9
+            )
     else:
         left.fill_betweenx(rows, weights.counts[order], color="tab:blue", alpha=0.75, step="mid")
         left.set_ylabel("rank by number of objects")

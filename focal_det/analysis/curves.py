@@ -41,7 +41,9 @@ def draw_curves(metrics: list[dict[str, Any]], out_file: Path) -> None:
     for key, label in _LOSSES.items():
         left.plot(*_series(metrics, key), label=label)
     left.set(xlabel="iteration", ylabel="loss (normalized)", title="Training loss", ylim=(0, None))
-    precision_keys = sorted({key for line in metrics for key in line if key.endswith(("bbox/AP", "bbox/AP50"))})
+    precision_keys = sorted(
+        {key for line in metrics for key in line if key.endswith(("bbox/AP", "bbox/AP50"))}
+    )
     for key in precision_keys:
         right.plot(*_series(metrics, key), marker="o", label=key.replace("bbox/", ""))
     right.set(xlabel="iteration", ylabel="average precision (%)", title="Evaluation", ylim=(0, 100))

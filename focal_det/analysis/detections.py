@@ -22,7 +22,12 @@ _TILE = 420  # longer side of a picture in the grid, in pixels
 
 
 def draw_detections(
-    dataset_name: str, results_file: Path, out_file: Path, *, num_images: int = 12, score_thresh: float = 0.4
+    dataset_name: str,
+    results_file: Path,
+    out_file: Path,
+    *,
+    num_images: int = 12,
+    score_thresh: float = 0.4,
 ) -> None:
     """Draw pairs of pictures, ground truth on the left and detections on the right.
 
@@ -40,7 +45,9 @@ def draw_detections(
     detections = _read_results(results_file, score_thresh)
     unknown = set(detections) - {x["image_id"] for x in records}
     if unknown:
-        raise ValueError(f"{results_file} has image id {min(unknown)!r}, which data set {dataset_name} has not")
+        raise ValueError(
+            f"{results_file} has image id {min(unknown)!r}, which data set {dataset_name} has not"
+        )
     records = sample_evenly(records, num_images)
     num_rows = (len(records) + 1) // 2
     aspect = max(x["height"] / x["width"] for x in records)
@@ -58,7 +65,9 @@ def draw_detections(
     figure.savefig(out_file, dpi=130)
 
 
-def draw_ground_truth(records: Sequence[dict[str, Any]], class_names: Sequence[str], out_file: Path) -> None:
+def draw_ground_truth(
+    records: Sequence[dict[str, Any]], class_names: Sequence[str], out_file: Path
+) -> None:
     """Draw nine images with their boxes, where mistakes of a whole data set are seen at once.
 
     Args:
@@ -75,7 +84,10 @@ def draw_ground_truth(records: Sequence[dict[str, Any]], class_names: Sequence[s
     for axes, record, image in zip(figure.axes, records, images):
         if image is not None:
             axes.imshow(_draw_objects(image, record, class_names))
-        axes.set_title(f"{Path(record['file_name']).name}{': cannot be read' if image is None else ''}", fontsize=9)
+        axes.set_title(
+            f"{Path(record['file_name']).name}{': cannot be read' if image is None else ''}",
+            fontsize=9,
+        )
     figure.savefig(out_file, dpi=110)
 
 
@@ -86,12 +98,16 @@ def _try_to_read(file: str) -> Optional[np.ndarray]:
         return None
 
 
-def _draw_objects(image: np.ndarray, record: dict[str, Any], class_names: Sequence[str]) -> np.ndarray:
+def _draw_objects(
+    image: np.ndarray, record: dict[str, Any], class_names: Sequence[str]
+) -> np.ndarray:
     """The image with its ground truth."""
     objects = record["annotations"]
     boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
     classes, scale = [x["category_id"] for x in objects], _TILE / max(image.shape[:2])
-    return draw_boxes(image, np.reshape(boxes, (-1, 4)), classes, class_names=class_names, scale=scale)
+    return draw_boxes(
+        image, np.reshape(boxes, (-1, 4)), classes, class_names=class_names, scale=scale
+    )
 
 
 def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dict[str, Any]]]:
@@ -103,12 +119,19 @@ def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dic
     return by_image
 
 
-def _draw_pair(record: dict[str, Any], detections: list[dict[str, Any]], dataset_name: str) -> tuple[np.ndarray, np.ndarray]:
+def _draw_pair(
+    record: dict[str, Any], detections: list[dict[str, Any]], dataset_name: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Two RGB pictures of one image."""
     image, metadata = read_image(record["file_name"], "RGB"), MetadataCatalog.get(dataset_name)
-    found, truth = _to_instances(detections, image.shape[:2], metadata), _draw_objects(image, record, metadata.thing_classes)
+    found, truth = (
+        _to_instances(detections, image.shape[:2], metadata),
+        _draw_objects(image, record, metadata.thing_classes),
+    )
     names = {"class_names": metadata.thing_classes, "scale": _TILE / max(image.shape[:2])}
-    return truth, draw_boxes(image, found.pred_boxes.tensor, found.pred_classes, scores=found.scores, **names)
+    return truth, draw_boxes(
+        image, found.pred_boxes.tensor, found.pred_classes, scores=found.scores, **names
+    )
 
 
 def draw_boxes(
@@ -137,15 +160,23 @@ def draw_boxes(
         labels = [f"{label} {100 * float(score):.0f}%" for label, score in zip(labels, scores)]
     colors = [colormaps["tab10"](int(i) % 10)[:3] for i in classes]
     visualizer = Visualizer(image, Metadata(), scale=scale)
-    return visualizer.overlay_instances(boxes=np.asarray(boxes), labels=labels, assigned_colors=colors).get_image()
+    return visualizer.overlay_instances(
+        boxes=np.asarray(boxes), labels=labels, assigned_colors=colors
+    ).get_image()
 
 
-def _to_instances(detections: list[dict[str, Any]], size: tuple[int, int], metadata: Any) -> Instances:
+def _to_instances(
+    detections: list[dict[str, Any]], size: tuple[int, int], metadata: Any
+) -> Instances:
     """COCO results (XYWH, ids of the json) as Detectron2's Instances."""
     class_of_id = metadata.get("thing_dataset_id_to_contiguous_id")
     boxes = np.array([x["bbox"] for x in detections], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     ids = [x["category_id"] for x in detections]
-    instances = Instances(size, pred_boxes=Boxes(boxes), scores=np.array([x["score"] for x in detections]))
-    instances.pred_classes = np.array([class_of_id[i] if class_of_id else i for i in ids], dtype=np.int64)
+    instances = Instances(
+        size, pred_boxes=Boxes(boxes), scores=np.array([x["score"] for x in detections])
+    )
+    instances.pred_classes = np.array(
+        [class_of_id[i] if class_of_id else i for i in ids], dtype=np.int64
+    )
     return instances

@@ -15,7 +15,10 @@ from torch import Tensor
 
 SIDES = ("positive", "negative")
 _BINS_PER_OCTAVE = 32
-_MIN_EXPONENT, _MAX_EXPONENT = -149, 20  # of the smallest float32, and more than a loss in nats can be
+_MIN_EXPONENT, _MAX_EXPONENT = (
+    -149,
+    20,
+)  # of the smallest float32, and more than a loss in nats can be
 _NUM_BINS = (_MAX_EXPONENT - _MIN_EXPONENT) * _BINS_PER_OCTAVE + 1  # the first is for zeros
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")
 
@@ -35,8 +38,12 @@ class LossHistogram:
         """
         losses = losses.detach().flatten().double().cpu()
         if losses.numel() and not (losses.min() >= 0 and losses.max() < math.inf):
-            raise ValueError("a loss is negative or not finite, so its share of the sum means nothing")
-        bins = ((losses.log2() - _MIN_EXPONENT) * _BINS_PER_OCTAVE).floor().clamp(0, _NUM_BINS - 2).long() + 1
+            raise ValueError(
+                "a loss is negative or not finite, so its share of the sum means nothing"
+            )
+        bins = ((losses.log2() - _MIN_EXPONENT) * _BINS_PER_OCTAVE).floor().clamp(
+            0, _NUM_BINS - 2
+        ).long() + 1
         bins[losses == 0] = 0
         self.counts += torch.bincount(bins, minlength=_NUM_BINS)
         self.sums += torch.bincount(bins, weights=losses, minlength=_NUM_BINS)
@@ -64,7 +71,9 @@ class LossHistogram:
             return math.nan
         x = 1 - fraction
         right = int(torch.searchsorted(fractions, x).clamp(1, len(fractions) - 1))
-        x0, x1, y0, y1 = (float(v) for v in (*fractions[right - 1 : right + 1], *shares[right - 1 : right + 1]))
+        x0, x1, y0, y1 = (
+            float(v) for v in (*fractions[right - 1 : right + 1], *shares[right - 1 : right + 1])
+        )
         return 1 - (y0 + (y1 - y0) * (x - x0) / (x1 - x0))
 
     def compute_max_error(self) -> float:
@@ -102,7 +111,9 @@ def summarize(histograms: Mapping[str, Mapping[str, LossHistogram]]) -> list[dic
     return rows
 
 
-def draw_loss_cdf(histograms: Mapping[str, Mapping[str, LossHistogram]], title: str, out_files: Sequence[Path]) -> None:
+def draw_loss_cdf(
+    histograms: Mapping[str, Mapping[str, LossHistogram]], title: str, out_files: Sequence[Path]
+) -> None:
     """Draw one curve per entry, positives on the left and negatives on the right.
 
     Args:
@@ -113,10 +124,20 @@ def draw_loss_cdf(histograms: Mapping[str, Mapping[str, LossHistogram]], title: 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=10)
     for axes, side in zip(figure.subplots(1, 2), SIDES):
-        curves = {name: sides[side] for name, sides in histograms.items() if side in sides and sides[side].count}
+        curves = {
+            name: sides[side]
+            for name, sides in histograms.items()
+            if side in sides and sides[side].count
+        }
         for i, (name, histogram) in enumerate(curves.items()):
             fractions, shares = histogram.compute_curve()
-            axes.plot(fractions, shares, color=_COLORS[i % len(_COLORS)], label=name, linestyle="-" if i < len(_COLORS) else "--")
+            axes.plot(
+                fractions,
+                shares,
+                color=_COLORS[i % len(_COLORS)],
+                label=name,
+                linestyle="-" if i < len(_COLORS) else "--",
+            )
         count = max((x.count for x in curves.values()), default=0)
         axes.set_title(f"{count:,} {side} anchors" if count else f"no {side} anchors", fontsize=10)
         axes.set_xlabel(f"fraction of the {side}s, from easy to hard")

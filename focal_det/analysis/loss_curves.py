@@ -147,17 +147,27 @@ def make_figure(curves: Mapping[str, LossCurves]) -> Figure:
     if len(curves) > MAX_LOSSES:
         raise ValueError(f"a picture has room for {MAX_LOSSES} losses, got {len(curves)}")
     styles = [dict(color=color, marker=marker, **_LINE) for marker in _MARKERS for color in _COLORS]
-    handles = [Line2D([], [], label=_mark(label, curve), **style) for (label, curve), style in zip(curves.items(), styles)]
+    handles = [
+        Line2D([], [], label=_mark(label, curve), **style)
+        for (label, curve), style in zip(curves.items(), styles)
+    ]
     if any(len(curve.lines) > 1 for curve in curves.values()):
         labels = {"-": "y = +1 (object), or both", "--": f"y = {_MINUS}1 (background)"}
-        handles += [Line2D([], [], color=_GRAY, linestyle=dashes, label=label) for dashes, label in labels.items()]
-    columns = max(1, min(len(handles), 100 // (max((len(x.get_label()) for x in handles), default=0) + 8)))
+        handles += [
+            Line2D([], [], color=_GRAY, linestyle=dashes, label=label)
+            for dashes, label in labels.items()
+        ]
+    columns = max(
+        1, min(len(handles), 100 // (max((len(x.get_label()) for x in handles), default=0) + 8))
+    )
     notes = _make_notes(curves.values())
 
     height = 7 + 0.2 * math.ceil(len(handles) / columns) + 0.16 * len(notes)
     figure = Figure(figsize=(9, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9
+    )
     figure.supxlabel("\n".join(notes), fontsize=8, color=_GRAY)
     panels = figure.subplots(2, 2)
     drawn = list(curves.values())
@@ -176,20 +186,28 @@ def _make_notes(curves: Iterable[LossCurves]) -> list[str]:
     curves, notes = list(curves), []
     if any(x.self_normalized for x in curves):
         grid = f"{_NUM_POINTS} equally spaced $x_t$ from $-{_X_MAX:g}$ to {_X_MAX:g}, for y = +1 and y = {_MINUS}1"
-        notes.append(f"† normalizes itself: its values depend on the batch, which is here the grid of the curves ({grid})")
+        notes.append(
+            f"† normalizes itself: its values depend on the batch, which is here the grid of the curves ({grid})"
+        )
     if any(x.stateful for x in curves):
         notes.append("‡ changes in training: the values of the first step")
     ious = sorted({x.iou for x in curves if x.iou is not None})
     if ious:
-        notes.append(f"IoU of objects (y = +1), for losses that use it: {', '.join(f'{x:g}' for x in ious)}")
+        notes.append(
+            f"IoU of objects (y = +1), for losses that use it: {', '.join(f'{x:g}' for x in ious)}"
+        )
     return notes
 
 
-def _draw_loss(panels: np.ndarray, curve: LossCurves, style: dict[str, Any], later: Sequence[LossCurves]) -> None:
+def _draw_loss(
+    panels: np.ndarray, curve: LossCurves, style: dict[str, Any], later: Sequence[LossCurves]
+) -> None:
     """Lines of one loss in the (2, 2) panels, wider where losses drawn later would hide them, so that their edges show."""
     for line, dashes in zip(curve.lines, ("-", "--")):
         num_hiding = sum(_is_same_line(line, x.lines[0]) for x in later)
-        shared = dict(style, linestyle=dashes, markevery=0.1, linewidth=style["linewidth"] + 1.2 * num_hiding)
+        shared = dict(
+            style, linestyle=dashes, markevery=0.1, linewidth=style["linewidth"] + 1.2 * num_hiding
+        )
         p_t, loss, grad = line
         panels[0, 0].plot(p_t, loss, **shared)
         panels[0, 1].plot(p_t, grad.abs(), **shared)
@@ -217,4 +235,13 @@ def _decorate(panels: np.ndarray) -> None:
         if falling and axes.dataLim.ymin >= 0:
             axes.set_ylim(bottom=0)
         y, side = (0.97, "top") if falling else (0.03, "bottom")
-        axes.text(0.75, y, "well classified", transform=axes.transAxes, ha="center", va=side, fontsize=9, color=_GRAY)
+        axes.text(
+            0.75,
+            y,
+            "well classified",
+            transform=axes.transAxes,
+            ha="center",
+            va=side,
+            fontsize=9,
+            color=_GRAY,
+        )

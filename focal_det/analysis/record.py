@@ -15,7 +15,9 @@ from focal_det.analysis.curves import read_metrics
 _PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "opencv-python", "focal-det")
 
 
-def make_record(run_dir: Path, command: str, dataset: str, *, num_threads: Optional[int] = None) -> dict[str, Any]:
+def make_record(
+    run_dir: Path, command: str, dataset: str, *, num_threads: Optional[int] = None
+) -> dict[str, Any]:
     """Collect a finished run of Detectron2.
 
     Args:
@@ -59,7 +61,9 @@ def get_figure(record: dict[str, Any], metric: str) -> float:
     Where several data sets were evaluated, Detectron2 puts the set's name before the metric's.
     """
     figures = record["figures"]
-    return figures[next(x for x in (f"{record['dataset']}/bbox/{metric}", f"bbox/{metric}") if x in figures)]
+    return figures[
+        next(x for x in (f"{record['dataset']}/bbox/{metric}", f"bbox/{metric}") if x in figures)
+    ]
 
 
 def get_commit() -> Optional[str]:
@@ -68,7 +72,9 @@ def get_commit() -> Optional[str]:
     done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if done.returncode:
         return None
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+    )
     return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 

@@ -18,7 +18,9 @@ def draw_scaling(content: dict[str, Any], out_file: Path) -> None:
     """
     figure = Figure(figsize=(11, 8), layout="constrained")
     conditions = content["conditions"]
-    figure.suptitle(f"Focal loss and its gradient: {conditions['device']}, {conditions['threads']} threads, {conditions['dtype']}")
+    figure.suptitle(
+        f"Focal loss and its gradient: {conditions['device']}, {conditions['threads']} threads, {conditions['dtype']}"
+    )
     for column, quantity in zip(figure.subplots(2, 2).T, ("anchors", "classes")):
         cases = [x for x in content["results"] if x.get("scaling") == quantity]
         fixed = "classes" if quantity == "anchors" else "anchors"
@@ -30,7 +32,11 @@ def draw_scaling(content: dict[str, Any], out_file: Path) -> None:
                 else {"color": color, "marker": "o", "markersize": 4}
             )
             for axis, key, unit in zip(column, ("median_seconds", "peak_bytes"), (1e-3, 1e6)):
-                points = [(x[quantity], x["contenders"][name][key] / unit) for x in cases if "error" not in x["contenders"][name]]
+                points = [
+                    (x[quantity], x["contenders"][name][key] / unit)
+                    for x in cases
+                    if "error" not in x["contenders"][name]
+                ]
                 axis.loglog(*zip(*points), label=f"{name} (limit)" if is_limit else name, **style)
         sizes = [x[quantity] for x in cases]
         for axis, label in zip(column, ("median time (ms)", "peak memory (MB)")):

@@ -49,7 +49,9 @@ def register_datasets_file(path: str) -> None:
     """Register the blocks under `DATASETS` of a yaml file; see the module for their form."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"FOCAL_DET_DATASETS names {path}, which is not a file (working folder: {Path.cwd()})")
+        raise FileNotFoundError(
+            f"FOCAL_DET_DATASETS names {path}, which is not a file (working folder: {Path.cwd()})"
+        )
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -59,7 +61,9 @@ def register_datasets_file(path: str) -> None:
     register_datasets(content["DATASETS"], source=str(file), base=file.parent)
 
 
-def register_datasets(blocks: Sequence[Mapping[str, Any]], *, source: str, base: Path = Path()) -> None:
+def register_datasets(
+    blocks: Sequence[Mapping[str, Any]], *, source: str, base: Path = Path()
+) -> None:
     """Check blocks (see the module) and register them.
 
     Args:
@@ -75,7 +79,9 @@ def register_datasets(blocks: Sequence[Mapping[str, Any]], *, source: str, base:
         raise ValueError(f"{source} must be a list of data sets, got {type(blocks).__name__}")
     for index, block in enumerate(blocks):
         if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-            raise ValueError(f"{source}: entry {index} must be a mapping with a 'name', got {block!r}")
+            raise ValueError(
+                f"{source}: entry {index} must be a mapping with a 'name', got {block!r}"
+            )
         where = f"{source}: data set {block['name']!r}"
         _register(_resolve(dict(block), where, base), where)
 
@@ -107,7 +113,11 @@ def check_metadata(names: Iterable[str], num_classes: int) -> None:
         ValueError: a data set has more or fewer.
     """
     for name in names:
-        classes = MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else None
+        classes = (
+            MetadataCatalog.get(name).get("thing_classes")
+            if name in MetadataCatalog.list()
+            else None
+        )
         if classes and len(classes) != num_classes:
             raise ValueError(
                 f"Data set {name} has {len(classes)} classes ({', '.join(map(str, classes[:10]))}), but "
@@ -126,8 +136,18 @@ def register_digits() -> None:
     """Register digits_train, digits_val and digits_longtail_train; they are drawn when first read."""
     for split in DIGITS_SPLITS:
         folder = get_digits_root() / split
-        spec = {"name": f"digits_{split}", "format": "digits", "classes": DIGITS_CLASSES, "split": split}
-        _add(spec, evaluator_type="coco", json_file=str(folder / "annotations.json"), image_root=str(folder / "images"))
+        spec = {
+            "name": f"digits_{split}",
+            "format": "digits",
+            "classes": DIGITS_CLASSES,
+            "split": split,
+        }
+        _add(
+            spec,
+            evaluator_type="coco",
+            json_file=str(folder / "annotations.json"),
+            image_root=str(folder / "images"),
+        )
 
 
 def _resolve(block: dict[str, Any], where: str, base: Path) -> dict[str, Any]:
@@ -142,14 +162,20 @@ def _resolve(block: dict[str, Any], where: str, base: Path) -> dict[str, Any]:
             raise ValueError(f"{where}: {describe_unknown('key', str(key), known)}")
     for key in required:
         if block.get(key) in (None, "", []):
-            raise ValueError(f"{where} has no {key!r}; format {data_format} needs {', '.join(required)}")
+            raise ValueError(
+                f"{where} has no {key!r}; format {data_format} needs {', '.join(required)}"
+            )
     block.setdefault("evaluator", data_format)
     if block["evaluator"] not in _EVALUATORS:
-        raise ValueError(f"{where}: {describe_unknown('evaluator', str(block['evaluator']), _EVALUATORS)}")
+        raise ValueError(
+            f"{where}: {describe_unknown('evaluator', str(block['evaluator']), _EVALUATORS)}"
+        )
     if block.setdefault("year", 2012) not in (2007, 2012):
         raise ValueError(f"{where}: year must be 2007 or 2012, got {block['year']!r}")
     for key in {"json", "images", "root"} & set(block):
-        block[key] = str(_resolve_path(block[key], f"{where}: {key}", base, want_file=key == "json"))
+        block[key] = str(
+            _resolve_path(block[key], f"{where}: {key}", base, want_file=key == "json")
+        )
     if "classes" in block:
         block["classes"] = _check_class_names(block["classes"], where)
     if data_format == "voc":
@@ -162,10 +188,14 @@ def _resolve_path(value: Any, where: str, base: Path, *, want_file: bool) -> Pat
     expanded = os.path.expandvars(str(value))
     unset = re.search(r"\$\{?(\w+)", expanded)
     if unset:
-        raise ValueError(f"{where} is {value!r}, but the environment variable {unset.group(1)} is not set")
+        raise ValueError(
+            f"{where} is {value!r}, but the environment variable {unset.group(1)} is not set"
+        )
     path = (base / Path(expanded).expanduser()).absolute()
     if not (path.is_file() if want_file else path.is_dir()):
-        raise FileNotFoundError(f"{where} is {value!r}, but there is no {'file' if want_file else 'folder'} {path}")
+        raise FileNotFoundError(
+            f"{where} is {value!r}, but there is no {'file' if want_file else 'folder'} {path}"
+        )
     return path
 
 
@@ -180,7 +210,9 @@ def _register(spec: dict[str, Any], where: str) -> None:
     name = spec["name"]
     if name in DatasetCatalog.list():
         if MetadataCatalog.get(name).get("focal_det_spec") != spec:
-            raise ValueError(f"{where}: the name is taken by another data set; choose a different one")
+            raise ValueError(
+                f"{where}: the name is taken by another data set; choose a different one"
+            )
         return
     paths = {"dirname": "root", "split": "split", "json_file": "json", "image_root": "images"}
     metadata = {key: spec[source] for key, source in paths.items() if source in spec}
@@ -210,8 +242,14 @@ def _load(spec: dict[str, Any]) -> list[dict[str, Any]]:
     records = load_coco_json(metadata.json_file, metadata.image_root, name)
     without_area = []
     for record in records:
-        kept = [x for x in record["annotations"] if min(x["bbox"][2:]) > 0 and all(map(math.isfinite, x["bbox"]))]
-        without_area += [f"{record['file_name']} {x['bbox']}" for x in record["annotations"] if x not in kept]
+        kept = [
+            x
+            for x in record["annotations"]
+            if min(x["bbox"][2:]) > 0 and all(map(math.isfinite, x["bbox"]))
+        ]
+        without_area += [
+            f"{record['file_name']} {x['bbox']}" for x in record["annotations"] if x not in kept
+        ]
         record["annotations"] = kept
     report_boxes_without_area(name, without_area)
     return records
@@ -227,7 +265,9 @@ def _read_classes(spec: dict[str, Any]) -> list[str]:
     try:
         classes = list(_read_coco_classes(spec["json"], os.stat(spec["json"]).st_mtime_ns))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Data set {spec['name']}: {spec['json']} is not COCO json with categories ({error!r})") from error
+        raise ValueError(
+            f"Data set {spec['name']}: {spec['json']} is not COCO json with categories ({error!r})"
+        ) from error
     if spec.get("classes", classes) != classes:
         raise ValueError(
             f"Data set {spec['name']} is to have the classes {spec['classes']}, but {spec['json']} has {classes} (by category id). "

@@ -17,28 +17,51 @@ _NOT_NUMBERS = "boxes that are not four finite numbers"
 _SLACK = 1  # pixel that a box may reach out, as rounding has it
 _OUTSIDE = "boxes outside of the image"
 _MIN_BOXES = 10  # from which their form can be told
-_MANY_OUT, _MOST_OUT = 0.25, 0.5  # of the boxes reach out of their image, for a warning and an error about their form
+_MANY_OUT, _MOST_OUT = (
+    0.25,
+    0.5,
+)  # of the boxes reach out of their image, for a warning and an error about their form
 _MANY_OUTSIDE = 0.2  # of the boxes have nothing in their image
-_FEW_SHIFTED, _FEW_SHIFTED_SHARE = 5, 0.02  # annotations of unknown classes, below which they are mistakes one by one
+_FEW_SHIFTED, _FEW_SHIFTED_SHARE = (
+    5,
+    0.02,
+)  # annotations of unknown classes, below which they are mistakes one by one
 # Other forms of a box than COCO's, and their corners.
 _FORMS = {
     "x0, y0, x1, y1": lambda x0, y0, x1, y1: (x0, y0, x1, y1),
-    "centre x, centre y, width, height": lambda x, y, w, h: (x - w / 2, y - h / 2, x + w / 2, y + h / 2),
+    "centre x, centre y, width, height": lambda x, y, w, h: (
+        x - w / 2,
+        y - h / 2,
+        x + w / 2,
+        y + h / 2,
+    ),
     "y, x, height, width": lambda y, x, h, w: (x, y, x + w, y + h),
 }
 _FIX = "Correct the file, or write a corrected copy: --dataset NAME --fix OUT.json."
 _ADVICE = {
     "annotations without a field": ("error", "They are needed to read it."),
     "annotations of unknown images": ("error", "They belong to no image of the file."),
-    "boxes without area": ("warning", "Training leaves them out, and evaluation still counts them as missed."),
+    "boxes without area": (
+        "warning",
+        "Training leaves them out, and evaluation still counts them as missed.",
+    ),
     _OUTSIDE: ("warning", "Training leaves them out, and evaluation still counts them as missed."),
     CUT: ("warning", "Training cuts them at its edge, evaluation does not."),
-    "objects whose outline has no polygon of three points": ("warning", "Detectron2 leaves the whole object out."),
+    "objects whose outline has no polygon of three points": (
+        "warning",
+        "Detectron2 leaves the whole object out.",
+    ),
 }
 
 
 def check_annotations(
-    annotations: Sequence[dict[str, Any]], images: dict, names: dict, file: Path, findings: Findings, *, is_test: bool
+    annotations: Sequence[dict[str, Any]],
+    images: dict,
+    names: dict,
+    file: Path,
+    findings: Findings,
+    *,
+    is_test: bool,
 ) -> int:
     """Check the annotations of a COCO json.
 
@@ -63,19 +86,34 @@ def _check_ids(annotations: Sequence[dict[str, Any]], file: Path, findings: Find
     for annotation_id, count in counts.items():
         if count > 1:
             place = f"{file}: annotation id {annotation_id}, {count} times"
-            findings.add("error", "annotation ids given more than once", f"Evaluation counts wrong with them. {_FIX}", place)
+            findings.add(
+                "error",
+                "annotation ids given more than once",
+                f"Evaluation counts wrong with them. {_FIX}",
+                place,
+            )
     if 0 in counts:
-        advice = f"pycocotools takes 0 for 'not found' and counts each detection of it as false. {_FIX}"
+        advice = (
+            f"pycocotools takes 0 for 'not found' and counts each detection of it as false. {_FIX}"
+        )
         findings.add("warning", "annotation files with the annotation id 0", advice, str(file))
 
 
-def _check_lacking(annotations: Sequence[dict[str, Any]], file: Path, findings: Findings, is_test: bool) -> None:
-    severity, when = ("error", "stops without them, after the training") if is_test else ("warning", "of this set would stop")
+def _check_lacking(
+    annotations: Sequence[dict[str, Any]], file: Path, findings: Findings, is_test: bool
+) -> None:
+    severity, when = (
+        ("error", "stops without them, after the training")
+        if is_test
+        else ("warning", "of this set would stop")
+    )
     for annotation in annotations:
         lacking = [x for x in ("iscrowd", "area") if x not in annotation]
         if lacking:
             place = f"{file}: annotation {_get_name(annotation)} (image {annotation.get('image_id')}): no {', '.join(lacking)}"
-            findings.add(severity, "annotations without iscrowd or area", f"Evaluation {when}. {_FIX}", place)
+            findings.add(
+                severity, "annotations without iscrowd or area", f"Evaluation {when}. {_FIX}", place
+            )
 
 
 def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Findings) -> None:
@@ -91,19 +129,35 @@ def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Fi
 
 def get_object_key(annotation: dict[str, Any]) -> int:
     """The same for the same class, box and outline in the same image."""
-    return hash(str([annotation.get(x) for x in ("image_id", "category_id", "bbox", "segmentation", "keypoints")]))
+    return hash(
+        str(
+            [
+                annotation.get(x)
+                for x in ("image_id", "category_id", "bbox", "segmentation", "keypoints")
+            ]
+        )
+    )
 
 
-def check_form(annotations: Sequence[dict[str, Any]], images: dict, names: dict, file: Path, findings: Findings) -> None:
+def check_form(
+    annotations: Sequence[dict[str, Any]], images: dict, names: dict, file: Path, findings: Findings
+) -> None:
     """Find what is wrong in the same way with all: class ids that are shifted, boxes in another form."""
-    _check_shift([x["category_id"] for x in annotations if is_whole(x.get("category_id"))], names, file, findings)
+    _check_shift(
+        [x["category_id"] for x in annotations if is_whole(x.get("category_id"))],
+        names,
+        file,
+        findings,
+    )
     known = [x for x in annotations if is_id(x.get("image_id")) and x["image_id"] in images]
     pairs = [(x["bbox"], images[x["image_id"]]) for x in known if "bbox" in x]
     faults = [describe_box_fault(*x) for x in pairs]
     pairs = [pair for pair, fault in zip(pairs, faults) if fault != _NOT_NUMBERS]
     if len(pairs) < _MIN_BOXES:
         return
-    if all(max(box) <= 1 for box, _ in pairs) and not all(map(is_whole, (x for box, _ in pairs for x in box))):
+    if all(max(box) <= 1 for box, _ in pairs) and not all(
+        map(is_whole, (x for box, _ in pairs for x in box))
+    ):
         advice = "COCO boxes are in pixels: multiply by width and height of the image."
         place = f"{file}: all of {len(pairs)} boxes are within 0 to 1, such as {pairs[0][0]}"
         findings.add("error", "boxes that are fractions of the image", advice, place)
@@ -138,14 +192,19 @@ def _check_shift(class_ids: Sequence[int], names: dict, file: Path, findings: Fi
 
 def _is_inside(corners: Sequence[float], image: dict[str, Any]) -> bool:
     x0, y0, x1, y1 = corners
-    return -_SLACK <= x0 < x1 <= image["width"] + _SLACK and -_SLACK <= y0 < y1 <= image["height"] + _SLACK
+    return (
+        -_SLACK <= x0 < x1 <= image["width"] + _SLACK
+        and -_SLACK <= y0 < y1 <= image["height"] + _SLACK
+    )
 
 
 def _get_name(annotation: dict[str, Any]) -> str:
     return json.dumps(annotation.get("id", annotation))[:80]
 
 
-def _check_annotation(annotation: dict[str, Any], images: dict, names: dict, file: Path, findings: Findings) -> bool:
+def _check_annotation(
+    annotation: dict[str, Any], images: dict, names: dict, file: Path, findings: Findings
+) -> bool:
     """Whether the annotation can be trained on."""
     fault = find_annotation_fault(annotation, images, names)
     if fault is None:
@@ -154,7 +213,9 @@ def _check_annotation(annotation: dict[str, Any], images: dict, names: dict, fil
     where = f"{file}: annotation {_get_name(annotation)}"
     image = images.get(annotation["image_id"]) if is_id(annotation.get("image_id")) else None
     if image is not None:
-        where += f" of {image['file_name']} (image {image['id']}, {image['width']} x {image['height']})"
+        where += (
+            f" of {image['file_name']} (image {image['id']}, {image['width']} x {image['height']})"
+        )
     severity, advice = _ADVICE.get(what, ("error", "Training or evaluation stops at them."))
     if what == "annotations of unknown categories":
         advice = f"Known are {shorten([f'{k} ({v})' for k, v in names.items()])}."
@@ -162,7 +223,9 @@ def _check_annotation(annotation: dict[str, Any], images: dict, names: dict, fil
     return what == CUT
 
 
-def find_annotation_fault(annotation: dict[str, Any], images: dict, names: dict) -> Optional[tuple[str, str]]:
+def find_annotation_fault(
+    annotation: dict[str, Any], images: dict, names: dict
+) -> Optional[tuple[str, str]]:
     """The first fault of a COCO annotation, and its value: fields and their types, whether image and category are known, the box.
 
     Args:
@@ -194,10 +257,15 @@ def _find_outline_fault(annotation: dict[str, Any]) -> Optional[tuple[str, str]]
     outline, keypoints = annotation.get("segmentation"), annotation.get("keypoints")
     if isinstance(outline, list) and all(isinstance(x, list) for x in outline):
         if outline and not any(len(x) % 2 == 0 and len(x) >= 6 for x in outline):
-            return "objects whose outline has no polygon of three points", f"segmentation {str(outline)[:60]}"
+            return (
+                "objects whose outline has no polygon of three points",
+                f"segmentation {str(outline)[:60]}",
+            )
     elif outline and not (isinstance(outline, dict) and isinstance(outline.get("counts"), str)):
         size = outline.get("size") if isinstance(outline, dict) else None
-        is_rle = isinstance(size, list) and len(size) == 2 and isinstance(outline.get("counts"), list)
+        is_rle = (
+            isinstance(size, list) and len(size) == 2 and isinstance(outline.get("counts"), list)
+        )
         if not is_rle or not all(is_whole(x) and x >= 0 for x in (*size, *outline["counts"])):
             return "annotations whose segmentation is none", f"segmentation {str(outline)[:60]}"
     if keypoints and not (isinstance(keypoints, list) and all(is_number(x) for x in keypoints)):
@@ -207,21 +275,31 @@ def _find_outline_fault(annotation: dict[str, Any]) -> Optional[tuple[str, str]]
 
 def describe_box_fault(box: Any, image: dict[str, Any]) -> Optional[str]:
     """What is wrong with an XYWH box of an image, if anything."""
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(is_number(x) and abs(x) <= MAX_SIDE for x in box):
+    if (
+        not isinstance(box, Sequence)
+        or len(box) != 4
+        or not all(is_number(x) and abs(x) <= MAX_SIDE for x in box)
+    ):
         return _NOT_NUMBERS
     x, y, width, height = box
     if width <= 0 or height <= 0:
         return "boxes without area"
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
         return _OUTSIDE
-    if min(x, y) < -_SLACK or x + width > image["width"] + _SLACK or y + height > image["height"] + _SLACK:
+    if (
+        min(x, y) < -_SLACK
+        or x + width > image["width"] + _SLACK
+        or y + height > image["height"] + _SLACK
+    ):
         return CUT
     return None
 
 
 def is_number(value: Any) -> bool:
     kind = type(value)
-    is_real = kind in (int, float) or (kind is not bool and isinstance(value, numbers.Real))  # the first is far faster
+    is_real = kind in (int, float) or (
+        kind is not bool and isinstance(value, numbers.Real)
+    )  # the first is far faster
     return is_real and -math.inf < value < math.inf
 
 

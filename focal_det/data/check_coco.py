@@ -21,19 +21,32 @@ def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optio
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        findings.add("error", what, "Save them as UTF-8.", f"{file}: {error.reason} (byte {error.start})")
+        findings.add(
+            "error", what, "Save them as UTF-8.", f"{file}: {error.reason} (byte {error.start})"
+        )
         return None
     except json.JSONDecodeError as error:
         where = f"{file}: {error.msg} at line {error.lineno}, column {error.colno} (character {error.pos} of {len(error.doc)})"
         is_marked = error.doc.startswith("\ufeff")
-        advice = "Save it as UTF-8 without a byte order mark." if is_marked else "The file is damaged or cut off: get it again."
+        advice = (
+            "Save it as UTF-8 without a byte order mark."
+            if is_marked
+            else "The file is damaged or cut off: get it again."
+        )
         findings.add("error", what, advice, where)
         return None
     needed = _PARTS if is_train else _PARTS[:2]
-    missing = [x for x in needed if not isinstance(content, dict) or not isinstance(content.get(x), list)]
+    missing = [
+        x for x in needed if not isinstance(content, dict) or not isinstance(content.get(x), list)
+    ]
     if missing:
         advice = f"COCO annotations for {'training' if is_train else 'tests'} have lists under {', '.join(needed)}."
-        findings.add("error", "annotation files without a part", advice, f"{file}: no list under {', '.join(missing)}")
+        findings.add(
+            "error",
+            "annotation files without a part",
+            advice,
+            f"{file}: no list under {', '.join(missing)}",
+        )
         return None
     if not isinstance(content.get("annotations"), list):
         content["annotations"] = []
@@ -41,7 +54,12 @@ def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optio
         wrong = [x for x in content[part] if not isinstance(x, dict)]
         if wrong:
             place = f"{file}: {shorten([json.dumps(x)[:40] for x in wrong], 3)} under {part}"
-            findings.add("error", "entries of annotation files that are not mappings", "Take them out.", place)
+            findings.add(
+                "error",
+                "entries of annotation files that are not mappings",
+                "Take them out.",
+                place,
+            )
             content[part] = [x for x in content[part] if isinstance(x, dict)]
     return content
 
@@ -67,7 +85,10 @@ def check_coco(
     Returns:
         The images that have a name and a size.
     """
-    annotations, images = content["annotations"], check_coco_images(content["images"], file, findings)
+    annotations, images = (
+        content["annotations"],
+        check_coco_images(content["images"], file, findings),
+    )
     names = check_coco_categories(content["categories"], file, findings)
     checked = drop_of_broken_images(content, images)
     num_usable = check_annotations(checked, images, names, file, findings, is_test=is_test)
@@ -77,21 +98,36 @@ def check_coco(
     if annotations:
         with_object = {x["image_id"] for x in annotations if is_id(x.get("image_id"))}
         num_empty = len(images.keys() - with_object)
-        note_empty_images(num_empty, len(images), str(file), findings, is_train=is_train, filter_empty=filter_empty)
+        note_empty_images(
+            num_empty,
+            len(images),
+            str(file),
+            findings,
+            is_train=is_train,
+            filter_empty=filter_empty,
+        )
     return list(images.values())
 
 
 def check_not_empty(num_usable: int, where: str, findings: Findings, is_train: bool) -> None:
     """Say that there is nothing to train on, or nothing to compare detections with."""
     if num_usable == 0 and is_train:
-        findings.add("error", "data sets without a usable annotation", "There is nothing to train on.", where)
+        findings.add(
+            "error", "data sets without a usable annotation", "There is nothing to train on.", where
+        )
     elif num_usable == 0:
         advice = "Detections are written, but there are no figures."
         findings.add("warning", "test sets without a usable annotation", advice, where)
 
 
 def note_empty_images(
-    num_empty: int, num_images: int, where: str, findings: Findings, *, is_train: bool, filter_empty: bool
+    num_empty: int,
+    num_images: int,
+    where: str,
+    findings: Findings,
+    *,
+    is_train: bool,
+    filter_empty: bool,
 ) -> None:
     """Say how many images have no objects, and what becomes of them."""
     if not num_empty:
@@ -105,38 +141,62 @@ def note_empty_images(
     findings.add("note", "data sets with empty images", advice, place)
 
 
-def drop_of_broken_images(content: dict[str, Any], images: dict[Any, dict[str, Any]]) -> list[dict[str, Any]]:
+def drop_of_broken_images(
+    content: dict[str, Any], images: dict[Any, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The annotations, but for those of images that have a finding of their own."""
     broken = {x["id"] for x in content["images"] if is_id(x.get("id"))} - images.keys()
-    return [x for x in content["annotations"] if not (is_id(x.get("image_id")) and x["image_id"] in broken)]
+    return [
+        x
+        for x in content["annotations"]
+        if not (is_id(x.get("image_id")) and x["image_id"] in broken)
+    ]
 
 
-def check_coco_images(images: list[dict[str, Any]], file: Path, findings: Findings) -> dict[Any, dict[str, Any]]:
+def check_coco_images(
+    images: list[dict[str, Any]], file: Path, findings: Findings
+) -> dict[Any, dict[str, Any]]:
     """Images by id."""
     by_id: dict[Any, dict[str, Any]] = {}
     id_types = {"str" if isinstance(x["id"], str) else "int" for x in images if is_id(x.get("id"))}
     if len(id_types) > 1:
         place = f"{file}: {', '.join(sorted(id_types))}"
-        findings.add("error", "annotation files with image ids of different types", "Number the images anew.", place)
+        findings.add(
+            "error",
+            "annotation files with image ids of different types",
+            "Number the images anew.",
+            place,
+        )
     for image in images:
         place = f"{file}: {json.dumps(image)[:100]}"
         missing = [key for key in ("id", "file_name", "width", "height") if key not in image]
         if missing:
             advice = "Detectron2 needs id, file_name, width and height of an image."
-            findings.add("error", "images without a field", advice, f"{place} has no {', '.join(missing)}")
+            findings.add(
+                "error", "images without a field", advice, f"{place} has no {', '.join(missing)}"
+            )
             continue
         if not is_id(image["id"]):
             advice = "Ids are whole numbers, or text."
-            findings.add("error", "images whose id is no id", advice, f"{place}: id is {image['id']!r}")
+            findings.add(
+                "error", "images whose id is no id", advice, f"{place}: id is {image['id']!r}"
+            )
             continue
-        has_size = all(is_number(image[key]) and 0 < image[key] <= MAX_SIDE for key in ("width", "height"))
+        has_size = all(
+            is_number(image[key]) and 0 < image[key] <= MAX_SIDE for key in ("width", "height")
+        )
         if not has_size or not isinstance(image["file_name"], str) or not image["file_name"]:
             advice = "file_name is text, width and height are pixels."
             findings.add("error", "images whose name or size is none", advice, place)
             continue
         if image["id"] in by_id:
             place = f"{file}: id {image['id']} of {by_id[image['id']]['file_name']} and {image['file_name']}"
-            findings.add("error", "image ids given twice", "Boxes would land on the wrong image: number the images anew.", place)
+            findings.add(
+                "error",
+                "image ids given twice",
+                "Boxes would land on the wrong image: number the images anew.",
+                place,
+            )
             continue
         by_id[image["id"]] = image
     _check_file_names(by_id, file, findings)
@@ -150,26 +210,49 @@ def _check_file_names(images: dict[Any, dict[str, Any]], file: Path, findings: F
     for name, ids in ids_of.items():
         if len(ids) > 1:
             advice = "Join their annotations under one id; each would be background in the other."
-            findings.add("warning", "image files listed more than once", advice, f"{file}: {name} as ids {shorten(ids)}")
+            findings.add(
+                "warning",
+                "image files listed more than once",
+                advice,
+                f"{file}: {name} as ids {shorten(ids)}",
+            )
     for image_id, image in images.items():
         path = PurePosixPath(image["file_name"].replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:
             place = f"{file}: image {image_id}, {image['file_name']}"
-            findings.add("warning", "file names that leave the folder of the images", "Make them relative to it.", place)
+            findings.add(
+                "warning",
+                "file names that leave the folder of the images",
+                "Make them relative to it.",
+                place,
+            )
 
 
-def check_coco_categories(categories: list[dict[str, Any]], file: Path, findings: Findings) -> dict[Any, str]:
+def check_coco_categories(
+    categories: list[dict[str, Any]], file: Path, findings: Findings
+) -> dict[Any, str]:
     """Category names by id."""
-    names = {x["id"]: x["name"] for x in categories if is_whole(x.get("id")) and isinstance(x.get("name"), str)}
+    names = {
+        x["id"]: x["name"]
+        for x in categories
+        if is_whole(x.get("id")) and isinstance(x.get("name"), str)
+    }
     if len(names) < len(categories) or not names:
         advice = "Each needs an id of its own, a whole number, and a name."
         wrong = [json.dumps(x)[:60] for x in categories if x.get("name") not in names.values()]
         place = f"{file}: {shorten(wrong or [json.dumps(x)[:60] for x in categories]) or 'there are none'}"
-        findings.add("error", "annotation files with categories that have no id or name", advice, place)
+        findings.add(
+            "error", "annotation files with categories that have no id or name", advice, place
+        )
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         advice = "They train as different classes: join them, or give them different names."
-        findings.add("warning", "annotation files with categories of the same name", advice, f"{file}: {shorten(twice)}")
+        findings.add(
+            "warning",
+            "annotation files with categories of the same name",
+            advice,
+            f"{file}: {shorten(twice)}",
+        )
     ids = sorted(names)
     if ids != list(range(1, len(ids) + 1)):
         mapping = [f"{old} ({names[old]}) -> {new}" for new, old in enumerate(ids)]

@@ -25,7 +25,9 @@ _MANY = 0.1  # of the images
 Fault = tuple[str, str, str, str]
 
 
-def check_images(records: Sequence[Mapping[str, Any]], findings: Findings, *, num_decoded: int = 0) -> dict[Any, str]:
+def check_images(
+    records: Sequence[Mapping[str, Any]], findings: Findings, *, num_decoded: int = 0
+) -> dict[Any, str]:
     """Look for the files of data set dicts and decode some, in parallel and with a progress bar on a terminal.
 
     Args:
@@ -38,7 +40,9 @@ def check_images(records: Sequence[Mapping[str, Any]], findings: Findings, *, nu
     decoded, files, flat = set(sample_evenly(range(len(records)), num_decoded)), {}, []
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         outcomes = pool.map(lambda i: _look_at(records[i], i in decoded), range(len(records)))
-        progress = tqdm(outcomes, total=len(records), unit="image", desc="images", leave=False, disable=None)
+        progress = tqdm(
+            outcomes, total=len(records), unit="image", desc="images", leave=False, disable=None
+        )
         for record, (faults, digest, is_flat) in zip(records, progress):
             for fault in faults:
                 findings.add(*fault)
@@ -47,19 +51,42 @@ def check_images(records: Sequence[Mapping[str, Any]], findings: Findings, *, nu
                 files[key] = str(record["file_name"])
     severity = "warning" if len(flat) > max(1, _MANY * len(decoded)) else "note"
     for file in flat:
-        findings.add(severity, "images of a single colour", "There is nothing to see in them: look at them.", file)
+        findings.add(
+            severity,
+            "images of a single colour",
+            "There is nothing to see in them: look at them.",
+            file,
+        )
     if len(decoded) < len(records):
         advice = "The others were looked for only; `focal-det check` without --images decodes all."
         folder = Path(records[0]["file_name"]).parent
-        findings.add("note", "images of which some were decoded", advice, f"{folder}: {len(decoded)} of {len(records)}")
+        findings.add(
+            "note",
+            "images of which some were decoded",
+            advice,
+            f"{folder}: {len(decoded)} of {len(records)}",
+        )
     return files
 
 
-def _look_at(record: Mapping[str, Any], is_decoded: bool) -> tuple[list[Fault], Optional[bytes], bool]:
+def _look_at(
+    record: Mapping[str, Any], is_decoded: bool
+) -> tuple[list[Fault], Optional[bytes], bool]:
     """What is wrong with an image; if it was decoded, a digest of the file; and whether all its pixels are the same (no digest)."""
     file = record["file_name"]
     if not os.path.isfile(file):
-        return [("error", "images that do not exist", "Put them there, or correct the folder or the names.", file)], None, False
+        return (
+            [
+                (
+                    "error",
+                    "images that do not exist",
+                    "Put them there, or correct the folder or the names.",
+                    file,
+                )
+            ],
+            None,
+            False,
+        )
     if os.path.getsize(file) == 0:
         return [("error", "image files without content", _GET_AGAIN, file)], None, False
     if not is_decoded:
@@ -69,9 +96,20 @@ def _look_at(record: Mapping[str, Any], is_decoded: bool) -> tuple[list[Fault], 
             image.load()
             is_deep = image.mode.startswith(("I", "F"))  # of which Pillow does not know all extrema
             pixels = np.asarray(image) if is_deep else np.reshape(image.getextrema(), (-1, 2)).T
-            faults = [x for x in (_find_size_fault(image, record), _find_value_fault(image.mode, pixels, file)) if x]
+            faults = [
+                x
+                for x in (
+                    _find_size_fault(image, record),
+                    _find_value_fault(image.mode, pixels, file),
+                )
+                if x
+            ]
     except Exception as error:  # Pillow has many ways to say it
-        return [("error", "images that cannot be decoded", _GET_AGAIN, f"{file}: {error}")], None, False
+        return (
+            [("error", "images that cannot be decoded", _GET_AGAIN, f"{file}: {error}")],
+            None,
+            False,
+        )
     if (pixels == pixels[:1, :1] if is_deep else pixels[0] == pixels[1]).all():
         return faults, None, True
     return faults, hashlib.blake2b(Path(file).read_bytes(), digest_size=16).digest(), False
@@ -90,13 +128,26 @@ def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[
 def _find_value_fault(mode: str, values: np.ndarray, file: str) -> Optional[Fault]:
     """Pixels that Detectron2 cannot show: it makes 8 bits a channel of them by cutting."""
     lowest, highest = values.min(), values.max()
-    if lowest >= 0 and highest <= _MAX_VALUE and (mode != "F" or (values == np.floor(values)).all()):
+    if (
+        lowest >= 0
+        and highest <= _MAX_VALUE
+        and (mode != "F" or (values == np.floor(values)).all())
+    ):
         return None
     advice = "Detectron2 cuts values to whole numbers from 0 to 255: convert them."
-    return "error", "images of more than 8 bits", advice, f"{file}: mode {mode}, values from {lowest:g} to {highest:g}"
+    return (
+        "error",
+        "images of more than 8 bits",
+        advice,
+        f"{file}: mode {mode}, values from {lowest:g} to {highest:g}",
+    )
 
 
-def check_overlap(train: Mapping[str, Mapping[Any, str]], test: Mapping[str, Mapping[Any, str]], findings: Findings) -> None:
+def check_overlap(
+    train: Mapping[str, Mapping[Any, str]],
+    test: Mapping[str, Mapping[Any, str]],
+    findings: Findings,
+) -> None:
     """Find images of the test sets among those of the training sets.
 
     Args:

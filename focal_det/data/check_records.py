@@ -49,21 +49,35 @@ def _check_ids(records: Sequence[Mapping[str, Any]], name: str, findings: Findin
         image_id, file = record.get("image_id"), str(record.get("file_name"))
         if not isinstance(image_id, (int, str)):
             place = f"{name}: {file}: {image_id!r} is a {type(image_id).__name__}"
-            findings.add("error", "image ids that are neither int nor str", "Evaluation looks images up by them.", place)
+            findings.add(
+                "error",
+                "image ids that are neither int nor str",
+                "Evaluation looks images up by them.",
+                place,
+            )
         elif image_id in first_of:
             place = f"{name}: id {image_id} of {first_of[image_id]} and {file}"
-            findings.add("error", "image ids given twice", "Evaluation would mix the images: list each once.", place)
+            findings.add(
+                "error",
+                "image ids given twice",
+                "Evaluation would mix the images: list each once.",
+                place,
+            )
         else:
             first_of[image_id] = file
 
 
-def _check_record(record: Mapping[str, Any], name: str, num_classes: int, findings: Findings) -> int:
+def _check_record(
+    record: Mapping[str, Any], name: str, num_classes: int, findings: Findings
+) -> int:
     """Number of objects that can be trained on."""
     where = f"{name}: {record.get('file_name')}"
     missing = [x for x in _FIELDS if record.get(x) is None]
     if missing:
         advice = "Have the code that loads the data set add them."
-        findings.add("error", "dataset dicts without a field", advice, f"{where} has no {', '.join(missing)}")
+        findings.add(
+            "error", "dataset dicts without a field", advice, f"{where} has no {', '.join(missing)}"
+        )
         return 0
     num_usable = 0
     for index, annotation in enumerate(record.get("annotations", ())):
@@ -78,7 +92,9 @@ def _check_record(record: Mapping[str, Any], name: str, num_classes: int, findin
     return num_usable
 
 
-def _find_fault(annotation: Mapping[str, Any], record: Mapping[str, Any], num_classes: int) -> Optional[tuple[str, str, str, str]]:
+def _find_fault(
+    annotation: Mapping[str, Any], record: Mapping[str, Any], num_classes: int
+) -> Optional[tuple[str, str, str, str]]:
     """Severity, kind, advice and value of the first fault of an object."""
     missing = [x for x in ("bbox", "bbox_mode", "category_id") if annotation.get(x) is None]
     if missing:
@@ -96,8 +112,18 @@ def _find_fault(annotation: Mapping[str, Any], record: Mapping[str, Any], num_cl
     try:
         box = BoxMode.convert([float(x) for x in values], mode, BoxMode.XYWH_ABS)
     except (TypeError, ValueError, AssertionError, NotImplementedError):
-        return "error", "boxes that are not four finite numbers", "Correct the annotations.", f"{values!r}"
+        return (
+            "error",
+            "boxes that are not four finite numbers",
+            "Correct the annotations.",
+            f"{values!r}",
+        )
     what = describe_box_fault(box, record)
     if what is None:
         return None
-    return "error" if "numbers" in what else "warning", what, _LOST, f"{[round(float(x), 2) for x in values]}"
+    return (
+        "error" if "numbers" in what else "warning",
+        what,
+        _LOST,
+        f"{[round(float(x), 2) for x in values]}",
+    )

@@ -23,7 +23,11 @@ from tqdm import tqdm
 
 DIGITS_VERSION: int = 1
 DIGITS_CLASSES: list[str] = [str(digit) for digit in range(10)]
-DIGITS_SPLITS: dict[str, int] = {"train": 2000, "val": 400, "longtail_train": 2000}  # number of canvases
+DIGITS_SPLITS: dict[str, int] = {
+    "train": 2000,
+    "val": 400,
+    "longtail_train": 2000,
+}  # number of canvases
 
 Box = tuple[int, int, int, int]  # XYWH
 
@@ -100,8 +104,14 @@ def _write_split(folder: Path, split: str, num_images: int) -> None:
     (folder / "images").mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id in tqdm(range(1, num_images + 1), desc=f"digits_{split}: drawing {num_images} canvases", unit=" images"):
-        image, boxes, labels = _draw_canvas(np.random.default_rng(_get_seed(split, image_id)), scans, probs)
+    for image_id in tqdm(
+        range(1, num_images + 1),
+        desc=f"digits_{split}: drawing {num_images} canvases",
+        unit=" images",
+    ):
+        image, boxes, labels = _draw_canvas(
+            np.random.default_rng(_get_seed(split, image_id)), scans, probs
+        )
         name = f"{image_id:06d}.png"
         if not cv2.imwrite(str(folder / "images" / name), image):
             raise OSError(f"could not write {folder / 'images' / name}")
@@ -109,8 +119,13 @@ def _write_split(folder: Path, split: str, num_images: int) -> None:
         for (x, y, w, h), label in zip(boxes, labels):
             ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1}
             annotations.append({**ids, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
-    info: dict[str, Any] = {"description": f"focal_det digits, {split}", "version": str(DIGITS_VERSION)}
-    info.update(seed=_get_seed(split), made_with=f"NumPy {np.__version__}, OpenCV {cv2.__version__}")
+    info: dict[str, Any] = {
+        "description": f"focal_det digits, {split}",
+        "version": str(DIGITS_VERSION),
+    }
+    info.update(
+        seed=_get_seed(split), made_with=f"NumPy {np.__version__}, OpenCV {cv2.__version__}"
+    )
     categories = [{"id": i, "name": name} for i, name in enumerate(DIGITS_CLASSES, start=1)]
     coco = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
@@ -125,7 +140,9 @@ def _load_scans(split: str) -> list[np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits data set needs scikit-learn: pip install scikit-learn") from error
+        raise ImportError(
+            "the digits data set needs scikit-learn: pip install scikit-learn"
+        ) from error
     data = load_digits()
     rng = np.random.default_rng(DIGITS_VERSION)
     scans = []
@@ -149,7 +166,9 @@ def _sample_labels(rng: np.random.Generator, probs: np.ndarray) -> list[int]:
     return rng.choice(len(probs), size=num_digits, p=probs).tolist()
 
 
-def _draw_canvas(rng: np.random.Generator, scans: list[np.ndarray], probs: np.ndarray) -> tuple[np.ndarray, list[Box], list[int]]:
+def _draw_canvas(
+    rng: np.random.Generator, scans: list[np.ndarray], probs: np.ndarray
+) -> tuple[np.ndarray, list[Box], list[int]]:
     """One picture: (S, S, 3) uint8, its M tight boxes and their M labels in 0..K-1."""
     labels, num_fragments = _sample_labels(rng, probs), int(rng.integers(_MAX_FRAGMENTS + 1))
     image = _draw_background(rng).astype(np.float32)
@@ -157,7 +176,11 @@ def _draw_canvas(rng: np.random.Generator, scans: list[np.ndarray], probs: np.nd
     kept: list[int] = []
     for label in labels + [_NO_DIGIT] * num_fragments:
         scan = _scramble(rng, scans) if label == _NO_DIGIT else rng.choice(scans[label])
-        alpha = _render_alpha(scan, long_side=int(rng.integers(*_LONG_SIDE, endpoint=True)), angle=rng.uniform(-10.0, 10.0))
+        alpha = _render_alpha(
+            scan,
+            long_side=int(rng.integers(*_LONG_SIDE, endpoint=True)),
+            angle=rng.uniform(-10.0, 10.0),
+        )
         box = _find_place(rng, alpha, boxes)
         if box is not None:
             _paint(rng, image, alpha, box)
@@ -171,7 +194,10 @@ def _draw_canvas(rng: np.random.Generator, scans: list[np.ndarray], probs: np.nd
 def _scramble(rng: np.random.Generator, scans: list[np.ndarray]) -> np.ndarray:
     """(8, 8) scan that is no digit: quarters of four scans, each turned by a right angle."""
     corners = ((0, 0), (0, 4), (4, 0), (4, 4))
-    quarters = [rng.choice(scans[rng.integers(len(scans))])[row : row + 4, col : col + 4] for row, col in corners]
+    quarters = [
+        rng.choice(scans[rng.integers(len(scans))])[row : row + 4, col : col + 4]
+        for row, col in corners
+    ]
     turned = [np.rot90(quarter, rng.choice([1, 3])) for quarter in quarters]
     return np.block([turned[:2], turned[2:]])
 
@@ -179,7 +205,11 @@ def _scramble(rng: np.random.Generator, scans: list[np.ndarray]) -> np.ndarray:
 def _draw_background(rng: np.random.Generator) -> np.ndarray:
     """(S, S, 3) uint8 smooth gradient with strokes, arcs and blobs blended in."""
     grid = rng.uniform(50, 205, 3) + rng.normal(0, 22, (3, 3, 3))
-    image = cv2.resize(grid, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+    image = (
+        cv2.resize(grid, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     for _ in range(rng.integers(4, 13)):
         shape, layer = rng.choice(["stroke", "arc", "blob"], p=[0.45, 0.35, 0.2]), image.copy()
         thickness = -1 if shape == "blob" else int(rng.integers(1, 5))
@@ -188,8 +218,13 @@ def _draw_background(rng: np.random.Generator) -> np.ndarray:
         if shape == "stroke":
             cv2.line(layer, start, end, colour, thickness, cv2.LINE_AA)
         else:
-            axes, sweep = tuple(rng.integers(5, 26, 2).tolist()), 360 if shape == "blob" else rng.uniform(60, 300)
-            cv2.ellipse(layer, start, axes, rng.uniform(0, 360), 0, sweep, colour, thickness, cv2.LINE_AA)
+            axes, sweep = (
+                tuple(rng.integers(5, 26, 2).tolist()),
+                360 if shape == "blob" else rng.uniform(60, 300),
+            )
+            cv2.ellipse(
+                layer, start, axes, rng.uniform(0, 360), 0, sweep, colour, thickness, cv2.LINE_AA
+            )
         opacity = rng.uniform(0.2, 0.5) if shape == "blob" else rng.uniform(0.4, 0.9)
         image = cv2.addWeighted(layer, opacity, image, 1.0 - opacity, 0.0)
     return image
@@ -217,7 +252,10 @@ def _soften(values: np.ndarray) -> np.ndarray:
 
 
 def _get_tight_box(alpha: np.ndarray) -> Box:
-    rows, cols = np.flatnonzero((alpha >= 0.5).any(axis=1)), np.flatnonzero((alpha >= 0.5).any(axis=0))
+    rows, cols = (
+        np.flatnonzero((alpha >= 0.5).any(axis=1)),
+        np.flatnonzero((alpha >= 0.5).any(axis=0)),
+    )
     return int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)
 
 
@@ -226,7 +264,10 @@ def _find_place(rng: np.random.Generator, alpha: np.ndarray, taken: list[Box]) -
     h, w = (side - 2 * _MARGIN for side in alpha.shape)
     for _ in range(40):
         x, y = (int(rng.integers(_MARGIN, _SIDE - _MARGIN - side + 1)) for side in (w, h))
-        if all(_get_intersection((x, y, w, h), other) <= _MAX_COVERED * min(w * h, other[2] * other[3]) for other in taken):
+        if all(
+            _get_intersection((x, y, w, h), other) <= _MAX_COVERED * min(w * h, other[2] * other[3])
+            for other in taken
+        ):
             return x, y, w, h
     return None
 

@@ -64,7 +64,11 @@ def read_voc(
         dropped = [x for x in record["annotations"] if not _has_area(x["bbox"])]
         without_area += [f"{image_id} ({classes[x['category_id']]} {x['bbox']})" for x in dropped]
         for annotation in kept:
-            annotation["bbox"] = [annotation["bbox"][0] - 1, annotation["bbox"][1] - 1, *annotation["bbox"][2:]]
+            annotation["bbox"] = [
+                annotation["bbox"][0] - 1,
+                annotation["bbox"][1] - 1,
+                *annotation["bbox"][2:],
+            ]
         records.append({**record, "annotations": kept})
     return records, without_area
 
@@ -85,7 +89,9 @@ def _read_split(root: Path, split: str, name: str) -> list[str]:
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         known = [p.stem for p in path.parent.glob("*.txt")]
-        raise FileNotFoundError(f"Data set {name}: {path} does not exist. {describe_unknown('split', split, known)}")
+        raise FileNotFoundError(
+            f"Data set {name}: {path} does not exist. {describe_unknown('split', split, known)}"
+        )
     return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
@@ -94,7 +100,9 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
     candidates = (root / "JPEGImages" / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
     image_file = next((path for path in candidates if path.is_file()), None)
     if image_file is None:
-        raise FileNotFoundError(f"{root / 'JPEGImages'} has no image {image_id} ({', '.join(IMAGE_SUFFIXES[:6])})")
+        raise FileNotFoundError(
+            f"{root / 'JPEGImages'} has no image {image_id} ({', '.join(IMAGE_SUFFIXES[:6])})"
+        )
     if not annotation_file.is_file():
         raise FileNotFoundError(f"{annotation_file} does not exist, but {image_id} is listed")
     try:
@@ -110,11 +118,14 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
         if class_name not in classes:
             raise ValueError(f"{annotation_file}: {describe_unknown('class', class_name, classes)}")
     annotations = [
-        {"category_id": classes.index(class_name), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS} for class_name, box in objects
+        {"category_id": classes.index(class_name), "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
+        for class_name, box in objects
     ]
     return {"file_name": str(image_file), "image_id": image_id, **size, "annotations": annotations}
 
 
 def _read_object(node: ElementTree.Element) -> tuple[str, list[float]]:
     box = node.find("bndbox")
-    return node.find("name").text.strip(), [float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")]
+    return node.find("name").text.strip(), [
+        float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")
+    ]

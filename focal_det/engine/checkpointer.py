@@ -31,7 +31,11 @@ class HealthyCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         self.sickness = self.find_sickness() if self.find_sickness and self.save_to_disk else None
         if self.sickness:
-            before = "--resume goes on from the healthy one before it" if self.has_checkpoint() else "there is no healthy one yet"
+            before = (
+                "--resume goes on from the healthy one before it"
+                if self.has_checkpoint()
+                else "there is no healthy one yet"
+            )
             logging.getLogger(LOGGER_NAME).error(
                 f"The model is sick: {self.sickness}. It is saved as sick_{name}.pth and is not tagged as the last checkpoint; "
                 f"{before}. Lower SOLVER.BASE_LR, warm up longer, or clip gradients more (SOLVER.CLIP_GRADIENTS)."

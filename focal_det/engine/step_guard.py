@@ -21,7 +21,9 @@ from focal_det.data.findings import shorten
 _MAX_NAMES = 5
 _DIVERGED = 1000  # times the loss of the first step, or 1 if that is less, as without objects
 _PATIENCE = 30  # iterations in a row; with so many steps left out, a loss scale of 2**16 is below 1
-_WAIT_SECONDS = 30.0  # for other processes to keep the step too, before this one ends them by its error
+_WAIT_SECONDS = (
+    30.0  # for other processes to keep the step too, before this one ends them by its error
+)
 _MAX_OUTPUT = 1e4  # |logit| or |delta|; a sigmoid says no more than 1 from 20 on
 _FIELDS = ("file_name", "image_id", "height", "width")
 
@@ -75,7 +77,9 @@ class StepGuard(HookBase):
         if self._num_skipped > 0 and not all(x.isfinite() for x in self._losses.values()):
             self.stop()
         if self._num_skipped > _PATIENCE and find_sick_gradients(self.trainer.model):
-            self.stop(f"gradients have not been finite for {self._num_skipped} iterations in a row, at ever smaller loss scales")
+            self.stop(
+                f"gradients have not been finite for {self._num_skipped} iterations in a row, at ever smaller loss scales"
+            )
 
     def after_train(self) -> None:
         for undo in self._undo:
@@ -97,7 +101,12 @@ class StepGuard(HookBase):
         """Raise SickStepError if a loss or gradient of this step is not finite, or the loss has been far too high for long."""
         self._num_skipped = -1  # until `after_step` of this iteration
         values = [x.float() for x in self._losses.values()]
-        grads = [x.grad for group in self.trainer.optimizer.param_groups for x in group["params"] if x.grad is not None]
+        grads = [
+            x.grad
+            for group in self.trainer.optimizer.param_groups
+            for x in group["params"]
+            if x.grad is not None
+        ]
         if grads:
             values.append(torch.stack(torch._foreach_norm(grads)).sum().float())
         values = torch.stack(values).tolist()
@@ -131,7 +140,10 @@ class StepGuard(HookBase):
         layers = find_sick_gradients(model)
         if self._buffers:
             torch._foreach_copy_(list(model.buffers()), self._buffers)
-        files = [Path(self._cfg.OUTPUT_DIR) / f"sick_step_{iteration:07d}_rank{i}.pth" for i in range(comm.get_world_size())]
+        files = [
+            Path(self._cfg.OUTPUT_DIR) / f"sick_step_{iteration:07d}_rank{i}.pth"
+            for i in range(comm.get_world_size())
+        ]
         file = files[comm.get_rank()]
         model = getattr(model, "module", model)  # of DistributedDataParallel
         content = {
@@ -158,7 +170,11 @@ class StepGuard(HookBase):
         The model is asked for its logits on the last batch, as at the next step.
         """
         model = getattr(self.trainer.model, "module", self.trainer.model)
-        sick = [k for k, v in model.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
+        sick = [
+            k
+            for k, v in model.state_dict().items()
+            if v.is_floating_point() and not v.isfinite().all()
+        ]
         if sick:
             return f"{len(sick)} tensors are not finite: {shorten(sick, _MAX_NAMES)}"
         outputs = get_largest_outputs(model, self._batch) if self._batch else {}
@@ -170,7 +186,11 @@ class StepGuard(HookBase):
 
 def find_sick_gradients(model: nn.Module) -> list[str]:
     """Names of the parameters whose gradient is not finite."""
-    return [name for name, x in model.named_parameters() if x.grad is not None and not x.grad.isfinite().all()]
+    return [
+        name
+        for name, x in model.named_parameters()
+        if x.grad is not None and not x.grad.isfinite().all()
+    ]
 
 
 @torch.no_grad()
@@ -185,7 +205,10 @@ def get_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -> di
     model.eval()
     try:
         _, _, *outputs = model.predict(batch)
-        return {k: float(torch.stack([x.abs().amax() for x in v]).amax()) for k, v in zip(("|logit|", "|delta|"), outputs)}
+        return {
+            k: float(torch.stack([x.abs().amax() for x in v]).amax())
+            for k, v in zip(("|logit|", "|delta|"), outputs)
+        }
     finally:
         model.train(was_training)
 
@@ -193,7 +216,10 @@ def get_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -> di
 def _wait_for(files: Sequence[Path], start_time: float) -> None:
     """Wait until all have been written since a time, but not for ever: other machines may write elsewhere."""
     deadline = time.monotonic() + _WAIT_SECONDS
-    while not all(x.is_file() and x.stat().st_mtime >= start_time for x in files) and time.monotonic() < deadline:
+    while (
+        not all(x.is_file() and x.stat().st_mtime >= start_time for x in files)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
 
 
@@ -202,7 +228,10 @@ def _to_plain(item: dict[str, Any]) -> dict[str, Any]:
     plain = {k: item[k] for k in _FIELDS if isinstance(item.get(k), (str, int, float))}
     plain["image"] = item["image"].cpu()
     if "instances" in item:
-        plain["gt_boxes"], plain["gt_classes"] = item["instances"].gt_boxes.tensor.cpu(), item["instances"].gt_classes.cpu()
+        plain["gt_boxes"], plain["gt_classes"] = (
+            item["instances"].gt_boxes.tensor.cpu(),
+            item["instances"].gt_classes.cpu(),
+        )
     return plain
 
 
@@ -215,16 +244,28 @@ def from_plain(item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "instances": instances}
 
 
-def _describe(what: str, layers: Sequence[str], batch: Sequence[dict], outputs: dict, file: Path) -> str:
+def _describe(
+    what: str, layers: Sequence[str], batch: Sequence[dict], outputs: dict, file: Path
+) -> str:
     """The message of a stop."""
     has_checkpoint = (file.parent / "last_checkpoint").is_file()
-    how = "to go on from the last checkpoint: --resume, with" if has_checkpoint else "there is no checkpoint yet; start again with"
+    how = (
+        "to go on from the last checkpoint: --resume, with"
+        if has_checkpoint
+        else "there is no checkpoint yet; start again with"
+    )
     names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
     sick_images = [name for name, x in zip(names, batch) if not x["image"].isfinite().all()]
-    with_boxes = [(name, x["instances"].gt_boxes.tensor) for name, x in zip(names, batch) if "instances" in x]
+    with_boxes = [
+        (name, x["instances"].gt_boxes.tensor) for name, x in zip(names, batch) if "instances" in x
+    ]
     sick_boxes = [name for name, boxes in with_boxes if not boxes.isfinite().all()]
     lines = [f"{what} The optimizer was not stepped."]
-    lines += [f"gradients: {len(layers)} parameters are not finite: {shorten(layers, _MAX_NAMES)}"] if layers else []
+    lines += (
+        [f"gradients: {len(layers)} parameters are not finite: {shorten(layers, _MAX_NAMES)}"]
+        if layers
+        else []
+    )
     lines += [f"images: {', '.join(names)}"]
     lines += [f"pixels that are not finite: {', '.join(sick_images)}"] if sick_images else []
     lines += [f"boxes that are not finite: {', '.join(sick_boxes)}"] if sick_boxes else []

@@ -39,9 +39,13 @@ def put_telemetry(
 ) -> None:
     """Give the figures of `compute_telemetry` to the trainer's metrics; class names are of the first data set that has any."""
     metadata = [MetadataCatalog.get(x) for x in dataset_names if x in MetadataCatalog.list()]
-    class_names = next((x.thing_classes for x in metadata if x.get("thing_classes")), range(targets.num_classes))
+    class_names = next(
+        (x.thing_classes for x in metadata if x.get("thing_classes")), range(targets.num_classes)
+    )
     names = {"class_names": [str(x) for x in class_names], "level_names": level_names}
-    values = compute_telemetry(cls_loss, logits, targets, divisor=divisor, prior_bias=prior_bias, **names)
+    values = compute_telemetry(
+        cls_loss, logits, targets, divisor=divisor, prior_bias=prior_bias, **names
+    )
     for name, value in values.items():
         get_event_storage().put_scalar(f"focal_det/{name}", value, smoothing_hint=False)
 
@@ -75,7 +79,12 @@ def compute_telemetry(
     """
     classes, num_classes = targets.gt_labels, targets.num_classes
     values: dict[str, float] = {"normalizer": float(divisor.float().mean())}
-    positive_sum, negatives, largest, score_sum = torch.zeros(()), [], [], torch.zeros((), dtype=torch.float64)
+    positive_sum, negatives, largest, score_sum = (
+        torch.zeros(()),
+        [],
+        [],
+        torch.zeros((), dtype=torch.float64),
+    )
     own_scores = []
     for name, (x, labels, iou) in zip(level_names, split_levels(logits, targets)):
         is_pos = (labels >= 0) & (labels < num_classes)
@@ -86,7 +95,9 @@ def compute_telemetry(
             own_scores.append(scores[is_pos[i]].gather(1, labels[i][is_pos[i]][:, None]).flatten())
             largest.append(x[i].abs().amax())
             if isinstance(cls_loss, PointwiseClsLoss):
-                losses = cls_loss.per_anchor(x[i : i + 1], labels[i : i + 1], None if iou is None else iou[i : i + 1])[0].float()
+                losses = cls_loss.per_anchor(
+                    x[i : i + 1], labels[i : i + 1], None if iou is None else iou[i : i + 1]
+                )[0].float()
                 positive_sum = positive_sum.to(losses.device) + losses[is_pos[i]].sum()
                 negatives.append(losses[labels[i] == num_classes])
     values["max_abs_logit"] = float(torch.stack(largest).amax())
@@ -96,7 +107,9 @@ def compute_telemetry(
         values["mean_p_t"] = float(torch.cat(own_scores).float().mean())
     if prior_bias is not None:
         mean_score = float(score_sum) / (classes.numel() * num_classes)
-        values["prior_distance"] = _logit(mean_score) - _logit(float(cls_loss.scores(prior_bias[None]).double().mean()))
+        values["prior_distance"] = _logit(mean_score) - _logit(
+            float(cls_loss.scores(prior_bias[None]).double().mean())
+        )
     if num_classes <= _MAX_CLASSES:
         counts = torch.bincount(classes[targets.pos_idxs], minlength=num_classes).tolist()
         values.update({f"num_pos/{name}": count for name, count in zip(class_names, counts)})
@@ -106,7 +119,11 @@ def compute_telemetry(
 def _compute_shares(positive_sum: Tensor, negatives: Tensor) -> dict[str, float]:
     """Shares of the positives, and of the hardest 1 % of the negatives."""
     total = positive_sum + negatives.sum()
-    hardest = negatives.topk(math.ceil(len(negatives) / 100)).values.sum() if len(negatives) else total.new_zeros(())
+    hardest = (
+        negatives.topk(math.ceil(len(negatives) / 100)).values.sum()
+        if len(negatives)
+        else total.new_zeros(())
+    )
     shares = torch.stack([positive_sum, hardest]) / total.clamp(min=1e-30)
     return dict(zip(("share_of_positives", "share_of_hardest_negatives"), shares.tolist()))
 

@@ -12,7 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+)
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
@@ -41,7 +46,9 @@ class NamingMapper:
     def __call__(self, record: dict[str, Any]) -> Any:
         try:
             return self.mapper(record)
-        except Exception as error:  # of a file, its annotations or code of the user's: it may be anything
+        except (
+            Exception
+        ) as error:  # of a file, its annotations or code of the user's: it may be anything
             what = f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"Image {record.get('file_name')}: {what}. `focal-det check` looks at all images before a training."
@@ -63,7 +70,9 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list:
         checkpointables = dict(self.checkpointer.checkpointables)
-        if "state_dict" not in vars(DefaultTrainer):  # Detectron2 0.5, whose checkpoints lack the momentum
+        if "state_dict" not in vars(
+            DefaultTrainer
+        ):  # Detectron2 0.5, whose checkpoints lack the momentum
             checkpointables["optimizer"] = self.optimizer
         self.checkpointer = HealthyCheckpointer(self.model, self.cfg.OUTPUT_DIR, **checkpointables)
         self._guard = StepGuard(self.cfg)
@@ -90,19 +99,26 @@ class Trainer(DefaultTrainer):
             return
         log(f"going on through the data after {self.start_iter} iterations")
         loader = self.data_loader
-        loader.later_sampler.num_skipped = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        loader.later_sampler.num_skipped = (
+            self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        )
         set_data_loader(self._trainer, loader)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         args = _train_loader_from_config(cfg)
-        args["sampler"], args["mapper"] = LaterSampler(args["sampler"]), NamingMapper(args["mapper"])
+        args["sampler"], args["mapper"] = (
+            LaterSampler(args["sampler"]),
+            NamingMapper(args["mapper"]),
+        )
         loader = build_detection_train_loader(**args)
         loader.later_sampler = args["sampler"]
         return loader
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None) -> DatasetEvaluator:
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> DatasetEvaluator:
         output_folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
         evaluators: dict[str, Any] = {
             "coco": lambda: COCOEvaluator(dataset_name, output_dir=output_folder),
@@ -111,7 +127,9 @@ class Trainer(DefaultTrainer):
         }
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
         if kind not in evaluators:
-            raise ValueError(f"Data set {dataset_name}: {describe_unknown('evaluator_type', kind, evaluators)}")
+            raise ValueError(
+                f"Data set {dataset_name}: {describe_unknown('evaluator_type', kind, evaluators)}"
+            )
         if kind == "coco" and comm.is_main_process():
             _remove_stale_cache(dataset_name, Path(output_folder))
         comm.synchronize()
@@ -121,5 +139,7 @@ class Trainer(DefaultTrainer):
 def _remove_stale_cache(name: str, folder: Path) -> None:
     stale = find_stale_cache(name, folder)
     if stale:
-        logging.getLogger(LOGGER_NAME).warning(f"{stale} has other annotations than data set {name} has now; it is made anew")
+        logging.getLogger(LOGGER_NAME).warning(
+            f"{stale} has other annotations than data set {name} has now; it is made anew"
+        )
         stale.unlink()

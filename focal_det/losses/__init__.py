@@ -3,7 +3,12 @@
 from focal_det.losses.asymmetric import AsymmetricLoss, asymmetric_loss_per_anchor
 from focal_det.losses.cls_loss import ClsLoss, PointwiseClsLoss
 from focal_det.losses.equalized_focal import EqualizedFocalLoss
-from focal_det.losses.focal import FocalLoss, focal_loss_from_labels, focal_loss_per_anchor, sigmoid_focal_loss
+from focal_det.losses.focal import (
+    FocalLoss,
+    focal_loss_from_labels,
+    focal_loss_per_anchor,
+    sigmoid_focal_loss,
+)
 from focal_det.losses.focal_star import FocalStarLoss, focal_star_loss_per_anchor
 from focal_det.losses.ghm import GHMCLoss
 from focal_det.losses.hinge import HingeLoss, hinge_loss_per_anchor

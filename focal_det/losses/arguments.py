@@ -47,7 +47,9 @@ def check_per_class(name: str, values: Sequence[float], interval: str) -> None:
 def check_length(name: str, values: Sequence[float], num_classes: int) -> None:
     """Refuse a list, unless it is empty, whose length is not the number of classes."""
     if len(values) not in (0, num_classes):
-        raise ValueError(f"{name} must have one value for each of the {num_classes} classes, got {len(values)}")
+        raise ValueError(
+            f"{name} must have one value for each of the {num_classes} classes, got {len(values)}"
+        )
 
 
 def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
@@ -56,7 +58,9 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
         return
     smallest, largest = values.aminmax()
     if not (smallest >= low and largest <= high):
-        raise ValueError(f"{name} must be in [{low}, {high}], got values from {smallest} to {largest}")
+        raise ValueError(
+            f"{name} must be in [{low}, {high}], got values from {smallest} to {largest}"
+        )
 
 
 def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -65,7 +69,9 @@ def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) ->
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64, got {labels.dtype}")
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}"
+        )
     check_tensor_range("labels", labels, -1, num_classes)
 
 

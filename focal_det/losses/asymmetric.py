@@ -12,7 +12,9 @@ from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
 
 
-def asymmetric_loss_per_anchor(logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, shift: float) -> Tensor:
+def asymmetric_loss_per_anchor(
+    logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, shift: float
+) -> Tensor:
     """Focal loss with a focusing parameter for positives and one for negatives, whose probability is shifted down.
 
     Positives: -(1 - p)^gamma_pos log(p). Negatives: -p_m^gamma_neg log(1 - p_m) with p_m = max(p - shift, 0): negatives below the
@@ -31,14 +33,21 @@ def asymmetric_loss_per_anchor(logits: Tensor, labels: Tensor, *, gamma_pos: flo
         ValueError: a parameter out of range, shapes or labels that do not fit.
     """
     _check(gamma_pos, gamma_neg, shift)
-    return sum_over_classes(logits, labels, lambda x, _: focal_term(-x, gamma_pos), lambda x: _shifted_term(x, gamma_neg, shift))
+    return sum_over_classes(
+        logits,
+        labels,
+        lambda x, _: focal_term(-x, gamma_pos),
+        lambda x: _shifted_term(x, gamma_neg, shift),
+    )
 
 
 @CLS_LOSS_REGISTRY.register()
 class AsymmetricLoss(PointwiseClsLoss):
     """Asymmetric loss; see `asymmetric_loss_per_anchor`. With equal gammas and no shift it is the focal loss without alpha."""
 
-    def __init__(self, *, gamma_pos: float = 0.0, gamma_neg: float = 4.0, shift: float = 0.05) -> None:
+    def __init__(
+        self, *, gamma_pos: float = 0.0, gamma_neg: float = 4.0, shift: float = 0.05
+    ) -> None:
         super().__init__()
         _check(gamma_pos, gamma_neg, shift)
         self.gamma_pos, self.gamma_neg, self.shift = gamma_pos, gamma_neg, shift
@@ -47,7 +56,9 @@ class AsymmetricLoss(PointwiseClsLoss):
         return f"gamma_pos={self.gamma_pos}, gamma_neg={self.gamma_neg}, shift={self.shift}"
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
-        return asymmetric_loss_per_anchor(logits, labels, gamma_pos=self.gamma_pos, gamma_neg=self.gamma_neg, shift=self.shift)
+        return asymmetric_loss_per_anchor(
+            logits, labels, gamma_pos=self.gamma_pos, gamma_neg=self.gamma_neg, shift=self.shift
+        )
 
 
 def _shifted_term(x: Tensor, gamma: float, shift: float) -> Tensor:

@@ -54,7 +54,9 @@ class ClsLoss(nn.Module):
         """Refuse targets without what the loss needs."""
         for name in sorted(self.needs):
             if getattr(targets, name) is None:
-                raise ValueError(f"{type(self).__name__} needs `{name}` in its DenseTargets, got None")
+                raise ValueError(
+                    f"{type(self).__name__} needs `{name}` in its DenseTargets, got None"
+                )
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         """Sum of the loss of each image.
@@ -90,10 +92,14 @@ class PointwiseClsLoss(ClsLoss):
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         self.check_targets(targets)
-        return torch.stack([self.per_image(*level) for level in split_levels(logits, targets)]).sum(dim=0)
+        return torch.stack([self.per_image(*level) for level in split_levels(logits, targets)]).sum(
+            dim=0
+        )
 
 
-def split_levels(logits: Sequence[Tensor], targets: DenseTargets) -> Iterator[tuple[Tensor, Tensor, Optional[Tensor]]]:
+def split_levels(
+    logits: Sequence[Tensor], targets: DenseTargets
+) -> Iterator[tuple[Tensor, Tensor, Optional[Tensor]]]:
     """Per level: logits (N, Ri, C), labels (N, Ri), and IoU (N, Ri) if the targets have it."""
     sizes = [x.shape[1] for x in logits]
     labels = targets.gt_labels.split(sizes, dim=1)
@@ -112,7 +118,9 @@ def get_priors(prior: Union[float, Sequence[float]], num_classes: int) -> Tensor
     else:
         key, priors = "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS", [float(x) for x in prior]
     if len(priors) != num_classes:
-        raise ValueError(f"{key} must have one value for each of the {num_classes} classes, got {len(priors)}")
+        raise ValueError(
+            f"{key} must have one value for each of the {num_classes} classes, got {len(priors)}"
+        )
     for value in priors:
         if not 0 < value < 1:
             raise ValueError(f"prior must be in (0, 1), got {value}; in a config it is {key}")

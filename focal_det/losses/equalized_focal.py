@@ -31,7 +31,9 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
 
     stateful = True
 
-    def __init__(self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0, scale: float = 8.0) -> None:
+    def __init__(
+        self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0, scale: float = 8.0
+    ) -> None:
         super().__init__()
         check_integer("num_classes", num_classes, "[1, inf)")
         check_alpha(alpha)
@@ -47,7 +49,9 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
 
     def num_outputs(self, num_classes: int) -> int:
         if num_classes != len(self.pos_grad):
-            raise ValueError(f"num_classes must be that of the detector, {num_classes}, got {len(self.pos_grad)}")
+            raise ValueError(
+                f"num_classes must be that of the detector, {num_classes}, got {len(self.pos_grad)}"
+            )
         return num_classes
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
@@ -56,7 +60,9 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
         pos_weight, neg_weight = (x * gamma / self.gamma for x in get_sides(self.alpha))
         per_level = []
         for x, labels, _ in split_levels(logits, targets):
-            losses = focal_loss_per_anchor(x, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma)
+            losses = focal_loss_per_anchor(
+                x, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma
+            )
             per_level.append(losses.sum(dim=1))
         if self.training:
             self._accumulate(logits, targets, pos_weight, neg_weight, gamma)
@@ -64,7 +70,12 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
 
     @torch.no_grad()
     def _accumulate(
-        self, logits: Sequence[Tensor], targets: DenseTargets, pos_weight: Tensor, neg_weight: Tensor, gamma: Tensor
+        self,
+        logits: Sequence[Tensor],
+        targets: DenseTargets,
+        pos_weight: Tensor,
+        neg_weight: Tensor,
+        gamma: Tensor,
     ) -> None:
         """Add this step's gradient to the buffers."""
         num_classes = len(gamma)

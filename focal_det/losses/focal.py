@@ -24,7 +24,9 @@ from focal_det.registry import CLS_LOSS_REGISTRY
 _REDUCTIONS = {"none": lambda loss: loss, "mean": Tensor.mean, "sum": Tensor.sum}
 
 
-def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none") -> Tensor:
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none"
+) -> Tensor:
     """Focal loss of independent binary targets; takes the place of the function of this name in fvcore and torchvision.
 
     The defaults are fvcore's; torchvision's default for alpha is 0.25.
@@ -48,7 +50,9 @@ def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
     if inputs.shape != targets.shape:
-        raise ValueError(f"targets must have the shape of inputs {tuple(inputs.shape)}, got {tuple(targets.shape)}")
+        raise ValueError(
+            f"targets must have the shape of inputs {tuple(inputs.shape)}, got {tuple(targets.shape)}"
+        )
     if targets.requires_grad:
         raise ValueError("targets must not require a gradient; pass targets.detach()")
     inputs = to_float(inputs)
@@ -79,10 +83,14 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
     check_alpha(alpha)
     check_number("gamma", gamma, "[0, inf)")
     check_logits_and_labels(logits, labels, logits.shape[-1])
-    return _sum_per_image(logits.reshape(1, -1, logits.shape[-1]), labels.reshape(1, -1), alpha, gamma)[0]
+    return _sum_per_image(
+        logits.reshape(1, -1, logits.shape[-1]), labels.reshape(1, -1), alpha, gamma
+    )[0]
 
 
-def focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, pos_weight: Weight, neg_weight: Weight, gamma: Weight) -> Tensor:
+def focal_loss_per_anchor(
+    logits: Tensor, labels: Tensor, *, pos_weight: Weight, neg_weight: Weight, gamma: Weight
+) -> Tensor:
     """Focal loss of each anchor, summed over its classes; see `focal_loss_from_labels` for logits and labels.
 
     Args:
@@ -131,7 +139,11 @@ class FocalLoss(PointwiseClsLoss):
         self.register_buffer("gamma_per_class", _to_tensor(gamma_per_class), persistent=False)
 
     def extra_repr(self) -> str:
-        lists = [f"{k}={[round(x, 4) for x in v.tolist()]}" for k, v in self.named_buffers() if v is not None]
+        lists = [
+            f"{k}={[round(x, 4) for x in v.tolist()]}"
+            for k, v in self.named_buffers()
+            if v is not None
+        ]
         return ", ".join([f"alpha={self.alpha}, gamma={self.gamma}", *lists])
 
     def num_outputs(self, num_classes: int) -> int:
@@ -146,17 +158,25 @@ class FocalLoss(PointwiseClsLoss):
         return _sum_per_image(logits, labels, self.alpha, self.gamma)
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
-        pos_weight, neg_weight = get_sides(self.alpha if self.alpha_per_class is None else self.alpha_per_class)
+        pos_weight, neg_weight = get_sides(
+            self.alpha if self.alpha_per_class is None else self.alpha_per_class
+        )
         gamma = self.gamma if self.gamma_per_class is None else self.gamma_per_class
-        return focal_loss_per_anchor(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma)
+        return focal_loss_per_anchor(
+            logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma
+        )
 
 
 def _sum_per_image(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
     """(N, R, K) logits and (N, R) labels to (N,) sums, by a fast path if there is one."""
     pos_weight, neg_weight = get_sides(alpha)
     if kernels.is_supported(logits):
-        return kernels.focal_sums(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma)
-    return focal_loss_per_anchor(logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma).sum(dim=1)
+        return kernels.focal_sums(
+            logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma
+        )
+    return focal_loss_per_anchor(
+        logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma
+    ).sum(dim=1)
 
 
 def _to_tensor(values: Sequence[float]) -> Optional[Tensor]:

@@ -13,7 +13,13 @@ from focal_det.registry import CLS_LOSS_REGISTRY
 
 
 def focal_star_loss_per_anchor(
-    logits: Tensor, labels: Tensor, *, pos_weight: float, neg_weight: float, gamma: float, beta: float
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pos_weight: float,
+    neg_weight: float,
+    gamma: float,
+    beta: float,
 ) -> Tensor:
     """FL* of each anchor, summed over its classes: -weight log(p*_t) / gamma with p*_t = sigmoid(gamma x_t + beta).
 
@@ -35,7 +41,9 @@ def focal_star_loss_per_anchor(
     def term(x_t: Tensor) -> Tensor:
         return -F.logsigmoid(gamma * x_t + beta) / gamma
 
-    return sum_over_classes(logits, labels, lambda x, _: pos_weight * term(x), lambda x: neg_weight * term(-x))
+    return sum_over_classes(
+        logits, labels, lambda x, _: pos_weight * term(x), lambda x: neg_weight * term(-x)
+    )
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -68,7 +76,12 @@ class FocalStarLoss(PointwiseClsLoss):
 
     def _get_args(self) -> dict[str, float]:
         pos_weight, neg_weight = get_sides(self.alpha)
-        return {"pos_weight": pos_weight, "neg_weight": neg_weight, "gamma": self.gamma, "beta": self.beta}
+        return {
+            "pos_weight": pos_weight,
+            "neg_weight": neg_weight,
+            "gamma": self.gamma,
+            "beta": self.beta,
+        }
 
 
 def _check(gamma: float, beta: float) -> None:

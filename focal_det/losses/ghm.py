@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from focal_det.buffers import OptionalBuffers
-from focal_det.losses.arguments import check_integer, check_logits_and_labels, check_number, to_float
+from focal_det.losses.arguments import (
+    check_integer,
+    check_logits_and_labels,
+    check_number,
+    to_float,
+)
 from focal_det.losses.binary import focal_term, sum_over_classes
 from focal_det.losses.cls_loss import ClsLoss, split_levels
 from focal_det.processes import sum_over_processes
@@ -16,7 +21,9 @@ from focal_det.targets import DenseTargets
 
 def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
     """int64 index in 0..M-1 of the unit region of the gradient norm g = |p - y| = sigmoid(z), z the logit of the wrong answer."""
-    return (torch.sigmoid(z) * num_bins).long().clamp(0, num_bins - 1)  # NaN, which becomes a loss of NaN, is in the first
+    return (
+        (torch.sigmoid(z) * num_bins).long().clamp(0, num_bins - 1)
+    )  # NaN, which becomes a loss of NaN, is in the first
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -53,7 +60,9 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         weights = 1 / density.clamp(min=torch.finfo(density.dtype).tiny)
         per_level = []
         for x, labels, _ in split_levels(logits, targets):
-            losses = sum_over_classes(x, labels, lambda x, _: self._term(-x, weights), lambda x: self._term(x, weights))
+            losses = sum_over_classes(
+                x, labels, lambda x, _: self._term(-x, weights), lambda x: self._term(x, weights)
+            )
             per_level.append(losses.sum(dim=1))
         return torch.stack(per_level).sum(dim=0)
 
@@ -64,11 +73,18 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     def _update_density(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         """(M,) density in each region, from the moving average of the terms per image; that is kept in training only."""
         levels = split_levels(logits, targets)
-        total = sum(_count(to_float(x), labels, targets.num_classes, self.num_bins) for x, labels, _ in levels)
+        total = sum(
+            _count(to_float(x), labels, targets.num_classes, self.num_bins)
+            for x, labels, _ in levels
+        )
         num_images = total.new_full((1,), len(targets.gt_labels))
         total = sum_over_processes(torch.cat([total, num_images])).float()
         counts = total[:-1] / total[-1].clamp(min=1)
-        average = torch.where(self.counts.sum() > 0, self.momentum * self.counts + (1 - self.momentum) * counts, counts)
+        average = torch.where(
+            self.counts.sum() > 0,
+            self.momentum * self.counts + (1 - self.momentum) * counts,
+            counts,
+        )
         if self.training:
             self.counts.copy_(average)
         return average * (counts > 0).sum()
@@ -82,5 +98,7 @@ def _count(logits: Tensor, labels: Tensor, num_classes: int, num_bins: int) -> T
     own = logits.gather(-1, class_idxs)
     z = logits.scatter(-1, class_idxs, torch.where(pos_mask, -own, own))
     # Ignored anchors are counted in a region of their own, which is dropped.
-    bins = torch.where((labels < 0).unsqueeze(-1), num_bins, get_gradient_bins(z, num_bins)).flatten()
+    bins = torch.where(
+        (labels < 0).unsqueeze(-1), num_bins, get_gradient_bins(z, num_bins)
+    ).flatten()
     return labels.new_zeros(num_bins + 1).index_add(0, bins, bins.new_ones(1).expand_as(bins))[:-1]

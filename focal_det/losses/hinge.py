@@ -12,7 +12,9 @@ from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
 
 
-def hinge_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, threshold: float) -> Tensor:
+def hinge_loss_per_anchor(
+    logits: Tensor, labels: Tensor, *, alpha: float, threshold: float
+) -> Tensor:
     """alpha_t max(0, threshold - p_t), summed over the classes of each anchor: 0 for whatever is right with enough probability.
 
     Args:
@@ -35,7 +37,9 @@ def hinge_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, thres
         # threshold - p_t = (1 - p_t) - (1 - threshold); exp(logsigmoid) has an exact gradient at either end.
         return torch.relu(torch.exp(F.logsigmoid(z)) - (1 - threshold))
 
-    return sum_over_classes(logits, labels, lambda x, _: pos_weight * term(-x), lambda x: neg_weight * term(x))
+    return sum_over_classes(
+        logits, labels, lambda x, _: pos_weight * term(-x), lambda x: neg_weight * term(x)
+    )
 
 
 @CLS_LOSS_REGISTRY.register()

@@ -31,5 +31,7 @@ def compute_initial_loss(cls_loss: ClsLoss, bias: Tensor, targets: DenseTargets)
     kinds = torch.arange(-1, targets.num_classes + 1, device=bias.device)
     losses = per_anchor(kinds, torch.zeros(kinds.shape, device=bias.device))[targets.gt_labels + 1]
     if targets.iou is not None:
-        losses[targets.pos_idxs] = per_anchor(targets.gt_labels[targets.pos_idxs], targets.iou[targets.pos_idxs])
+        losses[targets.pos_idxs] = per_anchor(
+            targets.gt_labels[targets.pos_idxs], targets.iou[targets.pos_idxs]
+        )
     return losses.sum(dim=1)

@@ -14,7 +14,14 @@ from focal_det.targets import DenseTargets
 
 @torch.no_grad()
 def mine_hard_anchors(
-    losses: Tensor, labels: Tensor, anchors: Tensor, *, num_classes: int, batch: int, nms_thresh: float, neg_per_pos: int
+    losses: Tensor,
+    labels: Tensor,
+    anchors: Tensor,
+    *,
+    num_classes: int,
+    batch: int,
+    nms_thresh: float,
+    neg_per_pos: int,
 ) -> Tensor:
     """The anchors of one image that make its minibatch: by falling loss, with NMS over their boxes.
 
@@ -83,7 +90,9 @@ class OHEMLoss(ClsLoss):
         super().__init__()
         check_integer("batch", batch, "[1, inf)")
         check_number("nms_thresh", nms_thresh, "(0, 1]")
-        check_integer("neg_per_pos", neg_per_pos, f"[0, {batch})")  # a positive and its negatives fit
+        check_integer(
+            "neg_per_pos", neg_per_pos, f"[0, {batch})"
+        )  # a positive and its negatives fit
         self.batch, self.nms_thresh, self.neg_per_pos = batch, nms_thresh, neg_per_pos
 
     def extra_repr(self) -> str:
@@ -92,7 +101,10 @@ class OHEMLoss(ClsLoss):
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         self.check_targets(targets)
         cross_entropy = {"pos_weight": 1.0, "neg_weight": 1.0, "gamma": 0.0}
-        per_level = [focal_loss_per_anchor(x, labels, **cross_entropy) for x, labels, _ in split_levels(logits, targets)]
+        per_level = [
+            focal_loss_per_anchor(x, labels, **cross_entropy)
+            for x, labels, _ in split_levels(logits, targets)
+        ]
         losses = torch.cat(per_level, dim=1)
         means = []
         for losses_of_image, labels in zip(losses, targets.gt_labels):

@@ -12,7 +12,9 @@ from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
 
 
-def poly_focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float, epsilon: float) -> Tensor:
+def poly_focal_loss_per_anchor(
+    logits: Tensor, labels: Tensor, *, alpha: float, gamma: float, epsilon: float
+) -> Tensor:
     """alpha_t ((1 - p_t)^gamma (-log(p_t)) + epsilon (1 - p_t)^(gamma + 1)), summed over the classes of each anchor.
 
     Args:
@@ -37,7 +39,9 @@ def poly_focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, 
         first_order = (1 + epsilon) * torch.exp(log_p_z)
         return torch.exp(gamma * log_p_z) * (first_order + _higher_orders(z))
 
-    return sum_over_classes(logits, labels, lambda x, _: pos_weight * term(-x), lambda x: neg_weight * term(x))
+    return sum_over_classes(
+        logits, labels, lambda x, _: pos_weight * term(-x), lambda x: neg_weight * term(x)
+    )
 
 
 @CLS_LOSS_REGISTRY.register()
@@ -53,7 +57,9 @@ class PolyFocalLoss(PointwiseClsLoss):
         return f"alpha={self.alpha}, gamma={self.gamma}, epsilon={self.epsilon}"
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
-        return poly_focal_loss_per_anchor(logits, labels, alpha=self.alpha, gamma=self.gamma, epsilon=self.epsilon)
+        return poly_focal_loss_per_anchor(
+            logits, labels, alpha=self.alpha, gamma=self.gamma, epsilon=self.epsilon
+        )
 
 
 def _higher_orders(z: Tensor) -> Tensor:

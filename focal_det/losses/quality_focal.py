@@ -12,7 +12,9 @@ from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
 
 
-def quality_focal_loss_per_anchor(logits: Tensor, labels: Tensor, iou: Tensor, *, beta: float) -> Tensor:
+def quality_focal_loss_per_anchor(
+    logits: Tensor, labels: Tensor, iou: Tensor, *, beta: float
+) -> Tensor:
     """|y - p|^beta CE(x, y), summed over classes: y is the IoU of the prediction for an anchor's own class, 0 for all others.
 
     Args:

@@ -12,7 +12,9 @@ from focal_det.losses.cls_loss import PointwiseClsLoss, get_priors
 from focal_det.registry import CLS_LOSS_REGISTRY
 
 
-def softmax_focal_loss_per_anchor(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
+def softmax_focal_loss_per_anchor(
+    logits: Tensor, labels: Tensor, *, alpha: float, gamma: float
+) -> Tensor:
     """-alpha_t (1 - p_t)^gamma log(p_t) with p_t the softmax probability of the anchor's label, background included.
 
     It is the binary focal loss of the margin x_t - log(sum of exp of all other logits), whose sigmoid is p_t.

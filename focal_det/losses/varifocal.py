@@ -12,7 +12,9 @@ from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
 
 
-def varifocal_loss_per_anchor(logits: Tensor, labels: Tensor, iou: Tensor, *, neg_weight: float, gamma: float) -> Tensor:
+def varifocal_loss_per_anchor(
+    logits: Tensor, labels: Tensor, iou: Tensor, *, neg_weight: float, gamma: float
+) -> Tensor:
     """q CE(x, q) for an anchor's own class, with q the IoU of the prediction, and neg_weight p^gamma CE(x, 0) for all others.
 
     A positive whose prediction misses its box altogether, q = 0, counts as a negative.
@@ -59,7 +61,9 @@ class VarifocalLoss(PointwiseClsLoss):
         return f"neg_weight={self.neg_weight}, gamma={self.gamma}"
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
-        return varifocal_loss_per_anchor(logits, labels, iou, neg_weight=self.neg_weight, gamma=self.gamma)
+        return varifocal_loss_per_anchor(
+            logits, labels, iou, neg_weight=self.neg_weight, gamma=self.gamma
+        )
 
 
 def _check(neg_weight: float, gamma: float) -> None:

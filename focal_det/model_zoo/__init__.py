@@ -26,7 +26,10 @@ from focal_det.registry import describe_unknown
 
 _PACKAGE = Path(__file__).parents[1]
 # Installed from a wheel the configs are in the package; in a checkout they are beside it.
-_CONFIGS = next((x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()), _PACKAGE / "configs")
+_CONFIGS = next(
+    (x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()),
+    _PACKAGE / "configs",
+)
 
 
 def get_config_file(config_path: str) -> str:
@@ -40,7 +43,11 @@ def get_config_file(config_path: str) -> str:
     """
     file = _CONFIGS / config_path
     if not file.is_file():
-        known = [str(x.relative_to(_CONFIGS)) for pattern in ("*.yaml", "*.py") for x in _CONFIGS.rglob(pattern)]
+        known = [
+            str(x.relative_to(_CONFIGS))
+            for pattern in ("*.yaml", "*.py")
+            for x in _CONFIGS.rglob(pattern)
+        ]
         raise FileNotFoundError(describe_unknown("config", config_path, known))
     return str(file)
 
@@ -64,7 +71,9 @@ def get_checkpoint_url(config_path: str) -> str:
     if file is None and entry["url"]:
         return entry["url"]
     if file is None:
-        raise RuntimeError(f"{config_path}: {name} is in none of {', '.join(map(str, folders))}; install focal_det again")
+        raise RuntimeError(
+            f"{config_path}: {name} is in none of {', '.join(map(str, folders))}; install focal_det again"
+        )
     _check_sha256(file, entry["sha256"])
     return str(file)
 
@@ -118,14 +127,18 @@ def _get_entry(config_path: str) -> dict[str, Any]:
     zoo = read_zoo()
     entry = zoo.get(config_path) or zoo.get(str(Path(config_path).with_suffix(".yaml")))
     if entry is None:
-        raise RuntimeError(f"There is no trained model for {config_path}. {describe_unknown('entry of the zoo', config_path, zoo)}")
+        raise RuntimeError(
+            f"There is no trained model for {config_path}. {describe_unknown('entry of the zoo', config_path, zoo)}"
+        )
     return entry
 
 
 def _check_sha256(file: Path, expected: Optional[str]) -> None:
     """Refuse a file with another hash than recorded; warn of one that has none recorded."""
     if expected is None:
-        logging.getLogger(LOGGER_NAME).warning(f"zoo.json has no sha256 of {file}: the file is not checked")
+        logging.getLogger(LOGGER_NAME).warning(
+            f"zoo.json has no sha256 of {file}: the file is not checked"
+        )
         return
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:

@@ -13,7 +13,9 @@ from focal_det.registry import describe_unknown
 
 def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
     """Run `argv[0]` with the rest of `argv`; without arguments, list the programs."""
-    warnings.filterwarnings("ignore", "`torch.jit")  # fvcore compiles its own losses on import, which current torch warns about
+    warnings.filterwarnings(
+        "ignore", "`torch.jit"
+    )  # fvcore compiles its own losses on import, which current torch warns about
     argv = list(sys.argv[1:] if argv is None else argv)
     tools = _find_tools()
     if not argv or argv[0] in ("-h", "--help"):
@@ -24,7 +26,9 @@ def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
         print(describe_unknown("program", argv[0], tools), file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"focal_det.tools.{argv[0].replace('-', '_')}").main(argv[1:])
+        return importlib.import_module(f"focal_det.tools.{argv[0].replace('-', '_')}").main(
+            argv[1:]
+        )
     except KeyboardInterrupt:
         print(f"\nfocal-det {argv[0]}: interrupted", file=sys.stderr)
         return 130
@@ -33,7 +37,10 @@ def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
 def _find_tools() -> dict[str, str]:
     """Name (with dashes) and first docstring line of each program, without importing it."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {file.stem.replace("_", "-"): ast.get_docstring(ast.parse(file.read_text())).splitlines()[0] for file in files}
+    return {
+        file.stem.replace("_", "-"): ast.get_docstring(ast.parse(file.read_text())).splitlines()[0]
+        for file in files
+    }
 
 
 if __name__ == "__main__":

@@ -50,7 +50,11 @@ def make_loss_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Be
     num_anchors = _get_num_anchors(quick)
     for gamma in (2.0, 1.5, 1.0, 0.3):
         yield _make_loss_case(device, dtype, num_anchors, 80, gamma)
-    counts, num_classes = ((500, 1000), (10, 20)) if quick else ((12_500, 50_000, 200_000, 400_000), (5, 20, 80, 365, 1203))
+    counts, num_classes = (
+        ((500, 1000), (10, 20))
+        if quick
+        else ((12_500, 50_000, 200_000, 400_000), (5, 20, 80, 365, 1203))
+    )
     for count in counts:
         yield _make_loss_case(device, dtype, count, 80, 2.0, scaling="anchors")
     for count in num_classes:
@@ -58,7 +62,12 @@ def make_loss_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Be
 
 
 def _make_loss_case(
-    device: str, dtype: torch.dtype, num_anchors: int, num_classes: int, gamma: float, scaling: str = ""
+    device: str,
+    dtype: torch.dtype,
+    num_anchors: int,
+    num_classes: int,
+    gamma: float,
+    scaling: str = "",
 ) -> BenchCase:
     torch.manual_seed(0)
     logits = (torch.randn(num_anchors, num_classes) - 4.6).to(device, dtype).requires_grad_()
@@ -68,7 +77,9 @@ def _make_loss_case(
     labels = labels.to(device)
     losses = {
         OURS: lambda: focal_loss_from_labels(logits, labels, alpha=0.25, gamma=gamma),
-        "plain path": lambda: focal_loss_per_anchor(logits, labels, pos_weight=0.25, neg_weight=0.75, gamma=gamma).sum(),
+        "plain path": lambda: focal_loss_per_anchor(
+            logits, labels, pos_weight=0.25, neg_weight=0.75, gamma=gamma
+        ).sum(),
     }
 
     def with_one_hot(function: Callable[..., Tensor]) -> Tensor:
@@ -76,10 +87,14 @@ def _make_loss_case(
         target = F.one_hot(labels[valid], num_classes + 1)[:, :-1].to(logits.dtype)
         return function(logits[valid], target, alpha=0.25, gamma=gamma, reduction="sum")
 
-    losses.update({name: lambda f=function: with_one_hot(f) for name, function in _find_losses().items()})
+    losses.update(
+        {name: lambda f=function: with_one_hot(f) for name, function in _find_losses().items()}
+    )
 
     def step(loss: Callable[[], Tensor]) -> None:
-        torch.autograd.grad(loss(), logits)  # made and dropped within the call, so that its memory counts
+        torch.autograd.grad(
+            loss(), logits
+        )  # made and dropped within the call, so that its memory counts
 
     contenders = {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
     return BenchCase(
@@ -125,21 +140,31 @@ def make_step_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Be
     num_images = 16 if device == "cuda" and not quick else 1
 
     def step(model: nn.Module, num_boxes: int, num_images: int) -> None:
-        batch = [{"image": _make_image(size), "instances": _make_instances(num_boxes, size)}] * num_images
+        batch = [
+            {"image": _make_image(size), "instances": _make_instances(num_boxes, size)}
+        ] * num_images
         with EventStorage(), _autocast(device, dtype):
             losses = sum(model.train()(batch).values())
         losses.backward()
         model.zero_grad(set_to_none=True)
 
     for num_boxes in (5,) if quick else (5, 300):
-        contenders = {name: lambda m=model, b=num_boxes: step(m, b, num_images) for name, model in models.items()}
+        contenders = {
+            name: lambda m=model, b=num_boxes: step(m, b, num_images)
+            for name, model in models.items()
+        }
         shape = {"boxes": num_boxes, "images": num_images}
         if device == "cuda" and num_boxes == 5:
-            largest = {name: find_largest_batch(lambda n, m=model: step(m, 5, n), limit=256) for name, model in models.items()}
+            largest = {
+                name: find_largest_batch(lambda n, m=model: step(m, 5, n), limit=256)
+                for name, model in models.items()
+            }
             shape["largest_batch"] = largest
             print(f"largest batch that fits, up to 256 images: {largest}", flush=True)
         yield BenchCase(
-            f"training step: R50-FPN, {num_images} x {size[1]} x {size[0]}, {num_boxes} boxes an image", contenders, shape
+            f"training step: R50-FPN, {num_images} x {size[1]} x {size[0]}, {num_boxes} boxes an image",
+            contenders,
+            shape,
         )
 
 
@@ -150,12 +175,18 @@ def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
     anchors = _make_anchors(device, size)
     logits = [torch.randn(len(x), 80, device=device) - 1 for x in anchors]
     deltas = [torch.randn(len(x), 4, device=device) * 0.1 for x in anchors]
-    takes_logits = not hasattr(RetinaNet, "forward_inference")  # of Detectron2 0.5, whose method applies the sigmoid itself
+    takes_logits = not hasattr(
+        RetinaNet, "forward_inference"
+    )  # of Detectron2 0.5, whose method applies the sigmoid itself
 
     @torch.no_grad()
     def process(model: nn.Module) -> None:
         # Detectron2 works in place, on a copy that takes the place of the head's output.
-        inputs = [x.clone() for x in logits] if takes_logits and model is models[STOCK] else [x.sigmoid() for x in logits]
+        inputs = (
+            [x.clone() for x in logits]
+            if takes_logits and model is models[STOCK]
+            else [x.sigmoid() for x in logits]
+        )
         model.inference_single_image(anchors, inputs, deltas, size)
 
     @torch.no_grad()
@@ -163,7 +194,10 @@ def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
         with _autocast(device, dtype):
             model.eval()([{"image": image}])
 
-    for name, function in (("post-processing, many candidates", process), ("detection in an image", detect)):
+    for name, function in (
+        ("post-processing, many candidates", process),
+        ("detection in an image", detect),
+    ):
         contenders = {key: lambda m=model, f=function: f(m) for key, model in models.items()}
         yield BenchCase(f"{name}: R50-FPN, {size[1]} x {size[0]}", contenders)
 
@@ -186,7 +220,11 @@ def _build_models(device: str) -> dict[str, nn.Module]:
 
 def get_shape(what: str, quick: bool) -> str:
     """Size of a benchmark's main input, for a file name: anchors x classes, or width x height of an image."""
-    return f"{_get_num_anchors(quick)}x80" if what == "loss" else "x".join(map(str, reversed(_get_size(quick))))
+    return (
+        f"{_get_num_anchors(quick)}x80"
+        if what == "loss"
+        else "x".join(map(str, reversed(_get_size(quick))))
+    )
 
 
 def _get_num_anchors(quick: bool) -> int:
@@ -204,8 +242,12 @@ def _make_image(size: tuple[int, int]) -> Tensor:
 def _make_anchors(device: str, size: tuple[int, int]) -> list[Boxes]:
     """RetinaNet's nine anchors per cell, by level."""
     sizes = [[stride * 4 * 2 ** (i / 3) for i in range(3)] for stride in _STRIDES]
-    generator = DefaultAnchorGenerator(sizes=sizes, aspect_ratios=[[0.5, 1.0, 2.0]], strides=list(_STRIDES)).to(device)
-    return generator([torch.zeros(1, 1, *(-(-x // stride) for x in size), device=device) for stride in _STRIDES])
+    generator = DefaultAnchorGenerator(
+        sizes=sizes, aspect_ratios=[[0.5, 1.0, 2.0]], strides=list(_STRIDES)
+    ).to(device)
+    return generator(
+        [torch.zeros(1, 1, *(-(-x // stride) for x in size), device=device) for stride in _STRIDES]
+    )
 
 
 def _make_instances(num_boxes: int, size: tuple[int, int]) -> Instances:
@@ -215,9 +257,16 @@ def _make_instances(num_boxes: int, size: tuple[int, int]) -> Instances:
     sides = 16 * 2 ** (4 * torch.rand(num_boxes, 2, generator=generator))
     corner = torch.rand(num_boxes, 2, generator=generator) * (bottom_right - sides).clamp(min=0)
     instances = Instances(size)
-    instances.gt_boxes = Boxes(torch.cat([corner, torch.minimum(corner + sides, bottom_right)], dim=1))
+    instances.gt_boxes = Boxes(
+        torch.cat([corner, torch.minimum(corner + sides, bottom_right)], dim=1)
+    )
     instances.gt_classes = torch.randint(80, (num_boxes,), generator=generator)
     return instances
 
 
-BENCHMARKS = {"loss": make_loss_cases, "labels": make_label_cases, "step": make_step_cases, "infer": make_infer_cases}
+BENCHMARKS = {
+    "loss": make_loss_cases,
+    "labels": make_label_cases,
+    "step": make_step_cases,
+    "infer": make_infer_cases,
+}

@@ -72,7 +72,9 @@ class TrainingSetReport:
     loss_after: Optional[float] = None
 
 
-def measure_training_set(cfg: CfgNode, get_records: GetRecords, num_images: int, *, suggest: bool) -> TrainingSetReport:
+def measure_training_set(
+    cfg: CfgNode, get_records: GetRecords, num_images: int, *, suggest: bool
+) -> TrainingSetReport:
     """Count and label a training set.
 
     Args:
@@ -87,25 +89,52 @@ def measure_training_set(cfg: CfgNode, get_records: GetRecords, num_images: int,
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
     anchors = _suggest(cfg, sample, setup) if suggest else None
     fit_after = measure_anchors(sample, setup.with_anchors(anchors)) if anchors else None
-    if fit_after and fit_after.score < fit.score + MIN_GAIN:  # better on the images that it was found on only
+    if (
+        fit_after and fit_after.score < fit.score + MIN_GAIN
+    ):  # better on the images that it was found on only
         anchors = fit_after = None
     chosen = fit_after or fit
     alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
     mean = alpha if 0 < alpha <= _MAX_ALPHA else 0.25
-    alphas = {x: compute_class_alphas(counts, method=x, mean=mean, max_alpha=_MAX_ALPHA) for x in WEIGHT_METHODS}
+    alphas = {
+        x: compute_class_alphas(counts, method=x, mean=mean, max_alpha=_MAX_ALPHA)
+        for x in WEIGHT_METHODS
+    }
     priors = compute_class_priors(chosen.positives, chosen.num_anchors)
-    weights = ClassWeights(class_names, counts, alphas, "sqrt", priors, mean, cfg.MODEL.RETINANET.PRIOR_PROB)
+    weights = ClassWeights(
+        class_names, counts, alphas, "sqrt", priors, mean, cfg.MODEL.RETINANET.PRIOR_PROB
+    )
     batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
     loss = compute_expected_loss(cfg, batch, setup)
-    loss_after = _compute_loss_after(cfg, weights, batch, setup.with_anchors(anchors) if anchors else setup) if suggest else None
+    loss_after = (
+        _compute_loss_after(cfg, weights, batch, setup.with_anchors(anchors) if anchors else setup)
+        if suggest
+        else None
+    )
     levels, size = cfg.MODEL.RETINANET.IN_FEATURES, get_middle_size(cfg)
-    return TrainingSetReport(class_names, levels, weights, len(records), sample, size, fit, loss, anchors, fit_after, loss_after)
+    return TrainingSetReport(
+        class_names,
+        levels,
+        weights,
+        len(records),
+        sample,
+        size,
+        fit,
+        loss,
+        anchors,
+        fit_after,
+        loss_after,
+    )
 
 
-def _compute_loss_after(cfg: CfgNode, weights: ClassWeights, batch: Sequence[dict[str, Any]], setup: AnchorSetup) -> float:
+def _compute_loss_after(
+    cfg: CfgNode, weights: ClassWeights, batch: Sequence[dict[str, Any]], setup: AnchorSetup
+) -> float:
     """`loss_cls` of the first step with pi and alpha per class."""
     cfg = cfg.clone()
-    cfg.merge_from_list([x for pair in get_weight_values(weights, _MAX_ALPHA).items() for x in pair])
+    cfg.merge_from_list(
+        [x for pair in get_weight_values(weights, _MAX_ALPHA).items() for x in pair]
+    )
     return compute_expected_loss(cfg, batch, setup)
 
 
@@ -114,9 +143,13 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
     if node.NAME != "DefaultAnchorGenerator" or len(node.ASPECT_RATIOS) != 1:
         return None
     sizes = list(node.SIZES) * (len(levels) if len(node.SIZES) == 1 else 1)
-    may_add_level = cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone" and levels[0] == "p3"
+    may_add_level = (
+        cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone" and levels[0] == "p3"
+    )
     anchors = Anchors(sizes, list(node.ASPECT_RATIOS[0]), setup.strides)
-    return suggest_anchors(sample_evenly(sample, _TRIED_IMAGES), setup, anchors, may_add_level=may_add_level)
+    return suggest_anchors(
+        sample_evenly(sample, _TRIED_IMAGES), setup, anchors, may_add_level=may_add_level
+    )
 
 
 def add_findings(report: TrainingSetReport, findings: Findings) -> None:
@@ -125,36 +158,57 @@ def add_findings(report: TrainingSetReport, findings: Findings) -> None:
     absent = [names[i] for i in np.flatnonzero(counts == 0)]
     if absent:
         advice = "They cannot be learnt, and evaluation leaves them out or counts them as missed."
-        findings.add("warning", "classes without objects in the training set", advice, shorten(absent))
-    rare = [f"{names[i]} ({counts[i]})" for i in report.weights.order if 0 < counts[i] * _RARE <= counts.max()]
+        findings.add(
+            "warning", "classes without objects in the training set", advice, shorten(absent)
+        )
+    rare = [
+        f"{names[i]} ({counts[i]})"
+        for i in report.weights.order
+        if 0 < counts[i] * _RARE <= counts.max()
+    ]
     if rare:
         advice = (
-            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows their images more often; --write writes alpha per class."
+            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows their images more often; "
+            "--write writes alpha per class."
         )
         place = f"{shorten(rare)}; the most frequent, {names[counts.argmax()]}, has {counts.max()}"
         findings.add("note", f"classes at least {_RARE} times rarer than another", advice, place)
     if report.fit.score < 1 - _LOST_SHARE:
-        place = f"{_share(int((~fit.is_reached).sum()), len(fit.best_iou))}: {_describe_lost(report)}"
+        place = (
+            f"{_share(int((~fit.is_reached).sum()), len(fit.best_iou))}: {_describe_lost(report)}"
+        )
         advice = "They train on their best anchor only, or on none. " + _advise(report)
-        findings.add("warning", f"boxes that no anchor overlaps by {fit.iou_thresh:g}", advice, place)
+        findings.add(
+            "warning", f"boxes that no anchor overlaps by {fit.iou_thresh:g}", advice, place
+        )
     elif report.anchors:
-        findings.add("note", "anchors that could fit better", _advise(report), _describe_gain(report))
+        findings.add(
+            "note", "anchors that could fit better", _advise(report), _describe_gain(report)
+        )
     lost = int((~fit.has_positive).sum())
     if lost:
         advice = "Other boxes have taken all their anchors: smaller or more anchors, or a larger image, would tell them apart."
-        findings.add("note", "boxes without a positive anchor", advice, _share(lost, len(fit.has_positive)))
+        findings.add(
+            "note", "boxes without a positive anchor", advice, _share(lost, len(fit.has_positive))
+        )
 
 
 def describe(report: TrainingSetReport) -> list[str]:
     """The measures, as lines for a person."""
     fit, num = report.fit, len(report.sample)
     per_image, num_boxes = fit.positives_per_image, len(fit.best_iou)
-    levels = ", ".join(f"{k} {v / num:.3g}" for k, v in zip(report.level_names, fit.positives_per_level))
+    levels = ", ".join(
+        f"{k} {v / num:.3g}" for k, v in zip(report.level_names, fit.positives_per_level)
+    )
     low, median, high = (f"{x:.0f}" for x in np.quantile(per_image, (0.25, 0.5, 0.75)))
     size = f"shorter side {report.size} px" if report.size else "not resized"
     with_own = int(fit.has_positive.sum())
     counts = [f"{report.class_names[i]} {report.weights.counts[i]}" for i in report.weights.order]
-    after = "" if report.loss_after is None else f"; with what --write suggests, {report.loss_after:.3g}"
+    after = (
+        ""
+        if report.loss_after is None
+        else f"; with what --write suggests, {report.loss_after:.3g}"
+    )
     lines = [
         f"training set: {report.num_images} images, {report.weights.counts.sum()} objects, {describe_imbalance(report.weights)}",
         f"  objects: {shorten(counts, _MAX_CLASSES)}",
@@ -175,7 +229,9 @@ def _describe_lost(report: TrainingSetReport) -> str:
     lost = ~fit.is_reached
     if not lost.any():
         return "none"
-    small, large = (int((lost & x).sum()) for x in (sides < np.median(sides), sides >= np.median(sides)))
+    small, large = (
+        int((lost & x).sum()) for x in (sides < np.median(sides), sides >= np.median(sides))
+    )
     shares = np.bincount(fit.classes[lost], minlength=len(report.class_names)) / np.maximum(
         np.bincount(fit.classes, minlength=len(report.class_names)), 1
     )
@@ -188,15 +244,26 @@ def _describe_lost(report: TrainingSetReport) -> str:
 
 def _describe_gain(report: TrainingSetReport) -> str:
     anchors, after = report.anchors, report.fit_after
-    finer = f", and a level of stride {anchors.strides[0]}" if len(anchors.strides) > len(report.level_names) else ""
-    sizes = " ".join(f"{level[0]:.3g}-{level[-1]:.3g}" if len(level) > 1 else f"{level[0]:.3g}" for level in anchors.sizes)
+    finer = (
+        f", and a level of stride {anchors.strides[0]}"
+        if len(anchors.strides) > len(report.level_names)
+        else ""
+    )
+    sizes = " ".join(
+        f"{level[0]:.3g}-{level[-1]:.3g}" if len(level) > 1 else f"{level[0]:.3g}"
+        for level in anchors.sizes
+    )
     ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
     shares = f"{_percent(after.score)} of the boxes instead of {_percent(report.fit.score)}"
     return f"anchors of {sizes} px, height / width {ratios}{finer} would reach {shares}"
 
 
 def _advise(report: TrainingSetReport) -> str:
-    return "--write FILE.yaml writes anchors that fit better." if report.anchors else "Larger images, or other anchors, reach them."
+    return (
+        "--write FILE.yaml writes anchors that fit better."
+        if report.anchors
+        else "Larger images, or other anchors, reach them."
+    )
 
 
 def _share(part: int, whole: int) -> str:
@@ -208,19 +275,31 @@ def _percent(share: float) -> str:
     return f"{min(100 * share, 99.9 if share < 1 else 100):.1f} %"
 
 
-def write_suggestion(report: TrainingSetReport, cfg: CfgNode, config_file: Path, opts: Sequence[str], file: Path) -> None:
+def write_suggestion(
+    report: TrainingSetReport, cfg: CfgNode, config_file: Path, opts: Sequence[str], file: Path
+) -> None:
     """A config on top of `config_file` with anchors, pi per class and alpha per class."""
     if file.exists() and not file.read_text().startswith(f"# {_FIRST_LINE}"):
-        raise ValueError(f"--write {file} exists and is not from this program; remove it or choose another name")
+        raise ValueError(
+            f"--write {file} exists and is not from this program; remove it or choose another name"
+        )
     values: dict[str, Any] = {}
     if report.anchors:
         values["MODEL.ANCHOR_GENERATOR.SIZES"] = [list(x) for x in report.anchors.sizes]
         values["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = [list(report.anchors.aspect_ratios)]
         if len(report.anchors.strides) > len(report.level_names):
-            values["MODEL.RESNETS.OUT_FEATURES"] = values["MODEL.FPN.IN_FEATURES"] = ["res2", "res3", "res4", "res5"]
+            values["MODEL.RESNETS.OUT_FEATURES"] = values["MODEL.FPN.IN_FEATURES"] = [
+                "res2",
+                "res3",
+                "res4",
+                "res5",
+            ]
             values["MODEL.RETINANET.IN_FEATURES"] = ["p2", *report.level_names]
     values.update(get_weight_values(report.weights, _MAX_ALPHA))
-    header = [f"{_FIRST_LINE} {' + '.join(cfg.DATASETS.TRAIN)}, from focal-det check --write.", *describe(report)]
+    header = [
+        f"{_FIRST_LINE} {' + '.join(cfg.DATASETS.TRAIN)}, from focal-det check --write.",
+        *describe(report),
+    ]
     write_config(file, config_file, cfg, opts, values, header)
 
 
@@ -236,7 +315,9 @@ def to_json(report: TrainingSetReport) -> dict[str, Any]:
         "images": report.num_images,
         "objects_per_class": dict(zip(report.class_names, report.weights.counts.tolist())),
         "positives_per_image": float(fit.positives_per_image.mean()),
-        "positives_per_level": dict(zip(report.level_names, (fit.positives_per_level / len(report.sample)).tolist())),
+        "positives_per_level": dict(
+            zip(report.level_names, (fit.positives_per_level / len(report.sample)).tolist())
+        ),
         "boxes_reached": fit.score,
         "best_possible_recall": float(fit.has_positive.mean()),
         "initial_loss_cls": report.initial_loss,

@@ -31,27 +31,46 @@ from focal_det.tools._training_set import GetRecords, get_num_classes
 
 
 def check_dataset(
-    cfg: CfgNode, name: str, get_records: GetRecords, findings: Findings, *, is_train: bool, is_test: bool
+    cfg: CfgNode,
+    name: str,
+    get_records: GetRecords,
+    findings: Findings,
+    *,
+    is_train: bool,
+    is_test: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Check the annotations of a registered data set; return its images, for `check_images`, and the names of its classes."""
     metadata = MetadataCatalog.get(name)
     spec = metadata.get("focal_det_spec", {})
-    use = {"is_train": is_train, "is_test": is_test, "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS}
+    use = {
+        "is_train": is_train,
+        "is_test": is_test,
+        "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    }
     if spec.get("format") == "digits":
         build_digits(spec["split"])
     if metadata.get("json_file"):
         return _check_json(metadata, findings, **use)
     records = _read_records(name, spec, get_records, findings)
     classes = metadata.get("thing_classes", [])
-    check_records(records, name, len(classes) or get_num_classes(cfg) or sys.maxsize, findings, **use)
+    check_records(
+        records, name, len(classes) or get_num_classes(cfg) or sys.maxsize, findings, **use
+    )
     return [x for x in records if x.get("file_name")], list(classes)
 
 
-def _check_json(metadata: Metadata, findings: Findings, *, is_train: bool, **use: bool) -> tuple[list[dict], list[str]]:
+def _check_json(
+    metadata: Metadata, findings: Findings, *, is_train: bool, **use: bool
+) -> tuple[list[dict], list[str]]:
     """The images of a COCO json with their whole paths, and its classes."""
     file, image_root = Path(metadata.json_file), Path(metadata.get("image_root", ""))
     if not file.is_file():
-        findings.add("error", "annotation files that do not exist", "Put them there, or correct the path.", str(file))
+        findings.add(
+            "error",
+            "annotation files that do not exist",
+            "Put them there, or correct the path.",
+            str(file),
+        )
         return [], []
     content = read_coco(file, findings, is_train=is_train)
     if content is None:
@@ -73,21 +92,37 @@ def _fill_in_lvis(content: dict[str, Any]) -> None:
         annotation.setdefault("iscrowd", 0)
 
 
-def _read_records(name: str, spec: dict[str, Any], get_records: GetRecords, findings: Findings) -> list[dict[str, Any]]:
+def _read_records(
+    name: str, spec: dict[str, Any], get_records: GetRecords, findings: Findings
+) -> list[dict[str, Any]]:
     """The dicts of a data set without a json: a VOC folder, or one registered by code."""
     errors: list[str] = []
     try:
         if spec.get("format") != "voc":
             return get_records(name)
-        records, without_area = read_voc(Path(spec["root"]), spec["split"], spec["classes"], name, errors)
+        records, without_area = read_voc(
+            Path(spec["root"]), spec["split"], spec["classes"], name, errors
+        )
     except Exception as error:  # code of the user's: it may raise anything
         advice = "Correct what it says."
-        findings.add("error", "data sets that cannot be read", advice, f"{name}: {type(error).__name__}: {error}")
+        findings.add(
+            "error",
+            "data sets that cannot be read",
+            advice,
+            f"{name}: {type(error).__name__}: {error}",
+        )
         return []
     for error in errors:
-        findings.add("error", "images whose annotations cannot be read", "Correct what it says.", error)
+        findings.add(
+            "error", "images whose annotations cannot be read", "Correct what it says.", error
+        )
     for box in without_area:
-        findings.add("warning", "boxes without area", "They are left out. Correct the annotations.", f"{name}: {box}")
+        findings.add(
+            "warning",
+            "boxes without area",
+            "They are left out. Correct the annotations.",
+            f"{name}: {box}",
+        )
     return records
 
 
@@ -96,7 +131,9 @@ def check_evaluation(cfg: CfgNode, name: str, get_records: GetRecords, findings:
     stale = find_stale_cache(name, Path(cfg.OUTPUT_DIR) / "inference")
     if stale:
         advice = "Detectron2 would evaluate with it: delete it. (focal-det train does.)"
-        findings.add("warning", "caches of annotations that have changed since", advice, f"{name}: {stale}")
+        findings.add(
+            "warning", "caches of annotations that have changed since", advice, f"{name}: {stale}"
+        )
     metadata = MetadataCatalog.get(name)
     has_json = "json_file" in metadata.as_dict()
     try:
@@ -106,13 +143,24 @@ def check_evaluation(cfg: CfgNode, name: str, get_records: GetRecords, findings:
             evaluator = Trainer.build_evaluator(cfg, name, folder)
             evaluator.reset()
             evaluator.process(records, [{"instances": _make_detections(x)} for x in records])
-            some = {"img_ids": [x["image_id"] for x in records]} if isinstance(evaluator, COCOEvaluator) else {}
+            some = (
+                {"img_ids": [x["image_id"] for x in records]}
+                if isinstance(evaluator, COCOEvaluator)
+                else {}
+            )
             evaluator.evaluate(**some)
     except Exception as error:  # whatever it is, it would stop the evaluation after the training
         what = f"{name}: {type(error).__name__}: {str(error) or 'without a message'}"
-        findings.add("error", "test sets whose evaluation fails", "It would after the training too: correct the data set.", what)
+        findings.add(
+            "error",
+            "test sets whose evaluation fails",
+            "It would after the training too: correct the data set.",
+            what,
+        )
     finally:
-        if not has_json and "json_file" in metadata.as_dict():  # the evaluator's, in the folder that is gone
+        if (
+            not has_json and "json_file" in metadata.as_dict()
+        ):  # the evaluator's, in the folder that is gone
             del metadata.json_file
 
 

@@ -18,7 +18,9 @@ from focal_det.targets import DenseTargets
 
 
 @torch.no_grad()
-def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup: AnchorSetup) -> float:
+def compute_expected_loss(
+    cfg: CfgNode, records: Sequence[dict[str, Any]], setup: AnchorSetup
+) -> float:
     """`loss_cls` of the first step of one process, with every score at the prior.
 
     Args:
@@ -28,9 +30,13 @@ def compute_expected_loss(cfg: CfgNode, records: Sequence[dict[str, Any]], setup
     bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], []
     for record in records:
         objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
-        boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
+        boxes = (
+            objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
+        )
         targets = DenseTargets.from_labels(labels[None], boxes[None], num_classes)
-        targets = replace(targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels)))
+        targets = replace(
+            targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels))
+        )
         sums.append(compute_initial_loss(cls_loss, bias, targets))
         num_pos.append(targets.num_pos)
     if cls_loss.self_normalized:

@@ -57,7 +57,9 @@ def get_base_file(base: str) -> Path:
     if base in BASES:
         return Path(get_config_file(BASES[base]))
     if not Path(base).is_file():
-        raise FileNotFoundError(f"--base: {describe_unknown('base', base, BASES)} Or give the path of a config.")
+        raise FileNotFoundError(
+            f"--base: {describe_unknown('base', base, BASES)} Or give the path of a config."
+        )
     return Path(base)
 
 
@@ -78,7 +80,10 @@ def read_table(table: str, base: str) -> list[Row]:
     rows = [x for x in content if x["table"] == table and base in x.get("bases", [base])]
     if not rows:
         raise ValueError(f"--table {table} has no row for --base {base}: its rows are for coco")
-    return [Row(table, x["row"], {**_get_relative_overrides(x, cfg), **x["set"]}, x["paper"]) for x in rows]
+    return [
+        Row(table, x["row"], {**_get_relative_overrides(x, cfg), **x["set"]}, x["paper"])
+        for x in rows
+    ]
 
 
 def _get_relative_overrides(row: dict[str, Any], base: CfgNode) -> dict[str, Any]:
@@ -87,7 +92,9 @@ def _get_relative_overrides(row: dict[str, Any], base: CfgNode) -> dict[str, Any
     if "anchors" in row:
         num_scales, num_aspects = row["anchors"]
         smallest = [sizes[0] for sizes in base.MODEL.ANCHOR_GENERATOR.SIZES]
-        overrides["MODEL.ANCHOR_GENERATOR.SIZES"] = [[x * 2 ** (i / num_scales) for i in range(num_scales)] for x in smallest]
+        overrides["MODEL.ANCHOR_GENERATOR.SIZES"] = [
+            [x * 2 ** (i / num_scales) for i in range(num_scales)] for x in smallest
+        ]
         overrides["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = [_ASPECT_RATIOS[num_aspects]]
     if "depth" in row and base.MODEL.WEIGHTS == _RESNET_50:
         weights = _RESNET_50.replace("R-50", f"R-{row['depth']}")
@@ -95,7 +102,10 @@ def _get_relative_overrides(row: dict[str, Any], base: CfgNode) -> dict[str, Any
     if "scale" in row:
         for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
             sizes = base.INPUT[key]
-            scaled = [round(x * row["scale"] / _PAPER_SIZE) for x in (sizes if isinstance(sizes, tuple) else [sizes])]
+            scaled = [
+                round(x * row["scale"] / _PAPER_SIZE)
+                for x in (sizes if isinstance(sizes, tuple) else [sizes])
+            ]
             overrides[f"INPUT.{key}"] = scaled if isinstance(sizes, tuple) else scaled[0]
     return overrides
 
@@ -141,14 +151,23 @@ def write_config(row: Row, base_file: Path, options: Sequence[str], file: Path) 
     Args:
         options: KEY VALUE pairs of all rows.
     """
-    content: dict[str, Any] = {"_BASE_": os.path.relpath(base_file.resolve(), file.parent.resolve())}
-    pairs = {**{key: parse_value(value) for key, value in zip(options[::2], options[1::2])}, **row.overrides}
+    content: dict[str, Any] = {
+        "_BASE_": os.path.relpath(base_file.resolve(), file.parent.resolve())
+    }
+    pairs = {
+        **{key: parse_value(value) for key, value in zip(options[::2], options[1::2])},
+        **row.overrides,
+    }
     for key, value in pairs.items():
         node = content
         *parents, last = key.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = list(value) if isinstance(value, tuple) else value
-    head = f"# Table {row.table} of the paper: {row.name}\n" if row.table != "grid" else f"# {row.name}\n"
+    head = (
+        f"# Table {row.table} of the paper: {row.name}\n"
+        if row.table != "grid"
+        else f"# {row.name}\n"
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(head + yaml.safe_dump(content, sort_keys=False))

@@ -40,14 +40,40 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`. Returns 0 if all is well, 1 with warnings, 2 with errors, 3 if it fails itself."""
     parser = argparse.ArgumentParser(prog="focal-det check", description=__doc__)
     parser.add_argument("--config-file", type=Path, required=True, help="config of the training")
-    parser.add_argument("--images", type=int, default=0, metavar="N", help="decode N images of each data set (default: all)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="decode N images of each data set (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="print findings and figures as json")
-    parser.add_argument("--write", type=Path, metavar="Y.yaml", help="write a config with anchors that fit, pi and alpha per class")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with pictures: DIR/index.html")
-    parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write a corrected copy of a COCO json; needs --dataset")
-    parser.add_argument("--dataset", help="check this data set only (default: those of DATASETS.TRAIN and TEST)")
-    parser.add_argument("--unsafe-yaml", action="store_true", help="let the config run code (!!python/...) when it is read")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config, last")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="Y.yaml",
+        help="write a config with anchors that fit, pi and alpha per class",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a page with pictures: DIR/index.html"
+    )
+    parser.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT.json",
+        help="write a corrected copy of a COCO json; needs --dataset",
+    )
+    parser.add_argument(
+        "--dataset", help="check this data set only (default: those of DATASETS.TRAIN and TEST)"
+    )
+    parser.add_argument(
+        "--unsafe-yaml",
+        action="store_true",
+        help="let the config run code (!!python/...) when it is read",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config, last"
+    )
     args = parser.parse_args(argv)
     if args.fix and not args.dataset:
         parser.error("--fix needs --dataset, the data set whose json is to be corrected")
@@ -76,7 +102,11 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> int:
         _write_page(args.report, args.config_file, findings, report)
     if args.json:
         figures = check_anchors.to_json(report) if report else None
-        print(json.dumps({"findings": [x.to_json() for x in findings], "training_set": figures}, indent=1))
+        print(
+            json.dumps(
+                {"findings": [x.to_json() for x in findings], "training_set": figures}, indent=1
+            )
+        )
     else:
         _print_all(findings, report, args)
     if args.fix:
@@ -91,7 +121,12 @@ def describe_error(error: Exception) -> str:
 
 
 def run_checks(
-    cfg: CfgNode, *, images: int = 0, dataset: Optional[str] = None, suggest: bool = False, is_training: bool = False
+    cfg: CfgNode,
+    *,
+    images: int = 0,
+    dataset: Optional[str] = None,
+    suggest: bool = False,
+    is_training: bool = False,
 ) -> tuple[Findings, Optional[TrainingSetReport]]:
     """Check a config, its data sets, its model and its weights.
 
@@ -111,10 +146,17 @@ def run_checks(
     try:
         register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     except (OSError, ValueError) as error:
-        findings.add("error", "data sets that cannot be registered", "Correct MODEL.FOCAL_DET.DATASETS.", str(error))
+        findings.add(
+            "error",
+            "data sets that cannot be registered",
+            "Correct MODEL.FOCAL_DET.DATASETS.",
+            str(error),
+        )
         return findings, None
     if dataset and dataset not in DatasetCatalog.list():
-        raise ValueError(f"--dataset: {describe_unknown('data set', dataset, DatasetCatalog.list())}")
+        raise ValueError(
+            f"--dataset: {describe_unknown('data set', dataset, DatasetCatalog.list())}"
+        )
     check_config(cfg, findings, is_training=is_training)
     _check_datasets(cfg, dataset, get_records, images, findings)
     if dataset or findings.get("error"):
@@ -124,16 +166,24 @@ def run_checks(
     check_model(cfg, findings)
     if not get_num_classes_key(cfg).startswith("MODEL.RETINANET"):
         place = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
-        findings.add("note", "anchors that were not looked at", "That is for RetinaNets only.", place)
+        findings.add(
+            "note", "anchors that were not looked at", "That is for RetinaNets only.", place
+        )
     elif not findings.get("error"):
-        report = check_anchors.measure_training_set(cfg, get_records, _LABELLED_IMAGES, suggest=suggest)
+        report = check_anchors.measure_training_set(
+            cfg, get_records, _LABELLED_IMAGES, suggest=suggest
+        )
         check_anchors.add_findings(report, findings)
         return findings, report
     return findings, None
 
 
 def _check_datasets(
-    cfg: CfgNode, dataset: Optional[str], get_records: Callable[[str], list[dict[str, Any]]], images: int, findings: Findings
+    cfg: CfgNode,
+    dataset: Optional[str],
+    get_records: Callable[[str], list[dict[str, Any]]],
+    images: int,
+    findings: Findings,
 ) -> None:
     """Check the data sets of a config, or one, each by itself and against each other."""
     files, classes = {}, {}
@@ -141,12 +191,19 @@ def _check_datasets(
     for name in [dataset] if dataset else dict.fromkeys((*train, *test)):
         if name not in DatasetCatalog.list():
             continue
-        use = {"is_train": name in train or name not in test, "is_test": name in test or name not in train}
+        use = {
+            "is_train": name in train or name not in test,
+            "is_test": name in test or name not in train,
+        }
         records, classes[name] = check_dataset(cfg, name, get_records, findings, **use)
         files[name] = check_images(records, findings, num_decoded=images)
     check_classes(cfg, classes, findings)
     if not dataset:
-        check_overlap({x: files[x] for x in train if x in files}, {x: files[x] for x in test if x in files}, findings)
+        check_overlap(
+            {x: files[x] for x in train if x in files},
+            {x: files[x] for x in test if x in files},
+            findings,
+        )
 
 
 def _load(name: str) -> list[dict[str, Any]]:
@@ -157,8 +214,13 @@ def _load(name: str) -> list[dict[str, Any]]:
 
 def print_findings(findings: Findings) -> None:
     """Print each finding, errors first: in paragraphs with colours on a terminal, else in a line."""
-    indent, unbroken = " " * 8, {"break_on_hyphens": False, "break_long_words": False}  # paths can be copied
-    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, indent, indent + "  ", **unbroken)
+    indent, unbroken = (
+        " " * 8,
+        {"break_on_hyphens": False, "break_long_words": False},
+    )  # paths can be copied
+    wrapper = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns, indent, indent + "  ", **unbroken
+    )
     for finding in findings:
         if not sys.stdout.isatty():
             print(f"{finding.severity:<8}{finding}")
@@ -171,16 +233,22 @@ def print_findings(findings: Findings) -> None:
 
 def _summarize(findings: Findings) -> str:
     numbers = [(x, len(findings.get(x))) for x in SEVERITIES]
-    return ", ".join(f"{number or 'no'} {severity}{'' if number == 1 else 's'}" for severity, number in numbers)
+    return ", ".join(
+        f"{number or 'no'} {severity}{'' if number == 1 else 's'}" for severity, number in numbers
+    )
 
 
-def _print_all(findings: Findings, report: Optional[TrainingSetReport], args: argparse.Namespace) -> None:
+def _print_all(
+    findings: Findings, report: Optional[TrainingSetReport], args: argparse.Namespace
+) -> None:
     if report:
         print("\n".join(check_anchors.describe(report)), end="\n\n")
     print_findings(findings)
     if findings.get("error") and not args.dataset:
         not_written = f"; {args.write} is not written" if args.write else ""
-        print(f"anchors and balance of the training set are looked at when there are no errors{not_written}")
+        print(
+            f"anchors and balance of the training set are looked at when there are no errors{not_written}"
+        )
     if args.write and report:
         print(f"config:  {args.write}")
     if args.report:
@@ -192,21 +260,33 @@ def _to_html(finding: Finding) -> str:
     return f"{html.escape(finding.title)}<ul>{places}</ul>{html.escape(finding.advice)}"
 
 
-def _write_page(folder: Path, config_file: Path, findings: Findings, report: Optional[TrainingSetReport]) -> None:
+def _write_page(
+    folder: Path, config_file: Path, findings: Findings, report: Optional[TrainingSetReport]
+) -> None:
     """A page of what was found, with pictures of the training set."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, str] = {}
     lines: list[str] = []
     if report:
         check_anchors.draw(report, folder / "anchors.png")
-        draw_class_weights(report.weights, folder / "classes.png", title="objects, and alpha and pi per class")
+        draw_class_weights(
+            report.weights, folder / "classes.png", title="objects, and alpha and pi per class"
+        )
         draw_ground_truth(report.sample, report.class_names, folder / "images.png")
-        pictures = {"images.png": "images with their boxes", "anchors.png": "anchors", "classes.png": "classes"}
+        pictures = {
+            "images.png": "images with their boxes",
+            "anchors.png": "anchors",
+            "classes.png": "classes",
+        }
         lines = check_anchors.describe(report)
-    rows = "".join(f"<tr class={x.severity}><td>{x.severity}<td>{_to_html(x)}</tr>\n" for x in findings)
+    rows = "".join(
+        f"<tr class={x.severity}><td>{x.severity}<td>{_to_html(x)}</tr>\n" for x in findings
+    )
     images = "".join(f'<p><img src="{file}" alt="{what}"></p>\n' for file, what in pictures.items())
     style = "body{font:15px sans-serif;max-width:1300px;margin:2em auto} td{vertical-align:top;padding:.3em .8em}"
-    style += " .error{color:#b00} .warning{color:#a60} img{max-width:100%} pre{white-space:pre-wrap}"
+    style += (
+        " .error{color:#b00} .warning{color:#a60} img{max-width:100%} pre{white-space:pre-wrap}"
+    )
     text = html.escape("\n".join(lines))
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(config_file.name)}</title><style>{style}</style>\n"
     page += f"<h1>{html.escape(str(config_file))}</h1>\n<p>{_summarize(findings)}</p>\n<table>{rows}</table>\n<pre>{text}</pre>\n"

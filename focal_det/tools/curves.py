@@ -10,7 +10,12 @@ from typing import Any, Optional
 
 import yaml
 
-from focal_det.analysis.loss_curves import MAX_LOSSES, compute_loss_curves, draw_loss_curves, get_label
+from focal_det.analysis.loss_curves import (
+    MAX_LOSSES,
+    compute_loss_curves,
+    draw_loss_curves,
+    get_label,
+)
 from focal_det.losses import CLS_LOSS_REGISTRY, ClsLoss
 from focal_det.registry import get_constructor_args
 
@@ -25,7 +30,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_intermixed_args(argv)
     for file in args.write:
         if file.suffix.lower() not in _SUFFIXES:
-            parser.error(f"--write takes files that end in {', '.join(_SUFFIXES)}, got {str(file)!r}; losses come before --write")
+            parser.error(
+                f"--write takes files that end in {', '.join(_SUFFIXES)}, got {str(file)!r}; losses come before --write"
+            )
     if not 0 <= args.iou <= 1:
         parser.error(f"--iou must be in [0, 1], got {args.iou}")
 
@@ -33,7 +40,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for spec in args.losses:
         try:
             name, values = parse_loss(spec)
-            curves[get_label(name, values)] = compute_loss_curves(_build(name, values), iou=args.iou)
+            curves[get_label(name, values)] = compute_loss_curves(
+                _build(name, values), iou=args.iou
+            )
         except ValueError as error:
             parser.error(f"{spec}: {error}")
     if len(curves) > MAX_LOSSES:
@@ -46,12 +55,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    known = (f"{name} ({', '.join(get_constructor_args(cls))})" for name, cls in sorted(CLS_LOSS_REGISTRY))
-    parser = argparse.ArgumentParser(prog="focal-det curves", description=__doc__, epilog=f"Losses: {', '.join(known)}.")
+    known = (
+        f"{name} ({', '.join(get_constructor_args(cls))})"
+        for name, cls in sorted(CLS_LOSS_REGISTRY)
+    )
+    parser = argparse.ArgumentParser(
+        prog="focal-det curves", description=__doc__, epilog=f"Losses: {', '.join(known)}."
+    )
     what = "NAME or NAME:ARGUMENT=VALUE,..., such as FocalLoss:gamma=2,alpha=-1; without any, figure 1 of the paper"
     parser.add_argument("losses", nargs="*", default=FIGURE_1, metavar="LOSS", help=what)
     what = "pictures to write, .png, .svg or .pdf (default: curves.png)"
-    parser.add_argument("--write", nargs="+", type=Path, default=[Path("curves.png")], metavar="FILE", help=what)
+    parser.add_argument(
+        "--write", nargs="+", type=Path, default=[Path("curves.png")], metavar="FILE", help=what
+    )
     what = "IoU of objects with their boxes, for losses that use it (default: %(default)s)"
     parser.add_argument("--iou", type=float, default=1.0, help=what)
     return parser

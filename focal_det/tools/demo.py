@@ -36,18 +36,40 @@ _DEFAULT = "digits/focal_retinanet_tiny.yaml"
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`. Returns 1 if an image or video could not be read."""
     parser = argparse.ArgumentParser(prog="focal-det demo", description=__doc__)
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image, folder of images, or video")
     parser.add_argument(
-        "--config-file", type=Path, help="config of the model (default: the digits model that ships with focal_det)"
+        "inputs", nargs="+", type=Path, metavar="INPUT", help="image, folder of images, or video"
+    )
+    parser.add_argument(
+        "--config-file",
+        type=Path,
+        help="config of the model (default: the digits model that ships with focal_det)",
     )
     parser.add_argument("--weights", help="checkpoint (default: MODEL.WEIGHTS of the config)")
-    parser.add_argument("--output", type=Path, default=Path("output/detections"), metavar="FOLDER", help="(default: %(default)s)")
-    parser.add_argument("--score-thresh", type=float, default=0.4, help="lowest score drawn (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="images at a time (default: %(default)s)")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys, such as MODEL.DEVICE cpu")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/detections"),
+        metavar="FOLDER",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score-thresh", type=float, default=0.4, help="lowest score drawn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, help="images at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys, such as MODEL.DEVICE cpu",
+    )
     args = parser.parse_args(argv)
     if args.batch < 1 or not 0 <= args.score_thresh <= 1:
-        parser.error(f"--batch must be >= 1 and --score-thresh in [0, 1], got {args.batch} and {args.score_thresh}")
+        parser.error(
+            f"--batch must be >= 1 and --score-thresh in [0, 1], got {args.batch} and {args.score_thresh}"
+        )
     try:
         pictures, videos = _find_inputs(args.inputs, args.output)
         cfg = _load_config(args)
@@ -63,7 +85,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     print(f"detections with a score of at least {args.score_thresh}, by class: {found}")
     print(f"pictures: {args.output.resolve()}")
     for file in unreadable:
-        print(f"{file} cannot be read: it is damaged, or no image or video that OpenCV knows", file=sys.stderr)
+        print(
+            f"{file} cannot be read: it is damaged, or no image or video that OpenCV knows",
+            file=sys.stderr,
+        )
     return int(bool(unreadable))
 
 
@@ -80,18 +105,30 @@ class Detector:
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.is_rgb, self.score_thresh = cfg.INPUT.FORMAT == "RGB", score_thresh
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") if cfg.DATASETS.TEST else None
+        names = (
+            MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
+            if cfg.DATASETS.TEST
+            else None
+        )
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
         # Names of another data set than the model was trained on would be wrong.
-        self.class_names = list(names) if names and len(names) == num_classes else list(map(str, range(num_classes)))
+        self.class_names = (
+            list(names)
+            if names and len(names) == num_classes
+            else list(map(str, range(num_classes)))
+        )
 
     @torch.no_grad()
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
         """Detections above the threshold, on the CPU, of (H, W, 3) uint8 BGR images."""
         inputs = []
         for image in images:
-            resized = self.resize.get_transform(image).apply_image(image[:, :, ::-1] if self.is_rgb else image)
-            tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32))
+            resized = self.resize.get_transform(image).apply_image(
+                image[:, :, ::-1] if self.is_rgb else image
+            )
+            tensor = torch.as_tensor(
+                np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
+            )
             inputs.append({"image": tensor, "height": image.shape[0], "width": image.shape[1]})
         detections = [x["instances"].to("cpu") for x in self.model(inputs)]
         return [x[x.scores >= self.score_thresh] for x in detections]
@@ -103,7 +140,9 @@ class Detector:
             counts.update(self.class_names[i] for i in detections.pred_classes.tolist())
             found = {"scores": detections.scores, "class_names": self.class_names}
             boxes, scale = detections.pred_boxes.tensor, max(1.0, _MIN_SIDE / max(image.shape[:2]))
-            picture = draw_boxes(image[:, :, ::-1], boxes, detections.pred_classes, scale=scale, **found)
+            picture = draw_boxes(
+                image[:, :, ::-1], boxes, detections.pred_classes, scale=scale, **found
+            )
             drawn.append(picture[:, :, ::-1])
         return drawn
 
@@ -125,12 +164,16 @@ def _find_inputs(inputs: Iterable[Path], output: Path) -> tuple[dict[Path, Path]
         elif path.suffix.lower() in _IMAGES:
             pictures[path] = output / path.name
         else:
-            raise ValueError(f"{path} is no image ({', '.join(_IMAGES)}) and no video ({', '.join(_VIDEOS)})")
+            raise ValueError(
+                f"{path} is no image ({', '.join(_IMAGES)}) and no video ({', '.join(_VIDEOS)})"
+            )
     drawn_from: dict[Path, Path] = {}
     for file, out_file in {**pictures, **videos}.items():
         first = drawn_from.setdefault(out_file, file)
         if first != file:
-            raise ValueError(f"{first} and {file} would both be drawn to {out_file}; give them in two calls with an --output each")
+            raise ValueError(
+                f"{first} and {file} would both be drawn to {out_file}; give them in two calls with an --output each"
+            )
         if file.resolve() == out_file.resolve():
             raise ValueError(f"{file} would be overwritten; choose another --output")
     return pictures, videos
@@ -141,15 +184,21 @@ def _load_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file is None:
         cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(_DEFAULT)
     cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = min(cfg.MODEL.RETINANET.SCORE_THRESH_TEST, args.score_thresh)
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = min(
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST, args.score_thresh
+    )
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError(f"{args.config_file} names no MODEL.WEIGHTS; give the checkpoint of a training with --weights")
+        raise ValueError(
+            f"{args.config_file} names no MODEL.WEIGHTS; give the checkpoint of a training with --weights"
+        )
     if "://" not in cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
         raise FileNotFoundError(f"--weights {cfg.MODEL.WEIGHTS} does not exist")
     return cfg
 
 
-def _draw_pictures(detector: Detector, pictures: dict[Path, Path], batch: int, counts: Counter) -> list[Path]:
+def _draw_pictures(
+    detector: Detector, pictures: dict[Path, Path], batch: int, counts: Counter
+) -> list[Path]:
     """Draw each image to its file; return those that cannot be read."""
     unreadable = []
     with tqdm(total=len(pictures), unit="image") as progress:
@@ -157,14 +206,18 @@ def _draw_pictures(detector: Detector, pictures: dict[Path, Path], batch: int, c
             images = {out_file: _read_picture(file) for file, out_file in some}
             unreadable += [file for file, out_file in some if images[out_file] is None]
             images = {out_file: image for out_file, image in images.items() if image is not None}
-            for out_file, drawn in zip(images, detector.draw(list(images.values()), counts) if images else []):
+            for out_file, drawn in zip(
+                images, detector.draw(list(images.values()), counts) if images else []
+            ):
                 out_file.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(out_file), drawn)
             progress.update(len(some))
     return unreadable
 
 
-def _draw_video(detector: Detector, file: Path, out_file: Path, batch: int, counts: Counter) -> list[Path]:
+def _draw_video(
+    detector: Detector, file: Path, out_file: Path, batch: int, counts: Counter
+) -> list[Path]:
     """Draw the frames of a video to an mp4, a batch in memory at a time; return the file if it cannot be read."""
     video, writer = cv2.VideoCapture(str(file)), None
     num_frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))

@@ -22,8 +22,12 @@ from focal_det.env import ensure_environment
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
     parser = argparse.ArgumentParser(prog="focal-det reproduce", description=__doc__)
-    parser.add_argument("file", type=Path, help="sick_step_<iteration>_rank<process>.pth of a run's OUTPUT_DIR")
-    parser.add_argument("--json", action="store_true", help="print it as json, with the names of all parameters")
+    parser.add_argument(
+        "file", type=Path, help="sick_step_<iteration>_rank<process>.pth of a run's OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print it as json, with the names of all parameters"
+    )
     args = parser.parse_args(argv)
     try:
         step = reproduce_step(args.file)
@@ -40,7 +44,10 @@ def _describe(step: dict[str, Any]) -> list[str]:
         f"iteration {step['iteration']}: {'not finite again' if is_sick else 'all is finite'}",
         *(f"  {name}: {value:.6g}" for name, value in step["losses"].items()),
         f"  parameters whose gradient is not finite: {len(sick)}{f', {shorten(sick)}' if sick else ''}",
-        *(f"  largest {name}, in evaluation mode: {value:.6g}" for name, value in step["largest"].items()),
+        *(
+            f"  largest {name}, in evaluation mode: {value:.6g}"
+            for name, value in step["largest"].items()
+        ),
         *(f"  image: {name}" for name in step["images"]),
     ]
 
@@ -67,10 +74,14 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     except Exception:  # torch raises whatever comes, of a file that is not its own
         content = {}
     if not {"model", "batch", "config"} <= set(content):
-        raise ValueError(f"{file} is no step that focal-det train has kept; those are sick_step_*.pth of a run's OUTPUT_DIR")
+        raise ValueError(
+            f"{file} is no step that focal-det train has kept; those are sick_step_*.pth of a run's OUTPUT_DIR"
+        )
     cfg = CfgNode.load_cfg(content["config"])
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
-        raise ValueError(f"{file} is of a model with masks or keypoints, which are not kept: it cannot be done again")
+        raise ValueError(
+            f"{file} is of a model with masks or keypoints, which are not kept: it cannot be done again"
+        )
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # the images are in the file
     cfg.MODEL.FOCAL_DET.DATASETS = []
     model = build_model(cfg).train()

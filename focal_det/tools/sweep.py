@@ -64,21 +64,69 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     summary, *epilog = __doc__.split("\n\n", 1)
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="focal-det sweep", description=summary, epilog="\n\n".join(epilog), formatter_class=style)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", nargs="+", metavar="T", help="tables of the paper: 1a 1b 1c 1d 1e 2 3, and prior")
-    what.add_argument("--grid", nargs="+", metavar="KEY=V,V", help="all combinations of these values")
-    parser.add_argument("--base", required=True, help="coco, digits, bccd (configs/PaperTables), or a config of yours")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train each row with SEED 1 to N (default: %(default)s)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="trainings at a time on this machine (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        prog="focal-det sweep",
+        description=summary,
+        epilog="\n\n".join(epilog),
+        formatter_class=style,
     )
-    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs of each training (default: %(default)s)")
-    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="slurm: one job per training, by submitit")
-    parser.add_argument("--slurm", nargs="+", default=[], metavar="K=V", help="submitit's parameters, such as slurm_partition=gpu")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="of runs and results (default: output/sweep/BASE)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--table", nargs="+", metavar="T", help="tables of the paper: 1a 1b 1c 1d 1e 2 3, and prior"
+    )
+    what.add_argument(
+        "--grid", nargs="+", metavar="KEY=V,V", help="all combinations of these values"
+    )
     parser.add_argument(
-        "--write", type=Path, metavar="FOLDER", help="write the rows as configs for train_net.py, and train nothing"
+        "--base",
+        required=True,
+        help="coco, digits, bccd (configs/PaperTables), or a config of yours",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train each row with SEED 1 to N (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings at a time on this machine (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs of each training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["local", "slurm"],
+        default="local",
+        help="slurm: one job per training, by submitit",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="K=V",
+        help="submitit's parameters, such as slurm_partition=gpu",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="of runs and results (default: output/sweep/BASE)",
+    )
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FOLDER",
+        help="write the rows as configs for train_net.py, and train nothing",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for all rows, last")
     return parser
@@ -90,7 +138,9 @@ def _read_tables(args: argparse.Namespace, base: CfgNode) -> dict[str, list[Row]
     return {table: sweep_rows.read_table(table, args.base) for table in dict.fromkeys(args.table)}
 
 
-def _make_runs(configs: dict[Row, CfgNode], base_file: Path, args: argparse.Namespace, output: Path) -> dict[Row, list[Run]]:
+def _make_runs(
+    configs: dict[Row, CfgNode], base_file: Path, args: argparse.Namespace, output: Path
+) -> dict[Row, list[Run]]:
     """The runs of each row, one per seed; rows with the same config share theirs."""
     runs: dict[Row, list[Run]] = {}
     first_with: dict[str, Row] = {}
@@ -102,9 +152,14 @@ def _make_runs(configs: dict[Row, CfgNode], base_file: Path, args: argparse.Name
         file = output / "configs" / f"{row.slug}.yaml"
         sweep_rows.write_config(row, base_file, args.opts, file)
         options = ("--num-gpus", str(args.num_gpus)) if cfg.MODEL.DEVICE != "cpu" else ()
-        folders = {seed: output / "runs" / f"{row.slug}_seed{seed}" for seed in range(1, args.seeds + 1)}
+        folders = {
+            seed: output / "runs" / f"{row.slug}_seed{seed}" for seed in range(1, args.seeds + 1)
+        }
         dataset = cfg.DATASETS.TEST[-1]
-        runs[row] = [Run(file, seed, folder, dataset, cfg.SOLVER.MAX_ITER, options) for seed, folder in folders.items()]
+        runs[row] = [
+            Run(file, seed, folder, dataset, cfg.SOLVER.MAX_ITER, options)
+            for seed, folder in folders.items()
+        ]
         for run in runs[row]:
             _check_same_settings(run, cfg)
     return runs
@@ -116,7 +171,11 @@ def _check_same_settings(run: Run, cfg: CfgNode) -> None:
     if not file.is_file():
         return
     expected, found = (flatten_config(yaml.safe_load(x)) for x in (cfg.dump(), file.read_text()))
-    keys = [key for key in expected if key not in ("SEED", "OUTPUT_DIR") and expected[key] != found.get(key)]
+    keys = [
+        key
+        for key in expected
+        if key not in ("SEED", "OUTPUT_DIR") and expected[key] != found.get(key)
+    ]
     if keys:
         raise SystemExit(
             f"{run.folder} holds a run with another {keys[0]}, {found.get(keys[0])!r}, than {run.config} has, "
@@ -128,14 +187,19 @@ def _make_digits_backbone(file: Path) -> None:
     """What the rows on digits start from: backbone and FPN of the shipped model, so that heads are new."""
     if file.is_file():
         return
-    model = torch.load(model_zoo.get_checkpoint_url(_DIGITS_MODEL), map_location="cpu", weights_only=True)["model"]
+    model = torch.load(
+        model_zoo.get_checkpoint_url(_DIGITS_MODEL), map_location="cpu", weights_only=True
+    )["model"]
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": {k: v for k, v in model.items() if k.startswith("backbone.")}}, file)
 
 
 def _execute(runs: list[Run], args: argparse.Namespace, output: Path) -> None:
     todo = sum(not run.read_result() for run in runs)
-    print(f"{len(runs)} trainings, {len(runs) - todo} of them with a result; output: {output}", flush=True)
+    print(
+        f"{len(runs)} trainings, {len(runs) - todo} of them with a result; output: {output}",
+        flush=True,
+    )
     if args.launcher == "slurm":
         return execute_with_submitit(runs, make_executor(output / "slurm", args.slurm))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -166,13 +230,21 @@ def make_executor(folder: Path, words: Sequence[str], cluster: Optional[str] = N
 
 
 def _write_results(
-    runs: dict[Row, list[Run]], table: str, args: argparse.Namespace, argv: Optional[Sequence[str]], output: Path
+    runs: dict[Row, list[Run]],
+    table: str,
+    args: argparse.Namespace,
+    argv: Optional[Sequence[str]],
+    output: Path,
 ) -> None:
     """results_TABLE as json, Markdown and picture, and the Markdown on the screen."""
     rows: list[dict[str, Any]] = []
     for row, of_row in runs.items():
-        results = [json.loads(run.result_file.read_text()) for run in of_row if run.result_file.is_file()]
-        rows.append({"row": row.name, "overrides": row.overrides, "paper": row.paper, "runs": results})
+        results = [
+            json.loads(run.result_file.read_text()) for run in of_row if run.result_file.is_file()
+        ]
+        rows.append(
+            {"row": row.name, "overrides": row.overrides, "paper": row.paper, "runs": results}
+        )
     command = " ".join(["focal-det sweep", *(sys.argv[2:] if argv is None else argv)])
     content = {"table": table, "base": args.base, "command": command, "rows": rows}
     file = output / f"results_{table}.json"

@@ -40,19 +40,27 @@ def run(args) -> Optional[dict]:
         return _evaluate(cfg, args)
     if is_drawn:
         log.info(f"SEED was not set; this run has {cfg.SEED}, and --resume keeps it")
-    for finding in args.findings:  # once more, where log.txt and the eye have them at the end of the settings
-        log.log(logging.INFO if finding.startswith("note") else logging.WARNING, f"check: {finding}")
+    for (
+        finding
+    ) in args.findings:  # once more, where log.txt and the eye have them at the end of the settings
+        log.log(
+            logging.INFO if finding.startswith("note") else logging.WARNING, f"check: {finding}"
+        )
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     results = trainer.train()
     if trainer.checkpointer.sickness:
-        raise SickStepError(f"the model at the end of the training is sick: {trainer.checkpointer.sickness}")
+        raise SickStepError(
+            f"the model at the end of the training is sick: {trainer.checkpointer.sickness}"
+        )
     return results
 
 
 def _evaluate(cfg: CfgNode, args) -> dict:
     model = Trainer.build_model(cfg)
-    HealthyCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    HealthyCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        cfg.MODEL.WEIGHTS, resume=args.resume
+    )
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -79,18 +87,27 @@ def _check(cfg: CfgNode, resume: bool) -> list[str]:
     findings, _ = run_checks(cfg, images=_CHECKED_IMAGES, is_training=True)
     print_findings(findings)
     if findings.get("error"):
-        print("There are errors above, and nothing was trained. To train all the same: --no-check", file=sys.stderr)
+        print(
+            "There are errors above, and nothing was trained. To train all the same: --no-check",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     return [f"{x.severity}: {x}" for x in findings]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Entry point; see `--help`."""
-    parser = default_argument_parser(epilog="Keys of focal_det: MODEL.FOCAL_DET; see focal_det/config.py.")
+    parser = default_argument_parser(
+        epilog="Keys of focal_det: MODEL.FOCAL_DET; see focal_det/config.py."
+    )
     parser.prog = "focal-det train"
     what = f"start without checking config, annotations and {_CHECKED_IMAGES} images of each data set as `focal-det check` does"
     parser.add_argument("--no-check", action="store_true", help=what)
-    parser.add_argument("--unsafe-yaml", action="store_true", help="let the config run code (!!python/...) when it is read")
+    parser.add_argument(
+        "--unsafe-yaml",
+        action="store_true",
+        help="let the config run code (!!python/...) when it is read",
+    )
     args = parser.parse_args(argv)
     if not args.config_file.endswith((".yaml", ".yml")):
         parser.error(
@@ -102,7 +119,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         args.findings = [] if args.eval_only or args.no_check else _check(cfg, args.resume)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         parser.error(describe_error(error))
-    machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank, "dist_url": args.dist_url}
+    machines = {
+        "num_machines": args.num_machines,
+        "machine_rank": args.machine_rank,
+        "dist_url": args.dist_url,
+    }
     try:
         launch(run, args.num_gpus, **machines, args=(args,))
     except SickStepError as error:

@@ -46,12 +46,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     counts = count_objects(records, len(class_names))
     scalar_alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
     alpha_args = {"mean": scalar_alpha, "max_alpha": args.max_alpha, "beta": args.beta}
-    alphas = {method: compute_class_alphas(counts, method=method, **alpha_args) for method in WEIGHT_METHODS}
+    alphas = {
+        method: compute_class_alphas(counts, method=method, **alpha_args)
+        for method in WEIGHT_METHODS
+    }
     sample, size = sample_evenly(records, args.images), get_middle_size(cfg)
     fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
     priors = compute_class_priors(fit.positives, fit.num_anchors)
     scalar_prior = cfg.MODEL.RETINANET.PRIOR_PROB
-    weights = ClassWeights(class_names, counts, alphas, args.method, priors, scalar_alpha, scalar_prior)
+    weights = ClassWeights(
+        class_names, counts, alphas, args.method, priors, scalar_alpha, scalar_prior
+    )
     _warn(cfg, weights, fit)
 
     title = f"{' + '.join(cfg.DATASETS.TRAIN)}: {len(records)} images, {counts.sum()} objects, {describe_imbalance(weights)}"
@@ -67,7 +72,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     write_config(args.write, args.config_file, cfg, args.opts, values, header)
     picture = args.write.with_suffix(".png")
     draw_class_weights(weights, picture, title=title)
-    print("\n".join([title, *how, "", *_shorten(table), "", f"config:  {args.write}", f"picture: {picture}"]))
+    print(
+        "\n".join(
+            [title, *how, "", *_shorten(table), "", f"config:  {args.write}", f"picture: {picture}"]
+        )
+    )
     output_dir = f"{cfg.OUTPUT_DIR.rstrip('/')}_{args.write.stem}"
     command = ["focal-det", "train", "--config-file", str(args.write), "OUTPUT_DIR", output_dir]
     print(f"train:   {to_command_line(command)}")
@@ -76,25 +85,70 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="focal-det weights", description=__doc__, usage="%(prog)s --config-file X --write Y.yaml [options] [KEY VALUE ...]"
+        prog="focal-det weights",
+        description=__doc__,
+        usage="%(prog)s --config-file X --write Y.yaml [options] [KEY VALUE ...]",
     )
     option = parser.add_argument
-    option("--config-file", type=Path, required=True, metavar="X", help="config whose training set is read")
-    option("--write", type=Path, required=True, metavar="Y.yaml", help="config to write, based on X; the picture is Y.png")
-    option("--method", choices=WEIGHT_METHODS, default="sqrt", help="alpha as 1/n, 1/sqrt(n), 1/E_n (default: %(default)s)")
-    option("--beta", type=float, default=0.999, help="of the effective number E_n, in [0, 1) (default: %(default)s)")
-    option("--max-alpha", type=float, default=0.95, help="no class has a larger alpha (default: %(default)s)")
-    option("--images", type=int, default=1000, help="images that pi is counted in; 0 is all (default: %(default)s)")
-    option("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to X, written into Y.yaml as well")
+    option(
+        "--config-file",
+        type=Path,
+        required=True,
+        metavar="X",
+        help="config whose training set is read",
+    )
+    option(
+        "--write",
+        type=Path,
+        required=True,
+        metavar="Y.yaml",
+        help="config to write, based on X; the picture is Y.png",
+    )
+    option(
+        "--method",
+        choices=WEIGHT_METHODS,
+        default="sqrt",
+        help="alpha as 1/n, 1/sqrt(n), 1/E_n (default: %(default)s)",
+    )
+    option(
+        "--beta",
+        type=float,
+        default=0.999,
+        help="of the effective number E_n, in [0, 1) (default: %(default)s)",
+    )
+    option(
+        "--max-alpha",
+        type=float,
+        default=0.95,
+        help="no class has a larger alpha (default: %(default)s)",
+    )
+    option(
+        "--images",
+        type=int,
+        default=1000,
+        help="images that pi is counted in; 0 is all (default: %(default)s)",
+    )
+    option(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="changes to X, written into Y.yaml as well",
+    )
     args = parser.parse_args(argv)
     if args.config_file.suffix not in (".yaml", ".yml") or not args.config_file.is_file():
-        parser.error(f"--config-file must be a .yaml file that exists, got {args.config_file} (working folder: {Path.cwd()})")
+        parser.error(
+            f"--config-file must be a .yaml file that exists, got {args.config_file} (working folder: {Path.cwd()})"
+        )
     if args.write.suffix not in (".yaml", ".yml"):
         parser.error(f"--write must be a .yaml file, got {args.write}")
     if args.write.exists() and not args.write.read_text().startswith(f"# {_FIRST_LINE}"):
-        parser.error(f"--write {args.write} exists and is not from this program; remove it or choose another name")
+        parser.error(
+            f"--write {args.write} exists and is not from this program; remove it or choose another name"
+        )
     if args.write.resolve() in _find_bases(args.config_file):
-        parser.error(f"--write {args.write} is --config-file or one of its bases; choose another name")
+        parser.error(
+            f"--write {args.write} is --config-file or one of its bases; choose another name"
+        )
     if args.images < 0:
         parser.error(f"--images must be >= 0, got {args.images}")
     return args
@@ -126,30 +180,41 @@ def _warn(cfg: CfgNode, weights: ClassWeights, fit: AnchorFit) -> None:
     warn = logging.getLogger(LOGGER_NAME).warning
     for values, message in (
         (weights.counts, "without objects, weighted like one with a single object"),
-        (fit.positives, f"without a positive anchor in the images looked at (--images), with pi = 1 / {fit.num_anchors}"),
+        (
+            fit.positives,
+            f"without a positive anchor in the images looked at (--images), with pi = 1 / {fit.num_anchors}",
+        ),
     ):
         names = [name for name, value in zip(weights.class_names, values) if value == 0]
         if names:
             warn(f"Classes {message}: {', '.join(names)}")
     warn_unread(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        warn("DATALOADER.SAMPLER_TRAIN repeats images of rare classes; the counts are those of the data set, without repeats")
+        warn(
+            "DATALOADER.SAMPLER_TRAIN repeats images of rare classes; the counts are those of the data set, without repeats"
+        )
 
 
 def warn_unread(cfg: CfgNode) -> None:
     """Say which numbers per class the config's model or loss does not read."""
     warn = logging.getLogger(LOGGER_NAME).warning
     if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
-        warn(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only FocalRetinaNet reads the numbers per class")
+        warn(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only FocalRetinaNet reads the numbers per class"
+        )
     loss_name = cfg.MODEL.FOCAL_DET.CLS_LOSS.NAME
     if loss_name != "FocalLoss":
-        warn(f"alpha_per_class is written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is {loss_name}")
+        warn(
+            f"alpha_per_class is written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is {loss_name}"
+        )
 
 
 def _make_table(weights: ClassWeights) -> list[str]:
     """A line of column names, then one per class by falling number of objects."""
     width = max(5, *(len(x) for x in weights.class_names))
-    lines = [f"{'id':>4}  {'class':<{width}}  {'objects':>8}  {'share':>8}  {'alpha':>8}  {'pi':>10}"]
+    lines = [
+        f"{'id':>4}  {'class':<{width}}  {'objects':>8}  {'share':>8}  {'alpha':>8}  {'pi':>10}"
+    ]
     for i in weights.order:
         count, alpha = weights.counts[i], weights.alphas[weights.method][i]
         numbers = f"{count:>8}  {100 * count / weights.counts.sum():>6.2f} %  {_round(alpha):>8}  {_round(weights.priors[i]):>10}"
@@ -161,7 +226,11 @@ def _shorten(table: list[str]) -> list[str]:
     if len(table) <= _MAX_ROWS + 1:
         return table
     half = _MAX_ROWS // 2
-    return [*table[: half + 1], f"      ... {len(table) - 1 - 2 * half} more, see the written config", *table[-half:]]
+    return [
+        *table[: half + 1],
+        f"      ... {len(table) - 1 - 2 * half} more, see the written config",
+        *table[-half:],
+    ]
 
 
 def describe_imbalance(weights: ClassWeights) -> str:

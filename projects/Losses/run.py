@@ -22,7 +22,9 @@ from focal_det.analysis.record import make_record
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OUTPUT = Path("output", "losses")  # in the folder of focal_det
-LOSSES = [x for x in sorted((ROOT / "configs" / "losses").glob("*.yaml")) if x.stem != "Base-Losses"]
+LOSSES = [
+    x for x in sorted((ROOT / "configs" / "losses").glob("*.yaml")) if x.stem != "Base-Losses"
+]
 REMEDIES = [HERE / "configs" / f"{name}.yaml" for name in ("repeat_factor", "per_class_alpha")]
 CONFIGS = {"digits_train": LOSSES, "digits_longtail_train": [*LOSSES, *REMEDIES]}
 
@@ -51,13 +53,25 @@ class Run:
     @property
     def command(self) -> list[str]:
         """What python is given in the folder of focal_det."""
-        words = ["-m", "tools.train_net", "--config-file", str(self.config.relative_to(ROOT)), "SEED", str(self.seed)]
+        words = [
+            "-m",
+            "tools.train_net",
+            "--config-file",
+            str(self.config.relative_to(ROOT)),
+            "SEED",
+            str(self.seed),
+        ]
         weights = "" if self.is_new else str(OUTPUT / "start.pth")
         words += ["MODEL.WEIGHTS", weights, "DATASETS.TRAIN", f"('{self.dataset}',)"]
         return [*words, "OUTPUT_DIR", str(self.output.relative_to(ROOT))]
 
 
-START = Run(ROOT / "configs" / "digits" / "focal_retinanet_tiny.yaml", "digits_longtail_train", seed=1, is_new=True)
+START = Run(
+    ROOT / "configs" / "digits" / "focal_retinanet_tiny.yaml",
+    "digits_longtail_train",
+    seed=1,
+    is_new=True,
+)
 
 
 def train(run: Run) -> bool:
@@ -66,12 +80,20 @@ def train(run: Run) -> bool:
     (run.output / "metrics.json").unlink(missing_ok=True)
     env = {**os.environ, "DETECTRON2_ENV_MODULE": "focal_det.env"}
     with open(run.output / "terminal.txt", "w") as terminal:
-        done = subprocess.run([sys.executable, *run.command], cwd=ROOT, env=env, stdout=terminal, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [sys.executable, *run.command],
+            cwd=ROOT,
+            env=env,
+            stdout=terminal,
+            stderr=subprocess.STDOUT,
+        )
     if done.returncode:
         return False
     record = make_record(run.output, " ".join(["python", *run.command]), "digits_val")
     run.record.parent.mkdir(parents=True, exist_ok=True)
-    run.record.write_text(json.dumps({**record, "trained_on": run.dataset, "seed": run.seed}, indent=1) + "\n")
+    run.record.write_text(
+        json.dumps({**record, "trained_on": run.dataset, "seed": run.seed}, indent=1) + "\n"
+    )
     return True
 
 
@@ -83,26 +105,45 @@ def make_start() -> None:
     print(f"training {weights}, what all runs start from: about 5 minutes", flush=True)
     if not train(START):
         raise RuntimeError(f"the training failed, see {START.output}/terminal.txt")
-    model = torch.load(START.output / "model_final.pth", map_location="cpu", weights_only=True)["model"]
+    model = torch.load(START.output / "model_final.pth", map_location="cpu", weights_only=True)[
+        "model"
+    ]
     torch.save({"model": {k: v for k, v in model.items() if k.startswith("backbone.")}}, weights)
 
 
 def main() -> int:
     """Train what has no record yet; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], metavar="N", help="(default: 1 2)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with OMP_NUM_THREADS threads (default: 1)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2], metavar="N", help="(default: 1 2)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time, each with OMP_NUM_THREADS threads (default: 1)",
+    )
     args = parser.parse_args()
     make_start()
-    runs = [Run(config, dataset, seed) for seed in args.seeds for dataset in CONFIGS for config in CONFIGS[dataset]]
+    runs = [
+        Run(config, dataset, seed)
+        for seed in args.seeds
+        for dataset in CONFIGS
+        for config in CONFIGS[dataset]
+    ]
     todo = [run for run in runs if not run.record.is_file()]
-    print(f"{len(runs) - len(todo)} of {len(runs)} runs have a record; {len(todo)} to go", flush=True)
+    print(
+        f"{len(runs) - len(todo)} of {len(runs)} runs have a record; {len(todo)} to go", flush=True
+    )
     start, failed = time.time(), 0
     with ThreadPoolExecutor(args.jobs) as pool:
         for index, (run, is_done) in enumerate(zip(todo, pool.map(train, todo)), start=1):
             left = (time.time() - start) / 60 / index * (len(todo) - index)
             outcome = "done" if is_done else f"FAILED, see {run.output}/terminal.txt"
-            print(f"[{index}/{len(todo)}] {run.name}: {outcome}; about {left:.0f} minutes left", flush=True)
+            print(
+                f"[{index}/{len(todo)}] {run.name}: {outcome}; about {left:.0f} minutes left",
+                flush=True,
+            )
             failed += not is_done
     return failed
 

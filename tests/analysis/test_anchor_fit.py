@@ -23,14 +23,19 @@ from tests.data.make_data import load_records
 
 
 def make_record(*boxes, size=256):
-    annotations = [{"bbox": x, "bbox_mode": BoxMode.XYXY_ABS, "category_id": i % 2} for i, x in enumerate(boxes)]
+    annotations = [
+        {"bbox": x, "bbox_mode": BoxMode.XYXY_ABS, "category_id": i % 2}
+        for i, x in enumerate(boxes)
+    ]
     return {"file_name": "a.png", "height": size, "width": size, "annotations": annotations}
 
 
 @pytest.fixture
 def setup(make_cfg):
     """Anchors of 32 to 813 px at strides 8 to 128, in images that are not resized."""
-    return build_anchor_setup(make_cfg("INPUT.MIN_SIZE_TRAIN", (0,), "MODEL.RETINANET.NUM_CLASSES", 2))
+    return build_anchor_setup(
+        make_cfg("INPUT.MIN_SIZE_TRAIN", (0,), "MODEL.RETINANET.NUM_CLASSES", 2)
+    )
 
 
 def get_anchors(setup):
@@ -44,17 +49,31 @@ def test_feature_sizes_and_anchors_are_those_of_the_model(make_cfg, size):
     with torch.no_grad():
         images = model.preprocess_image([{"image": torch.zeros(3, *size)}])
         features = [model.backbone(images.tensor)[name] for name in model.head_in_features]
-    sizes = get_feature_sizes(size, model.anchor_generator.strides, model.backbone.size_divisibility)
+    sizes = get_feature_sizes(
+        size, model.anchor_generator.strides, model.backbone.size_divisibility
+    )
     assert sizes == [tuple(x.shape[-2:]) for x in features]
     empty = [torch.empty(1, 0, *x) for x in sizes]
-    assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(model.anchor_generator(empty), model.anchor_generator(features)))
+    assert all(
+        torch.equal(a.tensor, b.tensor)
+        for a, b in zip(model.anchor_generator(empty), model.anchor_generator(features))
+    )
 
 
 @pytest.mark.parametrize("size", [(128, 1333), (200, 150), (0, 1333)])
 def test_positives_are_those_that_the_model_trains_on(make_cfg, tmp_path, size):
     records = load_records(tmp_path)
-    records[0]["annotations"].append({**records[0]["annotations"][0], "bbox": [60, 0, 30, 30], "iscrowd": 1})
-    overrides = ["INPUT.MIN_SIZE_TRAIN", (size[0],), "INPUT.MAX_SIZE_TRAIN", size[1], "INPUT.RANDOM_FLIP", "none"]
+    records[0]["annotations"].append(
+        {**records[0]["annotations"][0], "bbox": [60, 0, 30, 30], "iscrowd": 1}
+    )
+    overrides = [
+        "INPUT.MIN_SIZE_TRAIN",
+        (size[0],),
+        "INPUT.MAX_SIZE_TRAIN",
+        size[1],
+        "INPUT.RANDOM_FLIP",
+        "none",
+    ]
     cfg = make_cfg(*overrides, "MODEL.RETINANET.NUM_CLASSES", 2)
     model, mapper = build_model(cfg).train(), DatasetMapper(cfg, True)
     want, want_anchors = np.zeros(2, int), 0
@@ -66,13 +85,18 @@ def test_positives_are_those_that_the_model_trains_on(make_cfg, tmp_path, size):
         want += np.bincount(labels[(labels >= 0) & (labels < 2)].numpy(), minlength=2)
         want_anchors += len(labels)
     fit = measure_anchors(records, build_anchor_setup(cfg))
-    assert want.all() and fit.positives.tolist() == want.tolist() and fit.num_anchors == want_anchors
+    assert (
+        want.all() and fit.positives.tolist() == want.tolist() and fit.num_anchors == want_anchors
+    )
 
 
 def test_a_record_without_size_or_with_a_class_too_many_is_named(setup):
     with pytest.raises(ValueError, match=r"Image a\.png has no 'height' and 'width'"):
         measure_anchors([{"file_name": "a.png", "annotations": []}], setup)
-    with pytest.raises(ValueError, match=r"Image a\.png has an object of class id 1, but MODEL.RETINANET.NUM_CLASSES is 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"Image a\.png has an object of class id 1, but MODEL.RETINANET.NUM_CLASSES is 1",
+    ):
         measure_anchors([make_record([0, 0, 9, 9], [0, 0, 20, 20])], replace(setup, num_classes=1))
 
 
@@ -83,12 +107,21 @@ def test_the_measures_are_those_of_the_matrix_of_overlaps(setup):
     assert np.array_equal(fit.best_iou, iou.numpy()) and fit.iou_thresh == 0.5
     assert fit.is_reached.tolist() == [True, False, True] and fit.score == pytest.approx(2 / 3)
     assert fit.has_positive.all()  # by low-quality matches
-    assert fit.sides.tolist() == [[32, 32], [8, 6], [120, 130]] and fit.classes.tolist() == [0, 1, 0]
-    assert fit.positives_per_image[1] == 0 and fit.positives_per_level.sum() == fit.positives.sum() == fit.positives_per_image[0]
+    assert fit.sides.tolist() == [[32, 32], [8, 6], [120, 130]] and fit.classes.tolist() == [
+        0,
+        1,
+        0,
+    ]
+    assert (
+        fit.positives_per_image[1] == 0
+        and fit.positives_per_level.sum() == fit.positives.sum() == fit.positives_per_image[0]
+    )
 
 
 def test_a_box_whose_anchors_others_take_has_no_positive(setup):
-    without = replace(setup, matcher=type(setup.matcher)([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=False))
+    without = replace(
+        setup, matcher=type(setup.matcher)([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=False)
+    )
     fit = measure_anchors([make_record([10, 10, 42, 42], [10, 10, 42, 42])], without)
     assert fit.has_positive.tolist() == [True, False] and fit.is_reached.all()
 
@@ -101,7 +134,9 @@ def test_smaller_boxes_get_smaller_anchors_that_reach_more_of_them(setup):
     before = measure_anchors(records, setup)
     found = suggest_anchors(records, setup, get_anchors(setup), may_add_level=False)
     after = measure_anchors(records, setup.with_anchors(found))
-    assert after.score > before.score + 0.01 and max(found.sizes[0]) < 32 and len(found.strides) == 5
+    assert (
+        after.score > before.score + 0.01 and max(found.sizes[0]) < 32 and len(found.strides) == 5
+    )
     finer = suggest_anchors(records, setup, get_anchors(setup), may_add_level=True)
     assert finer.strides[0] == 4 and [len(x) for x in finer.sizes] == [3] * 6
     assert measure_anchors(records, setup.with_anchors(finer)).score > after.score
@@ -118,13 +153,26 @@ def test_anchors_that_fit_are_left_alone_and_long_boxes_get_long_ones(setup):
 
 def test_labels_of_one_image_come_with_its_objects(setup):
     objects, anchors, labels, _, best_iou = label_record(make_record([10, 10, 42, 42]), setup)
-    assert len(objects) == len(best_iou) == 1 and len(labels) == sum(map(len, anchors)) and (labels == 0).any()
+    assert (
+        len(objects) == len(best_iou) == 1
+        and len(labels) == sum(map(len, anchors))
+        and (labels == 0).any()
+    )
 
 
 def test_the_picture_shows_what_is_lost_in_red(setup, tmp_path):
     def count_red(*boxes):
         fit = measure_anchors([make_record(*boxes)], setup)
-        draw_anchor_fit({"now": fit, "other": fit}, ["circle", "square"], list("34567"), tmp_path / "a.png")
-        return (np.abs(cv2.imread(str(tmp_path / "a.png")).astype(int) - (40, 39, 214)) < 12).all(axis=-1).sum()
+        draw_anchor_fit(
+            {"now": fit, "other": fit}, ["circle", "square"], list("34567"), tmp_path / "a.png"
+        )
+        return (
+            (np.abs(cv2.imread(str(tmp_path / "a.png")).astype(int) - (40, 39, 214)) < 12)
+            .all(axis=-1)
+            .sum()
+        )
 
-    assert count_red([10, 10, 42, 42], [40, 60, 48, 66]) > count_red([10, 10, 42, 42], [40, 60, 90, 100]) + 1000
+    assert (
+        count_red([10, 10, 42, 42], [40, 60, 48, 66])
+        > count_red([10, 10, 42, 42], [40, 60, 90, 100]) + 1000
+    )

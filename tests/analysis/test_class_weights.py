@@ -19,7 +19,13 @@ from tests.data.make_data import load_records
 COUNTS = st.lists(st.integers(0, 10) | st.integers(0, 10**7), min_size=1, max_size=30).map(np.array)
 
 
-@given(COUNTS, st.sampled_from(WEIGHT_METHODS), st.floats(0.001, 0.99), st.floats(0.001, 0.999), st.floats(0, 0.99999))
+@given(
+    COUNTS,
+    st.sampled_from(WEIGHT_METHODS),
+    st.floats(0.001, 0.99),
+    st.floats(0.001, 0.999),
+    st.floats(0, 0.99999),
+)
 @settings(max_examples=300, deadline=None)
 def test_mean_range_and_order_hold_for_all_counts(counts, method, mean, max_alpha, beta):
     assume(counts.any() and mean <= max_alpha)
@@ -53,41 +59,67 @@ def test_what_is_cut_off_goes_to_the_other_classes():
 
 
 @pytest.mark.parametrize("method", WEIGHT_METHODS)
-def test_a_class_without_objects_is_weighted_like_one_with_a_single_object_and_changes_no_other(method):
+def test_a_class_without_objects_is_weighted_like_one_with_a_single_object_and_changes_no_other(
+    method,
+):
     alphas = compute_class_alphas(np.array([50, 0, 1, 4]), method=method, mean=0.1)
     assert alphas[1] == alphas[2]
-    assert alphas[[0, 2, 3]] == pytest.approx(compute_class_alphas(np.array([50, 1, 4]), method=method, mean=0.1))
+    assert alphas[[0, 2, 3]] == pytest.approx(
+        compute_class_alphas(np.array([50, 1, 4]), method=method, mean=0.1)
+    )
 
 
 @pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_classes_of_the_same_size_get_the_scalar_alpha(method):
-    assert compute_class_alphas(np.array([7, 7, 7]), method=method, mean=0.25) == pytest.approx([0.25] * 3)
-    assert compute_class_alphas(np.array([9, 7, 0]), method=method, mean=0.4, max_alpha=0.4) == pytest.approx([0.4] * 3)
+    assert compute_class_alphas(np.array([7, 7, 7]), method=method, mean=0.25) == pytest.approx(
+        [0.25] * 3
+    )
+    assert compute_class_alphas(
+        np.array([9, 7, 0]), method=method, mean=0.4, max_alpha=0.4
+    ) == pytest.approx([0.4] * 3)
 
 
 def test_beta_leads_from_no_weighting_to_inverse_frequency():
     counts = np.array([300, 40, 9])
-    none, inverse = (compute_class_alphas(counts, method="effective", mean=0.1, beta=b) for b in (0.0, 1 - 1e-7))
+    none, inverse = (
+        compute_class_alphas(counts, method="effective", mean=0.1, beta=b) for b in (0.0, 1 - 1e-7)
+    )
     assert none == pytest.approx([0.1] * 3)
-    assert inverse == pytest.approx(compute_class_alphas(counts, method="inverse", mean=0.1), rel=1e-4)
+    assert inverse == pytest.approx(
+        compute_class_alphas(counts, method="inverse", mean=0.1), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "squared"}, r"Unknown method \(--method\) 'squared'.*Known: effective, inverse, sqrt"),
-        ({"mean": -1}, r"scalar alpha \(MODEL\.RETINANET\.FOCAL_LOSS_ALPHA\) must be in \(0, 0\.95\], got -1"),
+        (
+            {"method": "squared"},
+            r"Unknown method \(--method\) 'squared'.*Known: effective, inverse, sqrt",
+        ),
+        (
+            {"mean": -1},
+            r"scalar alpha \(MODEL\.RETINANET\.FOCAL_LOSS_ALPHA\) must be in \(0, 0\.95\], got -1",
+        ),
         ({"mean": 0.0}, r"FOCAL_LOSS_ALPHA\) must be in \(0, 0\.95\], got 0"),
-        ({"mean": 0.3, "max_alpha": 0.2}, r"FOCAL_LOSS_ALPHA\) must be in \(0, 0\.2\], got 0\.3.*--max-alpha"),
+        (
+            {"mean": 0.3, "max_alpha": 0.2},
+            r"FOCAL_LOSS_ALPHA\) must be in \(0, 0\.2\], got 0\.3.*--max-alpha",
+        ),
         ({"max_alpha": 1.0}, r"max_alpha \(--max-alpha\) must be in \(0, 1\), got 1\.0"),
         ({"beta": 1.0}, r"beta \(--beta\) must be in \[0, 1\), got 1\.0"),
-        ({"counts": np.array([0, 0])}, r"counts must be >= 0 with at least one object in all, got \[0, 0\]"),
+        (
+            {"counts": np.array([0, 0])},
+            r"counts must be >= 0 with at least one object in all, got \[0, 0\]",
+        ),
         ({"counts": np.array([3, -1])}, r"counts must be >= 0"),
     ],
 )
 def test_a_value_out_of_range_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        compute_class_alphas(**{"counts": np.array([3, 1]), "method": "sqrt", "mean": 0.25, **changes})
+        compute_class_alphas(
+            **{"counts": np.array([3, 1]), "method": "sqrt", "mean": 0.25, **changes}
+        )
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=9).map(np.array), st.integers(1, 10**9))
@@ -113,7 +145,10 @@ def test_counting_leaves_the_records_as_they_were_and_crowds_out(tmp_path):
 
 def test_a_class_id_without_an_output_is_named(tmp_path):
     records = load_records(tmp_path)
-    with pytest.raises(ValueError, match=r"0\.png has an object of class id 1, but MODEL\.RETINANET\.NUM_CLASSES is 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"0\.png has an object of class id 1, but MODEL\.RETINANET\.NUM_CLASSES is 1",
+    ):
         count_objects(records, 1)
 
 

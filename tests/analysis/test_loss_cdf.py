@@ -17,7 +17,12 @@ def fill(losses, num_parts=1):
 
 def make_losses(kind):
     x = torch.randn(20_000, dtype=torch.float64)
-    return {"normal": x.abs(), "log-normal": (4 * x).exp(), "equal": torch.full_like(x, 0.7), "tiny": x.abs() * 1e-30}[kind]
+    return {
+        "normal": x.abs(),
+        "log-normal": (4 * x).exp(),
+        "equal": torch.full_like(x, 0.7),
+        "tiny": x.abs() * 1e-30,
+    }[kind]
 
 
 def share_by_sorting(losses, fraction):
@@ -29,14 +34,19 @@ def share_by_sorting(losses, fraction):
 def test_the_curve_is_that_of_sorted_losses_within_its_error(kind):
     losses = make_losses(kind)
     histogram = fill(losses)
-    ordered = torch.cat([torch.zeros(1, dtype=torch.float64), losses.sort().values.cumsum(0)]) / losses.sum()
+    ordered = (
+        torch.cat([torch.zeros(1, dtype=torch.float64), losses.sort().values.cumsum(0)])
+        / losses.sum()
+    )
     fractions, shares = histogram.compute_curve()
     assert fractions[0] == shares[0] == 0 and fractions[-1] == 1 and shares[-1] == pytest.approx(1)
     exact = ordered[(fractions * len(losses)).round().long()]
     torch.testing.assert_close(shares, exact, rtol=0, atol=1e-9)  # at its points
     for fraction in (0.01, 0.2, 0.5):
         found = histogram.compute_share_of_hardest(fraction)
-        assert abs(found - share_by_sorting(losses, fraction)) <= histogram.compute_max_error() + 1e-9
+        assert (
+            abs(found - share_by_sorting(losses, fraction)) <= histogram.compute_max_error() + 1e-9
+        )
     assert histogram.compute_max_error() < 0.01
 
 
@@ -60,7 +70,9 @@ def test_parts_make_the_whole_in_the_same_memory():
 
 def test_zeros_and_nothing_have_curves():
     zeros = fill(torch.zeros(10))
-    assert zeros.compute_share_of_hardest(0.2) == pytest.approx(0.2) and zeros.compute_max_error() == 0
+    assert (
+        zeros.compute_share_of_hardest(0.2) == pytest.approx(0.2) and zeros.compute_max_error() == 0
+    )
     half = fill(torch.tensor([0.0] * 5 + [1.0] * 5))
     assert half.compute_share_of_hardest(0.5) == pytest.approx(1)
     nothing = LossHistogram()
@@ -77,6 +89,12 @@ def test_figures_and_picture(tmp_path):
     histograms = {"a": {"positive": fill(make_losses("normal")), "negative": LossHistogram()}}
     rows = summarize(histograms)
     assert [(x["side"], x["anchors"]) for x in rows] == [("positive", 20_000), ("negative", 0)]
-    assert rows[0]["fractions"][-1] == 1 and rows[0]["shares"][-1] == pytest.approx(1) and len(rows[0]["shares"]) < 1000
+    assert (
+        rows[0]["fractions"][-1] == 1
+        and rows[0]["shares"][-1] == pytest.approx(1)
+        and len(rows[0]["shares"]) < 1000
+    )
     draw_loss_cdf(histograms, "title", [tmp_path / "a.png", tmp_path / "a.svg"])
-    assert (tmp_path / "a.png").stat().st_size > 5000 and "title" in (tmp_path / "a.svg").read_text()
+    assert (tmp_path / "a.png").stat().st_size > 5000 and "title" in (
+        tmp_path / "a.svg"
+    ).read_text()

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from focal_det.analysis.loss_curves import MAX_LOSSES, compute_loss_curves, draw_loss_curves, get_label, make_figure
+from focal_det.analysis.loss_curves import (
+    MAX_LOSSES,
+    compute_loss_curves,
+    draw_loss_curves,
+    get_label,
+    make_figure,
+)
 from focal_det.losses import CLS_LOSS_REGISTRY, ClsLoss, FocalLoss
 
 REGISTERED = sorted(name for name, _ in CLS_LOSS_REGISTRY)
@@ -41,7 +47,9 @@ def test_focal_loss_equals_equation_5_and_its_derivative(alpha, gamma):
     for row, alpha_t in enumerate((alpha, 1 - alpha) if alpha >= 0 else (1, 1)):
         np.testing.assert_allclose(curves.p_t[row], p_t, rtol=1e-4)
         loss = -alpha_t * (1 - p_t) ** gamma * log_p_t
-        check_against(curves, row, loss, alpha_t * (1 - p_t) ** gamma * (gamma * p_t * log_p_t + p_t - 1))
+        check_against(
+            curves, row, loss, alpha_t * (1 - p_t) ** gamma * (gamma * p_t * log_p_t + p_t - 1)
+        )
 
 
 @pytest.mark.parametrize(("gamma", "beta"), [(2, 1), (4, 0)])
@@ -62,16 +70,26 @@ def test_what_section_3_says_of_gamma_2():
 
 
 def test_background_logit_is_held_at_zero():
-    softmax, binary = compute("SoftmaxFocalLoss", alpha=0.25, gamma=2), compute("FocalLoss", alpha=0.25, gamma=2)
+    softmax, binary = (
+        compute("SoftmaxFocalLoss", alpha=0.25, gamma=2),
+        compute("FocalLoss", alpha=0.25, gamma=2),
+    )
     for name in ("p_t", "loss", "grad"):
-        torch.testing.assert_close(getattr(softmax, name), getattr(binary, name), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            getattr(softmax, name), getattr(binary, name), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_positives_have_the_iou_that_is_asked_for():
     curves = compute("VarifocalLoss", iou=0.8)
     x = curves.x_t.double().numpy()
     # q CE(x, q), whose derivative is q (p - q).
-    check_against(curves, 0, 0.8 * (0.8 * np.logaddexp(0, -x) + 0.2 * np.logaddexp(0, x)), 0.8 * (sigmoid(x) - 0.8))
+    check_against(
+        curves,
+        0,
+        0.8 * (0.8 * np.logaddexp(0, -x) + 0.2 * np.logaddexp(0, x)),
+        0.8 * (sigmoid(x) - 0.8),
+    )
     torch.testing.assert_close(curves.loss[1], compute("VarifocalLoss", iou=0.3).loss[1])
     assert curves.iou == 0.8 and compute("FocalLoss", iou=0.8).iou is None
 
@@ -109,7 +127,9 @@ def test_the_lines_of_the_panels_are_the_values():
 @pytest.mark.parametrize("name", REGISTERED)
 def test_every_registered_loss_has_curves(name):
     curves = compute(name)
-    assert curves.loss.isfinite().all() and curves.grad.isfinite().all() and (curves.loss >= 0).all()
+    assert (
+        curves.loss.isfinite().all() and curves.grad.isfinite().all() and (curves.loss >= 0).all()
+    )
     assert (curves.p_t.diff() > 0).all() and curves.p_t.min() > 0 and curves.p_t.max() < 1
     assert (curves.p_t[:, 600] - 0.5).abs().max() < 1e-6 and curves.x_t[600].abs() < 1e-6
 
@@ -146,12 +166,22 @@ def get_notes(figure):
 
 
 def test_what_values_depend_on_is_noted():
-    figure = make_figure({"FL": compute("FocalLoss"), "half": compute_loss_curves(HalfLoss(), iou=0.7)})
-    assert "†" in figure.legends[0].get_texts()[1].get_text() and "‡" in figure.legends[0].get_texts()[1].get_text()
+    figure = make_figure(
+        {"FL": compute("FocalLoss"), "half": compute_loss_curves(HalfLoss(), iou=0.7)}
+    )
+    assert (
+        "†" in figure.legends[0].get_texts()[1].get_text()
+        and "‡" in figure.legends[0].get_texts()[1].get_text()
+    )
     assert figure.legends[0].get_texts()[0].get_text() == "FL"
     notes = get_notes(figure).splitlines()
     assert [x[0] for x in notes] == ["†", "‡", "I"]
-    assert "depend on the batch" in notes[0] and "grid" in notes[0] and "first step" in notes[1] and notes[2].endswith("0.7")
+    assert (
+        "depend on the batch" in notes[0]
+        and "grid" in notes[0]
+        and "first step" in notes[1]
+        and notes[2].endswith("0.7")
+    )
     assert get_notes(make_figure({"FL": compute("FocalLoss")})) == ""
 
 
@@ -165,7 +195,9 @@ def test_twelve_losses_are_told_apart_and_thirteen_refused():
 
 
 def test_a_line_under_another_is_wider():
-    figure = make_figure({"under": compute("FocalLoss"), "other": compute("HingeLoss"), "over": compute("FocalLoss")})
+    figure = make_figure(
+        {"under": compute("FocalLoss"), "other": compute("HingeLoss"), "over": compute("FocalLoss")}
+    )
     under, _, other, _, over, _ = (x.get_linewidth() for x in figure.axes[0].lines)
     assert under > other == over
 
@@ -179,7 +211,9 @@ def test_labels_have_greek_letters_and_values():
 
 
 def test_pictures_are_written_in_the_formats_of_their_suffixes(tmp_path):
-    draw_loss_curves({"FocalLoss here": compute("FocalLoss")}, [tmp_path / "a.png", tmp_path / "a.svg"])
+    draw_loss_curves(
+        {"FocalLoss here": compute("FocalLoss")}, [tmp_path / "a.png", tmp_path / "a.svg"]
+    )
     picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture.shape[1] == 1800 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
@@ -193,5 +227,7 @@ def test_an_iou_out_of_range_is_named(iou):
 
 
 def test_a_loss_for_more_classes_is_refused():
-    with pytest.raises(ValueError, match="alpha_per_class must have one value for each of the 1 classes, got 2"):
+    with pytest.raises(
+        ValueError, match="alpha_per_class must have one value for each of the 1 classes, got 2"
+    ):
         compute_loss_curves(FocalLoss(alpha_per_class=[0.2, 0.3]))

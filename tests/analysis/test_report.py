@@ -24,12 +24,25 @@ def run(tmp_path, monkeypatch):
     (folder / "inference").mkdir(parents=True)
     cfg = get_cfg()
     images, annotations = str(tmp_path / "images"), str(tmp_path / "coco.json")
-    cfg.MODEL.FOCAL_DET.DATASETS = [{"name": "report_set", "format": "coco", "json": annotations, "images": images}]
+    cfg.MODEL.FOCAL_DET.DATASETS = [
+        {"name": "report_set", "format": "coco", "json": annotations, "images": images}
+    ]
     cfg.DATASETS.TEST = ("report_set",)
     cfg.MODEL.DEVICE = "cpu"
     (folder / "config.yaml").write_text(cfg.dump())
-    lines = [{"iteration": 19, "total_loss": 2.0, "loss_cls": 1.5, "loss_box_reg": 0.5}, {"iteration": 39, "total_loss": 1.0}]
-    lines += [{"iteration": 39, "total_loss": 0.9, "bbox/AP": 41.5, "bbox/AP50": 60.0, "bbox/AP-circle": 30.0}]
+    lines = [
+        {"iteration": 19, "total_loss": 2.0, "loss_cls": 1.5, "loss_box_reg": 0.5},
+        {"iteration": 39, "total_loss": 1.0},
+    ]
+    lines += [
+        {
+            "iteration": 39,
+            "total_loss": 0.9,
+            "bbox/AP": 41.5,
+            "bbox/AP50": 60.0,
+            "bbox/AP-circle": 30.0,
+        }
+    ]
     (folder / "metrics.json").write_text("\n".join(json.dumps(x) for x in lines))
     results = [{"image_id": 1, "category_id": 2, "bbox": [50, 40, 40, 40], "score": 0.9}]
     results += [{"image_id": 2, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.1}]
@@ -61,7 +74,11 @@ def test_the_record_says_how_it_was_measured(run, tmp_path):
     main([str(run), "--record", str(tmp_path / "new" / "a.json"), "--command", command])
     record = json.loads((tmp_path / "new" / "a.json").read_text())
     assert record["figures"] == {"bbox/AP": 41.5, "bbox/AP50": 60.0, "bbox/AP-circle": 30.0}
-    assert (record["dataset"], record["config_file"], record["command"]) == ("report_set", "configs/a.yaml", command)
+    assert (record["dataset"], record["config_file"], record["command"]) == (
+        "report_set",
+        "configs/a.yaml",
+        command,
+    )
     assert yaml.safe_load(record["config"])["DATASETS"]["TEST"] == ["report_set"]
     assert record["versions"]["torch"] and record["device"]
 
@@ -76,15 +93,21 @@ def test_a_line_that_is_cut_off_is_left_out(run):
     """Of a run that is being written, or that was killed and then resumed."""
     before = read_metrics(run / "metrics.json")
     with open(run / "metrics.json", "a") as file:
-        file.write('\n{"iteration": 59, "total_l{"iteration": 59, "total_loss": 3.0}\n{"iteration": 79, "tot')
+        file.write(
+            '\n{"iteration": 59, "total_l{"iteration": 59, "total_loss": 3.0}\n{"iteration": 79, "tot'
+        )
     assert read_metrics(run / "metrics.json") == before
 
 
 def test_lines_of_an_earlier_longer_run_in_the_same_folder_are_left_out(run):
     with open(run / "metrics.json", "a") as file:
-        file.write('\n{"iteration": 19, "total_loss": 5.0}\n{"iteration": 29, "total_loss": 4.0, "bbox/AP": 7.0}\n')
+        file.write(
+            '\n{"iteration": 19, "total_loss": 5.0}\n{"iteration": 29, "total_loss": 4.0, "bbox/AP": 7.0}\n'
+        )
     metrics = read_metrics(run / "metrics.json")
-    assert [x["iteration"] for x in metrics] == [19, 29] and get_figures(metrics) == {"bbox/AP": 7.0}
+    assert [x["iteration"] for x in metrics] == [19, 29] and get_figures(metrics) == {
+        "bbox/AP": 7.0
+    }
 
 
 def test_curves_of_a_run_without_evaluation(run):
@@ -100,7 +123,9 @@ def test_a_folder_that_is_no_run_names_what_is_missing(tmp_path, capsys):
 
 def test_detections_of_another_data_set_are_named(run):
     results = run / "inference" / "coco_instances_results.json"
-    results.write_text(json.dumps([{"image_id": 77, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9}]))
+    results.write_text(
+        json.dumps([{"image_id": 77, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9}])
+    )
     with pytest.raises(ValueError, match="has image id 77, which data set report_set has not"):
         main([str(run)])
 

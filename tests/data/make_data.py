@@ -25,7 +25,9 @@ def write_images(folder: Path, suffix: str = ".png") -> list[Path]:
         image = np.full((SIZE, SIZE, 3), 90, np.uint8)
         for label, (x0, y0, x1, y1) in objects:
             if label == 0:
-                cv2.circle(image, ((x0 + x1) // 2, (y0 + y1) // 2), (x1 - x0) // 2, (40, 40, 230), -1)
+                cv2.circle(
+                    image, ((x0 + x1) // 2, (y0 + y1) // 2), (x1 - x0) // 2, (40, 40, 230), -1
+                )
             else:
                 cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), (230, 200, 40), -1)
         files.append(folder / f"{index}{suffix}")
@@ -36,7 +38,10 @@ def write_images(folder: Path, suffix: str = ".png") -> list[Path]:
 def write_coco(root: Path) -> None:
     """`coco.json` and `images/`."""
     files = write_images(root / "images")
-    images = [{"id": i + 1, "file_name": f.name, "width": SIZE, "height": SIZE} for i, f in enumerate(files)]
+    images = [
+        {"id": i + 1, "file_name": f.name, "width": SIZE, "height": SIZE}
+        for i, f in enumerate(files)
+    ]
     annotations = []
     for image_id, objects in enumerate(OBJECTS, start=1):
         for label, (x0, y0, x1, y1) in objects:
@@ -65,9 +70,13 @@ def write_voc(root: Path, suffix: str = ".jpg") -> None:
     for folder in ("Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for file, objects in zip(files, OBJECTS):
-        write_annotation(root / "Annotations" / f"{file.stem}.xml", [(CLASSES[i], box) for i, box in objects])
+        write_annotation(
+            root / "Annotations" / f"{file.stem}.xml", [(CLASSES[i], box) for i, box in objects]
+        )
     for split in ("train", "val"):
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(f.stem for f in files) + "\n")
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(
+            "\n".join(f.stem for f in files) + "\n"
+        )
 
 
 def write_annotation(file: Path, objects: list) -> None:

@@ -6,7 +6,12 @@ import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from focal_det.data.catalog import check_datasets, register_datasets, register_datasets_file, register_digits
+from focal_det.data.catalog import (
+    check_datasets,
+    register_datasets,
+    register_datasets_file,
+    register_digits,
+)
 from tests.data.make_data import CLASSES, write_coco, write_voc
 
 
@@ -21,11 +26,23 @@ def clean_catalog():
 
 
 def coco_block(folder, **changes):
-    return {"name": "cells", "format": "coco", "json": str(folder / "coco.json"), "images": str(folder / "images"), **changes}
+    return {
+        "name": "cells",
+        "format": "coco",
+        "json": str(folder / "coco.json"),
+        "images": str(folder / "images"),
+        **changes,
+    }
 
 
 def voc_block(folder, **changes):
-    block = {"name": "cells", "format": "voc", "root": str(folder), "split": "train", "classes": CLASSES}
+    block = {
+        "name": "cells",
+        "format": "voc",
+        "root": str(folder),
+        "split": "train",
+        "classes": CLASSES,
+    }
     return {k: v for k, v in {**block, **changes}.items() if v is not None}
 
 
@@ -44,7 +61,12 @@ def test_a_voc_block_registers_the_metadata_of_its_evaluator(tmp_path, evaluator
     write_voc(tmp_path)
     register_datasets([voc_block(tmp_path, evaluator=evaluator)], source="test")
     metadata = MetadataCatalog.get("cells")
-    assert (metadata.evaluator_type, metadata.split, metadata.year, metadata.dirname) == (kind, "train", 2012, str(tmp_path))
+    assert (metadata.evaluator_type, metadata.split, metadata.year, metadata.dirname) == (
+        kind,
+        "train",
+        2012,
+        str(tmp_path),
+    )
     assert metadata.thing_classes == CLASSES and len(DatasetCatalog.get("cells")) == 4
 
 
@@ -76,7 +98,10 @@ def test_registering_the_same_block_twice_is_fine_and_another_one_is_not(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "yolo"}, r"sets\.yaml: data set 'cells': Unknown format 'yolo'.*Known: coco, voc"),
+        (
+            {"format": "yolo"},
+            r"sets\.yaml: data set 'cells': Unknown format 'yolo'.*Known: coco, voc",
+        ),
         ({"clases": ["a"]}, "Unknown key 'clases'. Did you mean 'classes'"),
         ({"split": None}, "has no 'split'; format voc needs name, format, root, split, classes"),
         ({"classes": []}, "has no 'classes'"),
@@ -97,7 +122,16 @@ def test_a_wrong_block_names_source_key_and_value(tmp_path, changes, message):
         register_datasets_file(str(file))
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "DATASET: []\n", "DATASETS: {name: a}\n", "DATASETS: [a]\n", "DATASETS:\n\t- a\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a\n- b\n",
+        "DATASET: []\n",
+        "DATASETS: {name: a}\n",
+        "DATASETS: [a]\n",
+        "DATASETS:\n\t- a\n",
+    ],
+)
 def test_a_file_of_another_form_is_named(tmp_path, text):
     (tmp_path / "sets.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"sets\.yaml"):
@@ -115,7 +149,10 @@ def test_num_classes_is_checked_before_a_model_is_built(tmp_path, make_cfg, writ
 
     write(tmp_path)
     overrides = ("MODEL.FOCAL_DET.DATASETS", [block(tmp_path)], "DATASETS.TRAIN", ("cells",))
-    with pytest.raises(ValueError, match=r"cells has 2 classes \(circle, square\), but MODEL\.RETINANET\.NUM_CLASSES is 5"):
+    with pytest.raises(
+        ValueError,
+        match=r"cells has 2 classes \(circle, square\), but MODEL\.RETINANET\.NUM_CLASSES is 5",
+    ):
         build_model(make_cfg(*overrides))
     build_model(make_cfg(*overrides, "MODEL.RETINANET.NUM_CLASSES", 2))
 
@@ -123,7 +160,9 @@ def test_num_classes_is_checked_before_a_model_is_built(tmp_path, make_cfg, writ
 def test_classes_that_the_json_does_not_have_are_named(tmp_path):
     write_coco(tmp_path)
     register_datasets([coco_block(tmp_path, classes=["circle", "triangle"])], source="test")
-    with pytest.raises(ValueError, match=r"\['circle', 'triangle'\], but .*coco\.json has \['circle', 'square'\]"):
+    with pytest.raises(
+        ValueError, match=r"\['circle', 'triangle'\], but .*coco\.json has \['circle', 'square'\]"
+    ):
         check_datasets(["cells"], 2)
 
 
@@ -142,7 +181,10 @@ def test_boxes_without_area_in_a_json_are_reported_and_left_out(tmp_path, caplog
     (tmp_path / "coco.json").write_text(json.dumps(content))
     register_datasets([coco_block(tmp_path)], source="test")
     assert [len(x["annotations"]) for x in DatasetCatalog.get("cells")] == [1, 1, 0, 1]
-    assert "Data set cells: 1 boxes without area are left out" in caplog.text and "0.png [5, 5, 0, 9]" in caplog.text
+    assert (
+        "Data set cells: 1 boxes without area are left out" in caplog.text
+        and "0.png [5, 5, 0, 9]" in caplog.text
+    )
 
 
 def test_digits_are_known_before_they_are_drawn():

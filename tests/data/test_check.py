@@ -40,13 +40,33 @@ def test_nothing_is_wrong_with_correct_data_but_an_empty_image_is_noted(coco):
 
 
 FAULTS = {
-    "image ids given twice": (lambda c: c["images"][1].update(id=1), "id 1 of 0.png and 1.png", "error"),
+    "image ids given twice": (
+        lambda c: c["images"][1].update(id=1),
+        "id 1 of 0.png and 1.png",
+        "error",
+    ),
     "images without a field": (lambda c: c["images"][0].pop("width"), "has no width", "error"),
-    "file names that leave the folder": (lambda c: c["images"][0].update(file_name="../0.png"), "image 1, ../0.png", "warning"),
-    "annotation ids given more than once": (lambda c: c["annotations"][1].update(id=1), "annotation id 1, 2 times", "error"),
+    "file names that leave the folder": (
+        lambda c: c["images"][0].update(file_name="../0.png"),
+        "image 1, ../0.png",
+        "warning",
+    ),
+    "annotation ids given more than once": (
+        lambda c: c["annotations"][1].update(id=1),
+        "annotation id 1, 2 times",
+        "error",
+    ),
     "annotations without a field": (lambda c: c["annotations"][1].pop("bbox"), "no bbox", "error"),
-    "annotations without iscrowd": (lambda c: c["annotations"][2].pop("iscrowd"), "annotation 3 (image 2): no iscrowd", "error"),
-    "annotations of unknown images": (lambda c: c["annotations"][0].update(image_id=77), "annotation 1: image 77", "error"),
+    "annotations without iscrowd": (
+        lambda c: c["annotations"][2].pop("iscrowd"),
+        "annotation 3 (image 2): no iscrowd",
+        "error",
+    ),
+    "annotations of unknown images": (
+        lambda c: c["annotations"][0].update(image_id=77),
+        "annotation 1: image 77",
+        "error",
+    ),
     "annotations of unknown categories": (
         lambda c: c["annotations"][0].update(category_id=9),
         "0.png (image 1, 96 x 96): category 9",
@@ -62,27 +82,71 @@ FAULTS = {
         "(image 1, 96 x 96): [200, 0, 9, 9]",
         "warning",
     ),
-    "boxes that reach out": (lambda c: c["annotations"][0].update(bbox=[60, 60, 50, 20]), "[60, 60, 50, 20]", "warning"),
-    "four finite numbers": (lambda c: c["annotations"][0].update(bbox=[8, math.nan, 36, 36]), "[8, nan, 36, 36]", "error"),
+    "boxes that reach out": (
+        lambda c: c["annotations"][0].update(bbox=[60, 60, 50, 20]),
+        "[60, 60, 50, 20]",
+        "warning",
+    ),
+    "four finite numbers": (
+        lambda c: c["annotations"][0].update(bbox=[8, math.nan, 36, 36]),
+        "[8, nan, 36, 36]",
+        "error",
+    ),
     "image ids of different types": (lambda c: c["images"][0].update(id="a"), "int, str", "error"),
     "images whose id is no id": (lambda c: c["images"][0].update(id=1e30), "id is 1e+30", "error"),
-    "images whose name or size": (lambda c: c["images"][0].update(width="96"), '"width": "96"', "error"),
-    "image files listed more than once": (lambda c: c["images"][1].update(file_name="0.png"), "0.png as ids 1, 2", "warning"),
-    "categories that have no id or name": (lambda c: c["categories"][0].pop("name"), '{"id": 1}', "error"),
-    "categories of the same name": (lambda c: c["categories"][0].update(name="square"), "square", "warning"),
+    "images whose name or size": (
+        lambda c: c["images"][0].update(width="96"),
+        '"width": "96"',
+        "error",
+    ),
+    "image files listed more than once": (
+        lambda c: c["images"][1].update(file_name="0.png"),
+        "0.png as ids 1, 2",
+        "warning",
+    ),
+    "categories that have no id or name": (
+        lambda c: c["categories"][0].pop("name"),
+        '{"id": 1}',
+        "error",
+    ),
+    "categories of the same name": (
+        lambda c: c["categories"][0].update(name="square"),
+        "square",
+        "warning",
+    ),
     "annotation id 0": (lambda c: c["annotations"][0].update(id=0), "coco.json", "warning"),
-    "id is not a whole number": (lambda c: c["annotations"][0].update(id="x"), 'annotation "x"', "error"),
+    "id is not a whole number": (
+        lambda c: c["annotations"][0].update(id="x"),
+        'annotation "x"',
+        "error",
+    ),
     "iscrowd is not 0 or 1": (lambda c: c["annotations"][0].update(ignore=1), "ignore 1", "error"),
     "area is no number": (lambda c: c["annotations"][0].update(area=None), "area None", "error"),
-    "outline has no polygon": (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "[[1, 2, 3, 4]]", "warning"),
-    "segmentation is none": (lambda c: c["annotations"][0].update(segmentation={"size": 3}), "{'size': 3}", "error"),
-    "keypoints are not numbers": (lambda c: c["annotations"][0].update(keypoints=["a"]), "['a']", "error"),
+    "outline has no polygon": (
+        lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+        "[[1, 2, 3, 4]]",
+        "warning",
+    ),
+    "segmentation is none": (
+        lambda c: c["annotations"][0].update(segmentation={"size": 3}),
+        "{'size': 3}",
+        "error",
+    ),
+    "keypoints are not numbers": (
+        lambda c: c["annotations"][0].update(keypoints=["a"]),
+        "['a']",
+        "error",
+    ),
     "objects given more than once": (
         lambda c: c["annotations"].append({**c["annotations"][0], "id": 9}),
         "annotation 9 (image 1): [8, 10, 36, 36]",
         "warning",
     ),
-    "category ids have gaps": (lambda c: c["categories"].append({"id": 7, "name": "late"}), "7 (late) -> 2", "note"),
+    "category ids have gaps": (
+        lambda c: c["categories"].append({"id": 7, "name": "late"}),
+        "7 (late) -> 2",
+        "note",
+    ),
     "without a usable annotation": (lambda c: c["annotations"].clear(), "coco.json", "error"),
 }
 
@@ -93,7 +157,12 @@ def test_a_fault_is_found_with_its_place(what, coco):
     make_fault, place, severity = FAULTS[what]
     make_fault(content)
     (found,) = [x for x in check(file, content) if what in x.what]
-    assert found.severity == severity and place in str(found) and str(file) in str(found) and found.count == 1
+    assert (
+        found.severity == severity
+        and place in str(found)
+        and str(file) in str(found)
+        and found.count == 1
+    )
 
 
 def test_of_many_places_the_first_are_shown_and_the_rest_counted(coco):
@@ -112,7 +181,10 @@ def test_the_same_kind_is_an_error_of_one_set_and_a_warning_of_another(coco):
     check_coco(content, file, findings, is_test=False)
     assert findings.exit_code == 1
     check_coco(content, file, findings)
-    assert findings.exit_code == 2 and [len(findings.get(x)) for x in ("error", "warning")] == [1, 1]
+    assert findings.exit_code == 2 and [len(findings.get(x)) for x in ("error", "warning")] == [
+        1,
+        1,
+    ]
 
 
 def test_ids_that_are_whole_numbers_of_another_type_are_good(coco):
@@ -164,23 +236,46 @@ def make_boxes(coco, change=list):
     file, content = coco
     for image in content["images"]:
         image["height"] = 60
-    boxes = [[1, 9, 20, 15], [60, 20, 36, 30], *([30 + 2 * i, 20 + i, 30 + 2 * i, 25] for i in range(10))]
+    boxes = [
+        [1, 9, 20, 15],
+        [60, 20, 36, 30],
+        *([30 + 2 * i, 20 + i, 30 + 2 * i, 25] for i in range(10)),
+    ]
     content["annotations"] = [
-        {"id": i + 1, "image_id": i % 3 + 1, "category_id": i % 2 + 1, "bbox": change(x), "area": 9.0, "iscrowd": 0}
+        {
+            "id": i + 1,
+            "image_id": i % 3 + 1,
+            "category_id": i % 2 + 1,
+            "bbox": change(x),
+            "area": 9.0,
+            "iscrowd": 0,
+        }
         for i, x in enumerate(boxes)
     ]
     return file, content
 
 
 FORMS = {
-    "boxes that look like x0, y0, x1, y1": (lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]], "as x0, y0, x1, y1, none"),
+    "boxes that look like x0, y0, x1, y1": (
+        lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]],
+        "as x0, y0, x1, y1, none",
+    ),
     "boxes that look like centre x, centre y, width, height": (
         lambda b: [b[0] + b[2] / 2, b[1] + b[3] / 2, b[2], b[3]],
         "as centre x, centre y, width, height, none",
     ),
-    "boxes that look like y, x, height, width": (lambda b: [b[1], b[0], b[3], b[2]], "as y, x, height, width, none"),
-    "boxes that do not go with the images": (lambda b: [3 * x for x in b], "of 12 boxes are outside of their image"),
-    "boxes that are fractions of the image": (lambda b: [x / 96 for x in b], "all of 12 boxes are within 0 to 1"),
+    "boxes that look like y, x, height, width": (
+        lambda b: [b[1], b[0], b[3], b[2]],
+        "as y, x, height, width, none",
+    ),
+    "boxes that do not go with the images": (
+        lambda b: [3 * x for x in b],
+        "of 12 boxes are outside of their image",
+    ),
+    "boxes that are fractions of the image": (
+        lambda b: [x / 96 for x in b],
+        "all of 12 boxes are within 0 to 1",
+    ),
 }
 
 
@@ -195,9 +290,18 @@ def test_boxes_of_another_form_are_told_by_name_and_not_corrected(what, coco):
 
 
 GOOD = {
-    "crops, some of whose boxes reach out": [*([2 + i % 4, 2 + i % 4, 85 + i % 9, 51] for i in range(17)), *[[4, 5, 95, 50]] * 3],
-    "objects far from the left, some of which reach out": [*([60 + i, 20 + i, 16, 16] for i in range(17)), *[[84, 30, 16, 16]] * 3],
-    "objects to the left, some of which reach out": [*([5 + i, 20 + i, 16, 16] for i in range(16)), *[[20, 50, 20, 15]] * 4],
+    "crops, some of whose boxes reach out": [
+        *([2 + i % 4, 2 + i % 4, 85 + i % 9, 51] for i in range(17)),
+        *[[4, 5, 95, 50]] * 3,
+    ],
+    "objects far from the left, some of which reach out": [
+        *([60 + i, 20 + i, 16, 16] for i in range(17)),
+        *[[84, 30, 16, 16]] * 3,
+    ],
+    "objects to the left, some of which reach out": [
+        *([5 + i, 20 + i, 16, 16] for i in range(16)),
+        *[[20, 50, 20, 15]] * 4,
+    ],
     "boxes of a pixel at the origin": [[0, 0, 1, 1]] * 12,
     "the whole image": [[0, 0, 96, 60]] * 12,
 }
@@ -209,7 +313,14 @@ def test_good_boxes_are_of_no_other_form(what, coco):
     for image in content["images"]:
         image["height"] = 60
     content["annotations"] = [
-        {"id": i + 1, "image_id": i % 3 + 1, "category_id": i % 2 + 1, "bbox": x, "area": 9.0, "iscrowd": 0}
+        {
+            "id": i + 1,
+            "image_id": i % 3 + 1,
+            "category_id": i % 2 + 1,
+            "bbox": x,
+            "area": 9.0,
+            "iscrowd": 0,
+        }
         for i, x in enumerate(GOOD[what])
     ]
     assert {x.what for x in check(file, content)} <= {
@@ -234,7 +345,9 @@ def test_a_class_id_that_is_wrong_by_itself_makes_no_shift(coco):
     file, content = make_boxes(coco)
     content["categories"].append({"id": 3, "name": "unused"})
     content["annotations"][0]["category_id"] = 0
-    assert [x.what for x in check(file, content).get("error")] == ["annotations of unknown categories"]
+    assert [x.what for x in check(file, content).get("error")] == [
+        "annotations of unknown categories"
+    ]
 
 
 def test_a_cut_object_is_no_larger_than_before(coco):
@@ -247,7 +360,12 @@ def test_a_cut_object_is_no_larger_than_before(coco):
 def test_boxes_in_pixels_are_of_no_other_form(coco):
     file, content = make_boxes(coco)
     assert not check(file, content).get("error")
-    content["annotations"][0]["bbox"] = [60, 60, 90, 90]  # reaches out, and is no corner of anything
+    content["annotations"][0]["bbox"] = [
+        60,
+        60,
+        90,
+        90,
+    ]  # reaches out, and is no corner of anything
     assert [x.severity for x in check(file, content) if x.severity != "note"] == ["warning"]
 
 
@@ -266,7 +384,10 @@ def test_text_that_is_a_number_becomes_one(coco):
     file, content = coco
     expected = json.loads(json.dumps(content["annotations"]))
     for annotation in content["annotations"]:
-        annotation["image_id"], annotation["category_id"] = str(annotation["image_id"]), str(annotation["category_id"])
+        annotation["image_id"], annotation["category_id"] = (
+            str(annotation["image_id"]),
+            str(annotation["category_id"]),
+        )
         annotation["bbox"] = [str(x) for x in annotation["bbox"]]
     fixed, changes = fix_coco(content)
     assert fixed["annotations"] == expected and check(file, fixed).exit_code == 0
@@ -297,12 +418,19 @@ def test_a_file_that_breaks_off_is_named_with_the_place(tmp_path):
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
     assert read_coco(file, findings) is None and findings.exit_code == 2
-    assert f"of {len(text) // 2})" in str(next(iter(findings))) and str(file) in str(next(iter(findings)))
+    assert f"of {len(text) // 2})" in str(next(iter(findings))) and str(file) in str(
+        next(iter(findings))
+    )
     file.write_text('{"images": []}')
-    assert read_coco(file, findings) is None and "no list under categories, annotations" in str(list(findings)[1])
+    assert read_coco(file, findings) is None and "no list under categories, annotations" in str(
+        list(findings)[1]
+    )
 
 
-@pytest.mark.parametrize(("encoding", "message"), [("utf-8-sig", "without a byte order mark"), ("utf-16", "Save them as UTF-8")])
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("utf-8-sig", "without a byte order mark"), ("utf-16", "Save them as UTF-8")],
+)
 def test_an_encoding_that_pycocotools_cannot_read_is_told(encoding, message, coco):
     file, content = coco
     file.write_text(json.dumps(content), encoding=encoding)
@@ -311,7 +439,9 @@ def test_an_encoding_that_pycocotools_cannot_read_is_told(encoding, message, coc
     assert message in str(next(iter(findings)))
 
 
-FOR_A_PERSON = {x for x in FAULTS if x.startswith(("image", "file names", "categories"))} | {"without a usable annotation"}
+FOR_A_PERSON = {x for x in FAULTS if x.startswith(("image", "file names", "categories"))} | {
+    "without a usable annotation"
+}
 
 
 @pytest.mark.parametrize("what", FAULTS)
@@ -351,7 +481,9 @@ def test_images_are_decoded(tmp_path):
     records = [{"file_name": str(x), "width": 96, "height": 96} for x in files]
     findings = Findings()
     check_images(records, findings)
-    assert [(x.severity, x.what, x.places) for x in findings] == [("note", "images of a single colour", [str(files[2])])]
+    assert [(x.severity, x.what, x.places) for x in findings] == [
+        ("note", "images of a single colour", [str(files[2])])
+    ]
     findings = Findings()
     files[0].write_bytes(files[0].read_bytes()[:-200])
     files[1].write_bytes(b"")
@@ -362,8 +494,14 @@ def test_images_are_decoded(tmp_path):
     assert len(found) == 4 and all(x.severity == "error" for x in findings)
     decoded = found["images that cannot be decoded"]
     assert "(2)" in decoded and "0.jpg: image file is truncated" in decoded and "2.jpg" in decoded
-    assert "1.jpg" in found["image files without content"] and "none.jpg" in found["images that do not exist"]
-    assert "3.jpg is 96 x 50, the annotations say 96 x 96" in found["images of another size than the annotations say"]
+    assert (
+        "1.jpg" in found["image files without content"]
+        and "none.jpg" in found["images that do not exist"]
+    )
+    assert (
+        "3.jpg is 96 x 50, the annotations say 96 x 96"
+        in found["images of another size than the annotations say"]
+    )
 
 
 def test_pixels_of_more_than_8_bits_are_told(tmp_path):
@@ -372,7 +510,10 @@ def test_pixels_of_more_than_8_bits_are_told(tmp_path):
     cv2.imwrite(str(files[0]), np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64))
     cv2.imwrite(str(files[1]), np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64))
     cv2.imwrite(str(files[2]), (np.arange(4096) % 256).astype(np.uint16).reshape(64, 64))
-    for values in (">u2", "<f4"):  # big-endian, and floats that are whole: Detectron2 reads both as they are
+    for values in (
+        ">u2",
+        "<f4",
+    ):  # big-endian, and floats that are whole: Detectron2 reads both as they are
         files.append(tmp_path / f"{values[1:]}.tiff")
         Image.fromarray((np.arange(4096) % 200).astype(values).reshape(64, 64)).save(files[-1])
         assert read_image(str(files[-1]), "RGB").max() == 199
@@ -380,17 +521,25 @@ def test_pixels_of_more_than_8_bits_are_told(tmp_path):
     check_images([{"file_name": str(x)} for x in files], findings)
     (found,) = findings
     assert (found.what, found.severity, found.count) == ("images of more than 8 bits", "error", 2)
-    assert "deep.png: mode I" in str(found) and "values from 0 to 65520" in str(found) and "fractions.tiff: mode F" in str(found)
+    assert (
+        "deep.png: mode I" in str(found)
+        and "values from 0 to 65520" in str(found)
+        and "fractions.tiff: mode F" in str(found)
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_image_has_the_size_that_detectron2_gives_it(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.arange(40 * 60, dtype=np.uint8).reshape(40, 60)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(np.arange(40 * 60, dtype=np.uint8).reshape(40, 60)).save(
+        tmp_path / "a.jpg", exif=exif
+    )
     height, width, _ = read_image(str(tmp_path / "a.jpg"), "BGR").shape
     findings = Findings()
-    check_images([{"file_name": str(tmp_path / "a.jpg"), "width": width, "height": height}], findings)
+    check_images(
+        [{"file_name": str(tmp_path / "a.jpg"), "width": width, "height": height}], findings
+    )
     assert list(findings) == []
 
 
@@ -398,11 +547,18 @@ def test_images_of_a_test_set_that_are_trained_on_are_told(tmp_path):
     files = [str(x) for x in write_images(tmp_path / "train")]
     (tmp_path / "test").mkdir()
     copied = shutil.copy(files[1], tmp_path / "test" / "other.png")
-    sets = [check_images([{"file_name": x} for x in some], Findings()) for some in (files, [files[0], copied], files[2:])]
+    sets = [
+        check_images([{"file_name": x} for x in some], Findings())
+        for some in (files, [files[0], copied], files[2:])
+    ]
     findings = Findings()
     check_overlap({"train": sets[0]}, {"test": sets[1]}, findings)
     (found,) = findings
-    assert found.severity == "warning" and found.count == 2 and f"{copied} (test) is {files[1]} (train)" in str(found)
+    assert (
+        found.severity == "warning"
+        and found.count == 2
+        and f"{copied} (test) is {files[1]} (train)" in str(found)
+    )
     findings = Findings()
     check_overlap({"train": sets[1]}, {"test": sets[2]}, findings)
     assert list(findings) == []
@@ -428,7 +584,13 @@ OBJECTS = [
 def test_objects_of_data_sets_by_code(changes, what):
     annotation = {"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1, **changes}
     good = {"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
-    record = {"file_name": "a.png", "image_id": 1, "height": 96, "width": 96, "annotations": [annotation, good]}
+    record = {
+        "file_name": "a.png",
+        "image_id": 1,
+        "height": 96,
+        "width": 96,
+        "annotations": [annotation, good],
+    }
     findings = Findings()
     check_records([record], "own", 2, findings)
     assert [x.what for x in findings if x.severity != "note"] == ([what] if what else [])
@@ -437,8 +599,16 @@ def test_objects_of_data_sets_by_code(changes, what):
 def test_image_ids_are_asked_of_test_sets_only():
     """To list an image twice is a way to show it more often."""
     annotation = {"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
-    record = {"file_name": "a.png", "image_id": 1, "height": 96, "width": 96, "annotations": [annotation]}
+    record = {
+        "file_name": "a.png",
+        "image_id": 1,
+        "height": 96,
+        "width": 96,
+        "annotations": [annotation],
+    }
     for is_test in (True, False):
         findings = Findings()
-        check_records([record, record, {**record, "image_id": None}], "own", 2, findings, is_test=is_test)
+        check_records(
+            [record, record, {**record, "image_id": None}], "own", 2, findings, is_test=is_test
+        )
         assert len(findings.get("error")) == 2 * is_test

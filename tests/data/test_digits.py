@@ -33,7 +33,11 @@ def coco(request, root):
 
 
 def read_files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def get_iou(*boxes):
@@ -88,7 +92,9 @@ def test_images_are_where_json_says(split, root):
     names = [image["file_name"] for image in coco["images"]]
     assert sorted(names) == sorted(os.listdir(root / split / "images"))
     for image in coco["images"]:
-        picture = cv2.imread(str(root / split / "images" / image["file_name"]), cv2.IMREAD_UNCHANGED)
+        picture = cv2.imread(
+            str(root / split / "images" / image["file_name"]), cv2.IMREAD_UNCHANGED
+        )
         assert picture.shape == (image["height"], image["width"], 3) == (128, 128, 3)
 
 
@@ -97,7 +103,8 @@ def test_images_are_where_json_says(split, root):
 
 def test_no_scan_is_in_train_and_val():
     used = {
-        split: {scan.tobytes() for of_class in digits._load_scans(split) for scan in of_class} for split in digits.DIGITS_SPLITS
+        split: {scan.tobytes() for of_class in digits._load_scans(split) for scan in of_class}
+        for split in digits.DIGITS_SPLITS
     }
     assert not used["train"] & used["val"]
     assert used["longtail_train"] == used["train"]
@@ -137,7 +144,12 @@ def test_long_side_is_24_to_52(coco):
 @pytest.mark.parametrize("angle", [-10.0, -3.3, 0.0, 10.0])
 def test_long_side_is_24_to_52_for_every_scan(long_side, angle):
     for scan in np.concatenate(digits._load_scans("val")):
-        assert 24 <= max(digits._render_alpha(scan, long_side=long_side, angle=angle).shape) - 2 * digits._MARGIN <= 52
+        assert (
+            24
+            <= max(digits._render_alpha(scan, long_side=long_side, angle=angle).shape)
+            - 2 * digits._MARGIN
+            <= 52
+        )
 
 
 def test_boxes_hardly_overlap(coco):
@@ -159,7 +171,9 @@ def test_rendered_ink_touches_all_four_sides_of_its_box():
 
 def test_boxes_are_tight_on_the_ink_of_the_picture(monkeypatch):
     """Digits on plain grey, before noise: where a picture has left the grey by half the ink's strength is the box."""
-    monkeypatch.setattr(digits, "_draw_background", lambda rng: np.full((128, 128, 3), 128, np.uint8))
+    monkeypatch.setattr(
+        digits, "_draw_background", lambda rng: np.full((128, 128, 3), 128, np.uint8)
+    )
     monkeypatch.setattr(digits, "_MAX_FRAGMENTS", 0)
     monkeypatch.setattr(digits, "_MAX_DIGITS", 1)
     monkeypatch.setattr(digits, "_EMPTY_FRACTION", 0.0)
@@ -180,9 +194,14 @@ def test_boxes_are_tight_on_the_ink_of_the_picture(monkeypatch):
 def count_labels(split):
     """Number of each class that the full split asks for, and number of digits per canvas."""
     probs = digits._get_class_probs(split)
-    rngs = (np.random.default_rng(digits._get_seed(split, i + 1)) for i in range(digits.DIGITS_SPLITS[split]))
+    rngs = (
+        np.random.default_rng(digits._get_seed(split, i + 1))
+        for i in range(digits.DIGITS_SPLITS[split])
+    )
     labels_per_image = [digits._sample_labels(rng, probs) for rng in rngs]
-    return np.bincount(np.concatenate(labels_per_image).astype(int), minlength=10), list(map(len, labels_per_image))
+    return np.bincount(np.concatenate(labels_per_image).astype(int), minlength=10), list(
+        map(len, labels_per_image)
+    )
 
 
 def test_longtail_probabilities_fall_exponentially_100_to_1():
@@ -218,7 +237,9 @@ def test_images_without_objects_are_listed(root):
     _, numbers = count_labels("train")
     empty = {i + 1 for i, number in enumerate(numbers[:NUM_IMAGES]) if number == 0}
     assert empty
-    assert {image["id"] for image in coco["images"]} - {a["image_id"] for a in coco["annotations"]} == empty
+    assert {image["id"] for image in coco["images"]} - {
+        a["image_id"] for a in coco["annotations"]
+    } == empty
 
 
 def test_nearly_all_digits_find_a_place(coco, root):
@@ -233,14 +254,23 @@ def test_root_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("FOCAL_DET_CACHE", str(tmp_path))
     assert digits.get_digits_root() == tmp_path / f"digits_v{digits.DIGITS_VERSION}"
     monkeypatch.delenv("FOCAL_DET_CACHE")
-    assert digits.get_digits_root() == Path.home() / ".cache" / "focal_det" / f"digits_v{digits.DIGITS_VERSION}"
+    assert (
+        digits.get_digits_root()
+        == Path.home() / ".cache" / "focal_det" / f"digits_v{digits.DIGITS_VERSION}"
+    )
 
 
 def test_build_digits_uses_root_and_number_of_the_split(monkeypatch, tmp_path):
     monkeypatch.setenv("FOCAL_DET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(digits.DIGITS_SPLITS, "val", 3)
-    for given, root in ((None, digits.get_digits_root()), (str(tmp_path / "mine"), tmp_path / "mine")):
-        assert digits.build_digits("val", given) == (root / "val" / "annotations.json", root / "val" / "images")
+    for given, root in (
+        (None, digits.get_digits_root()),
+        (str(tmp_path / "mine"), tmp_path / "mine"),
+    ):
+        assert digits.build_digits("val", given) == (
+            root / "val" / "annotations.json",
+            root / "val" / "images",
+        )
         assert len(os.listdir(root / "val" / "images")) == 3
 
 
@@ -316,13 +346,20 @@ def build_after_barrier(root, barrier, queue):
 def test_racing_processes_both_succeed(root, tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=build_after_barrier, args=(str(tmp_path), barrier, queue)) for _ in range(2)]
+    processes = [
+        context.Process(target=build_after_barrier, args=(str(tmp_path), barrier, queue))
+        for _ in range(2)
+    ]
     for process in processes:
         process.start()
     results = [queue.get(timeout=120) for _ in processes]
     for process in processes:
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert results[0] == results[1] == (tmp_path / "val" / "annotations.json", tmp_path / "val" / "images")
+    assert (
+        results[0]
+        == results[1]
+        == (tmp_path / "val" / "annotations.json", tmp_path / "val" / "images")
+    )
     assert read_files(tmp_path / "val") == read_files(root / "val")
     assert not list(tmp_path.glob(LEFTOVERS))

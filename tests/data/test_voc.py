@@ -13,7 +13,10 @@ BCCD = os.environ.get("FOCAL_DET_BCCD")
 
 def test_correct_data_gives_detectron2s_dicts(tmp_path):
     write_voc(tmp_path)
-    ours, theirs = load_voc(tmp_path, "train", CLASSES, "cells"), load_voc_instances(str(tmp_path), "train", CLASSES)
+    ours, theirs = (
+        load_voc(tmp_path, "train", CLASSES, "cells"),
+        load_voc_instances(str(tmp_path), "train", CLASSES),
+    )
     assert ours == theirs
     assert [a["bbox"] for a in ours[0]["annotations"]] == [box for _, box in OBJECTS[0]]
 
@@ -27,10 +30,16 @@ def test_other_image_types_and_class_lists_with_flags_are_read(tmp_path):
 def test_boxes_without_area_are_reported_and_left_out(tmp_path, caplog):
     write_voc(tmp_path)
     # Written as xmin = xmax = 20, a click without a drag; Detectron2 reads it as one pixel.
-    write_annotation(tmp_path / "Annotations" / "1.xml", [("circle", [19, 19, 20, 20]), ("square", [20, 20, 60, 60])])
+    write_annotation(
+        tmp_path / "Annotations" / "1.xml",
+        [("circle", [19, 19, 20, 20]), ("square", [20, 20, 60, 60])],
+    )
     records = load_voc(tmp_path, "train", CLASSES, "cells")
     assert [a["bbox"] for a in records[1]["annotations"]] == [[20, 20, 60, 60]]
-    assert "Data set cells: 1 boxes without area are left out: 1 (circle [20.0, 20.0, 20.0, 20.0])" in caplog.text
+    assert (
+        "Data set cells: 1 boxes without area are left out: 1 (circle [20.0, 20.0, 20.0, 20.0])"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,6 +68,9 @@ def test_the_two_boxes_without_area_of_the_blood_cells_are_reported(caplog):
     records = load_voc(Path(BCCD), "trainval", ["RBC", "WBC", "Platelets"], "blood")
     theirs = load_voc_instances(BCCD, "trainval", ["RBC", "WBC", "Platelets"])
     assert len(records) == 292
-    assert sum(len(x["annotations"]) for x in theirs) - sum(len(x["annotations"]) for x in records) == 2
+    assert (
+        sum(len(x["annotations"]) for x in theirs) - sum(len(x["annotations"]) for x in records)
+        == 2
+    )
     assert "blood: 2 boxes without area" in caplog.text
     assert "BloodImage_00338 (RBC" in caplog.text and "BloodImage_00343 (RBC" in caplog.text

@@ -34,7 +34,9 @@ build = load_script()
 def run_script(*arguments, **environment):
     """Run the script as a person does, with `environment` added to the process's own."""
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
 
 
 def write_tree(root, text):
@@ -50,12 +52,18 @@ def read_all_times(folder):
 # --- substitutions
 
 
-@pytest.mark.parametrize("text, found", [("x = 1\n", 0), ("np.int np.int\n", 2), ("np.int64 np.int\n", 2)])
-def test_substitution_with_another_count_stops_and_names_file_text_and_counts(tmp_path, text, found):
+@pytest.mark.parametrize(
+    "text, found", [("x = 1\n", 0), ("np.int np.int\n", 2), ("np.int64 np.int\n", 2)]
+)
+def test_substitution_with_another_count_stops_and_names_file_text_and_counts(
+    tmp_path, text, found
+):
     root = write_tree(tmp_path, text)
     with pytest.raises(build.BuildError) as error:
         build.apply_substitutions(root, [build.Substitution("detectron2/a.py", "np.int", "int", 1)])
-    assert str(error.value) == f"detectron2/a.py: expected 'np.int' 1 times, found it {found} times."
+    assert (
+        str(error.value) == f"detectron2/a.py: expected 'np.int' 1 times, found it {found} times."
+    )
 
 
 def test_substitution_keeps_line_numbers_and_marks_the_file_as_changed(tmp_path):
@@ -125,7 +133,10 @@ def test_wrong_sha256_stops_and_names_both(tmp_path):
 
 def test_what_pips_own_package_index_serves_is_downloaded_and_verified(tmp_path, package_index):
     done = run_script("--wheel-dir", tmp_path / "wheels", PIP_INDEX_URL=package_index, no_proxy="*")
-    assert f"Downloading {package_index[: -len('simple')]}files/detectron2_cdo-0.5.tar.gz" in done.stdout
+    assert (
+        f"Downloading {package_index[: -len('simple')]}files/detectron2_cdo-0.5.tar.gz"
+        in done.stdout
+    )
     assert done.returncode == 1 and "sha256" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -133,7 +144,10 @@ def test_no_network_is_one_line_that_says_what_was_tried_and_what_helps(tmp_path
     index = "http://127.0.0.1:9/simple/"  # nobody listens there
     done = run_script("--wheel-dir", tmp_path, PIP_INDEX_URL=index, no_proxy="*")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: Cannot read {index}detectron2-cdo/ (") and "--sdist" in done.stderr
+    assert (
+        done.stderr.startswith(f"error: Cannot read {index}detectron2-cdo/ (")
+        and "--sdist" in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -146,21 +160,37 @@ def test_package_index_is_read_whatever_the_width_of_the_terminal(monkeypatch, c
 
 
 def test_pip_that_names_no_index_is_an_error_that_says_what_helps(monkeypatch):
-    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # a "Python" whose pip prints nothing
-    with pytest.raises(build.BuildError, match=r"Cannot find pip's package index.*exit status 0.*--sdist"):
+    monkeypatch.setattr(
+        sys, "executable", shutil.which("true")
+    )  # a "Python" whose pip prints nothing
+    with pytest.raises(
+        build.BuildError, match=r"Cannot find pip's package index.*exit status 0.*--sdist"
+    ):
         build.find_package_index()
 
 
 @pytest.mark.parametrize(
     "link, url",
     [
-        ("../../f/detectron2_cdo-0.5.tar.gz#sha256=1", "https://a.invalid/f/detectron2_cdo-0.5.tar.gz"),
-        ("/f/detectron2_cdo-0.5.tar.gz?a=1&amp;b=2", "https://a.invalid/f/detectron2_cdo-0.5.tar.gz?a=1&b=2"),
-        ("https://b.invalid/detectron2_cdo-0.5.tar.gz", "https://b.invalid/detectron2_cdo-0.5.tar.gz"),
+        (
+            "../../f/detectron2_cdo-0.5.tar.gz#sha256=1",
+            "https://a.invalid/f/detectron2_cdo-0.5.tar.gz",
+        ),
+        (
+            "/f/detectron2_cdo-0.5.tar.gz?a=1&amp;b=2",
+            "https://a.invalid/f/detectron2_cdo-0.5.tar.gz?a=1&b=2",
+        ),
+        (
+            "https://b.invalid/detectron2_cdo-0.5.tar.gz",
+            "https://b.invalid/detectron2_cdo-0.5.tar.gz",
+        ),
     ],
 )
 def test_links_of_the_index_are_resolved(link, url):
-    assert build.find_sdist_url(f'<a href="{link}">x</a>', "https://a.invalid/simple/detectron2-cdo/") == url
+    assert (
+        build.find_sdist_url(f'<a href="{link}">x</a>', "https://a.invalid/simple/detectron2-cdo/")
+        == url
+    )
 
 
 def test_index_without_the_file_is_an_error_that_names_it():
@@ -176,7 +206,10 @@ def test_installed_detectron2_is_named_and_left_alone():
     before = read_all_times(folder)
     done = run_script(PIP_INDEX_URL="http://127.0.0.1:9/")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"Detectron2 {detectron2.__version__} in {folder} is installed: nothing to do\n"
+    assert (
+        done.stdout
+        == f"Detectron2 {detectron2.__version__} in {folder} is installed: nothing to do\n"
+    )
     assert read_all_times(folder) == before
 
 
@@ -184,7 +217,10 @@ def test_placeholder_raises_when_used_and_not_when_inspected():
     names = {}
     exec(build.PLACEHOLDER, names)
     assert not hasattr(names["_C"], "__wrapped__")
-    with pytest.raises(RuntimeError, match=r"nms_rotated is a compiled operation.*facebookresearch/detectron2.*conda-forge"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"nms_rotated is a compiled operation.*facebookresearch/detectron2.*conda-forge",
+    ):
         names["_C"].nms_rotated()
 
 
@@ -195,7 +231,9 @@ def test_compiled_operation_raises_an_error_that_says_how_to_get_it():
     from detectron2.layers.rotated_boxes import pairwise_iou_rotated
 
     boxes = torch.ones(2, 5)
-    with pytest.raises(RuntimeError, match=r"box_iou_rotated is a compiled operation.*facebookresearch/detectron2"):
+    with pytest.raises(
+        RuntimeError, match=r"box_iou_rotated is a compiled operation.*facebookresearch/detectron2"
+    ):
         pairwise_iou_rotated(boxes, boxes)
     with pytest.raises(RuntimeError, match=r"nms_rotated is a compiled operation.*conda-forge"):
         nms_rotated(boxes, torch.ones(2), 0.5)

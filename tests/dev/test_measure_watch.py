@@ -9,7 +9,9 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("measure_watch", ROOT / "dev" / "measure_watch.py")
+    spec = importlib.util.spec_from_file_location(
+        "measure_watch", ROOT / "dev" / "measure_watch.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -53,12 +53,16 @@ def test_a_gradient_that_is_not_finite_stops_with_every_optimizer(overrides, tra
         grad[0, 0, 0, 0] = float("-inf") if iteration == 1 else 0.0
         return grad
 
-    with pytest.raises(SickStepError, match=r"Iteration 1: a gradient is not finite(?s:.)*1 parameters .*head\.cls_score\.weight"):
+    with pytest.raises(
+        SickStepError,
+        match=r"Iteration 1: a gradient is not finite(?s:.)*1 parameters .*head\.cls_score\.weight",
+    ):
         train_steps(spoil, *overrides)
 
 
 @pytest.mark.parametrize(
-    ("has_checkpoint", "how"), [(True, "--resume, with a lower"), (False, "no checkpoint yet; start again with")]
+    ("has_checkpoint", "how"),
+    [(True, "--resume, with a lower"), (False, "no checkpoint yet; start again with")],
 )
 def test_the_message_says_how_to_go_on(has_checkpoint, how, train_steps, tmp_path):
     if has_checkpoint:
@@ -90,7 +94,9 @@ def make_trainer(cfg, batches):
 
 def test_a_first_batch_without_objects_makes_no_later_loss_a_divergence(make_cfg, tmp_path):
     """Its loss is next to nothing, and every other one a thousand times that."""
-    cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-5, "MODEL.RETINANET.PRIOR_PROB", 1e-4)
+    cfg = make_cfg(
+        "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-5, "MODEL.RETINANET.PRIOR_PROB", 1e-4
+    )
     trainer = make_trainer(cfg, [make_batch([]), make_batch([[16, 16, 52, 52]])])
     trainer.train(0, 2)
     (guard,) = trainer._hooks
@@ -102,9 +108,12 @@ def test_a_training_that_has_diverged_for_long_is_stopped(make_cfg, tmp_path):
     cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-30)
     trainer = make_trainer(cfg, itertools.repeat(make_batch([[16, 16, 52, 52]])))
     losses = trainer.model.losses
-    trainer.model.losses = lambda *args: {k: v * (1e4 if trainer.iter >= 5 else 1) for k, v in losses(*args).items()}
+    trainer.model.losses = lambda *args: {
+        k: v * (1e4 if trainer.iter >= 5 else 1) for k, v in losses(*args).items()
+    }
     with pytest.raises(
-        SickStepError, match=r"Iteration 35: the training has diverged: .* at the start, for 31 iterations in a row"
+        SickStepError,
+        match=r"Iteration 35: the training has diverged: .* at the start, for 31 iterations in a row",
     ):
         trainer.train(0, 100)
     assert (tmp_path / "sick_step_0000035_rank0.pth").is_file()
@@ -126,7 +135,8 @@ def test_steps_that_a_loss_scaler_leaves_out_are_counted(make_cfg, tmp_path):
 
     trainer.run_step = run_step
     with pytest.raises(
-        SickStepError, match=r"Iteration 61: gradients have not been finite for 31 iterations in a row(?s:.)*cls_score"
+        SickStepError,
+        match=r"Iteration 61: gradients have not been finite for 31 iterations in a row(?s:.)*cls_score",
     ):
         trainer.train(0, 100)
 
@@ -159,7 +169,9 @@ class Constant(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(2))
 
     def forward(self, batch):
-        return {"loss": torch.tensor(float("nan") if batch[0]["image_id"] else 1.0, requires_grad=True)}
+        return {
+            "loss": torch.tensor(float("nan") if batch[0]["image_id"] else 1.0, requires_grad=True)
+        }
 
 
 def test_a_model_without_gradients_and_buffers_is_guarded_too(make_cfg, tmp_path):
@@ -192,7 +204,9 @@ def test_reproduce_prints_the_step(train_steps, tmp_path, capsys):
     file = str(tmp_path / "sick_step_0000000_rank0.pth")
     assert reproduce([file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "iteration 0: all is finite" and lines[1].startswith("  loss_cls: ")  # the hook spoilt it
+    assert lines[0] == "iteration 0: all is finite" and lines[1].startswith(
+        "  loss_cls: "
+    )  # the hook spoilt it
     assert "  parameters whose gradient is not finite: 0" in lines
     assert reproduce([file, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -206,9 +220,15 @@ def test_a_sick_checkpoint_is_kept_apart(sickness, tmp_path):
     checkpointer.save("model_0000001")
     checkpointer.find_sickness = lambda: sickness
     checkpointer.save("model_0000003")
-    expected = {"last_checkpoint", "model_0000001.pth", "sick_model_0000003.pth" if sickness else "model_0000003.pth"}
+    expected = {
+        "last_checkpoint",
+        "model_0000001.pth",
+        "sick_model_0000003.pth" if sickness else "model_0000003.pth",
+    }
     assert {x.name for x in tmp_path.iterdir()} == expected
-    assert (tmp_path / "last_checkpoint").read_text() == ("model_0000001.pth" if sickness else "model_0000003.pth")
+    assert (tmp_path / "last_checkpoint").read_text() == (
+        "model_0000001.pth" if sickness else "model_0000003.pth"
+    )
 
 
 def test_a_sampler_goes_on_later():
@@ -221,15 +241,28 @@ def test_a_sampler_goes_on_later():
 @pytest.mark.parametrize("flags", [[], ["--no-check"], ["--eval-only"]])
 def test_train_names_a_wrong_key_without_a_traceback(flags, capsys):
     with pytest.raises(SystemExit):
-        train([*flags, "--config-file", get_config_file("digits/focal_retinanet_tiny.yaml"), "SOLVER.BASE_LRR", "1"])
+        train(
+            [
+                *flags,
+                "--config-file",
+                get_config_file("digits/focal_retinanet_tiny.yaml"),
+                "SOLVER.BASE_LRR",
+                "1",
+            ]
+        )
     error = capsys.readouterr().err
     assert "focal-det train: error: SOLVER.BASE_LRR" in error and "Did you mean 'BASE_LR'?" in error
 
 
 def test_train_runs_the_code_of_a_config_only_if_asked(tmp_path, capsys):
     config, made = tmp_path / "config.yaml", tmp_path / "made"
-    config.write_text(f"MODEL:\n  WEIGHTS: !!python/object/apply:os.makedirs ['{made}']\nSOLVER: {{BASE_LRR: 1}}\n")
+    config.write_text(
+        f"MODEL:\n  WEIGHTS: !!python/object/apply:os.makedirs ['{made}']\nSOLVER: {{BASE_LRR: 1}}\n"
+    )
     for words, runs in ([], False), (["--unsafe-yaml"], True):
         with pytest.raises(SystemExit):
             train([*words, "--config-file", str(config)])
-        assert made.exists() == runs and ("runs code when it is read" in capsys.readouterr().err) != runs
+        assert (
+            made.exists() == runs
+            and ("runs code when it is read" in capsys.readouterr().err) != runs
+        )

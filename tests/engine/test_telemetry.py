@@ -19,7 +19,11 @@ def run(model, batch, iteration):
     model.train()
     with EventStorage(iteration) as storage:
         model(copy.deepcopy(batch))
-        return {k[len("focal_det/") :]: v[0] for k, v in storage.latest().items() if k.startswith("focal_det/")}
+        return {
+            k[len("focal_det/") :]: v[0]
+            for k, v in storage.latest().items()
+            if k.startswith("focal_det/")
+        }
 
 
 @torch.no_grad()
@@ -43,7 +47,9 @@ def test_each_figure_is_what_it_says(make_cfg, batch):
     is_pos, is_neg = (labels >= 0) & (labels < 5), labels == 5
     total = losses[is_pos | is_neg].sum()
     num_hardest = -(-int(is_neg.sum()) // 100)
-    assert found["share_of_positives"] == pytest.approx(float(losses[is_pos].sum() / total), rel=1e-4)
+    assert found["share_of_positives"] == pytest.approx(
+        float(losses[is_pos].sum() / total), rel=1e-4
+    )
     assert found["share_of_hardest_negatives"] == pytest.approx(
         float(losses[is_neg].topk(num_hardest).values.sum() / total), rel=1e-4
     )
@@ -51,7 +57,9 @@ def test_each_figure_is_what_it_says(make_cfg, batch):
     own = logits[is_pos].sigmoid().gather(1, labels[is_pos][:, None])
     assert found["mean_p_t"] == pytest.approx(float(own.mean()), rel=1e-4)
     mean = logits.sigmoid().mean()
-    assert found["prior_distance"] == pytest.approx(float(mean.logit() - torch.tensor(0.01, dtype=torch.float64).logit()), rel=1e-3)
+    assert found["prior_distance"] == pytest.approx(
+        float(mean.logit() - torch.tensor(0.01, dtype=torch.float64).logit()), rel=1e-3
+    )
     counts = [int((labels == i).sum()) for i in range(5)]
     assert [found[f"num_pos/{i}"] for i in range(5)] == counts and sum(counts) > 0
     per_level = [int(x.sum()) for x in is_pos.split(sizes, dim=1)]
@@ -64,8 +72,13 @@ def test_the_model_starts_at_the_prior(make_cfg, batch):
     assert abs(found["prior_distance"]) < 0.1 and found["mean_p_t"] == pytest.approx(0.03, rel=0.2)
 
 
-@pytest.mark.parametrize(("iteration", "period", "expected"), [(19, 20, True), (18, 20, False), (4, 5, True), (19, 0, False)])
-def test_figures_come_at_the_iterations_that_the_writers_follow(iteration, period, expected, make_cfg, batch):
+@pytest.mark.parametrize(
+    ("iteration", "period", "expected"),
+    [(19, 20, True), (18, 20, False), (4, 5, True), (19, 0, False)],
+)
+def test_figures_come_at_the_iterations_that_the_writers_follow(
+    iteration, period, expected, make_cfg, batch
+):
     model = build_model(make_cfg("MODEL.FOCAL_DET.TELEMETRY_PERIOD", period))
     assert ("max_abs_logit" in run(model, batch, iteration)) == expected
 

@@ -10,7 +10,13 @@ def fault(record_property):
     """A function that says what the test of a row has shown: its number, the fault, and both outcomes."""
 
     def tell(row: int, what: str, *, stock: str, ours: str, seen: str = "") -> None:
-        values = {"row": row, "fault": what, "detectron2": stock, "focal_det": ours, "seen_with_detectron2": seen}
+        values = {
+            "row": row,
+            "fault": what,
+            "detectron2": stock,
+            "focal_det": ours,
+            "seen_with_detectron2": seen,
+        }
         record_property("fault", values)
 
     return tell

@@ -10,7 +10,12 @@ import pytest
 import torch
 import yaml
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -33,7 +38,12 @@ class DigitsCopy:
         content["images"] = content["images"][:NUM_IMAGES]
         ids = {x["id"] for x in content["images"]}
         content["annotations"] = [x for x in content["annotations"] if x["image_id"] in ids]
-        self.folder, self.content, self.json, self.images = folder, content, folder / "digits.json", folder / "images"
+        self.folder, self.content, self.json, self.images = (
+            folder,
+            content,
+            folder / "digits.json",
+            folder / "images",
+        )
         self.images.mkdir()
         for image in content["images"]:
             shutil.copy(source / "images" / image["file_name"], self.images)
@@ -44,7 +54,12 @@ class DigitsCopy:
 
     def write_config(self, changes: str = "", **keys) -> Path:
         """A config that trains and tests on the copy for two iterations; `keys` with __ for dots."""
-        block = {"name": "copy", "format": "coco", "json": str(self.json), "images": str(self.images)}
+        block = {
+            "name": "copy",
+            "format": "coco",
+            "json": str(self.json),
+            "images": str(self.images),
+        }
         content = {"_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml")}
         values = {
             "MODEL__FOCAL_DET__DATASETS": [block],
@@ -73,7 +88,14 @@ def copy_cells(folder: Path) -> Path:
     source = os.environ.get("FOCAL_DET_BCCD")
     if not source:
         pytest.skip("FOCAL_DET_BCCD does not name the blood cells")
-    names = ["BloodImage_00338", "BloodImage_00343", "BloodImage_00000", "BloodImage_00001", "BloodImage_00002", "BloodImage_00003"]
+    names = [
+        "BloodImage_00338",
+        "BloodImage_00343",
+        "BloodImage_00000",
+        "BloodImage_00001",
+        "BloodImage_00002",
+        "BloodImage_00003",
+    ]
     for part, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
         (folder / part).mkdir(parents=True)
         for name in names:
@@ -85,8 +107,15 @@ def copy_cells(folder: Path) -> Path:
 
 def write_voc_config(folder: Path, block: dict) -> Path:
     """A config that trains and tests on a data set in VOC layout."""
-    model = {"RETINANET": {"NUM_CLASSES": len(block["classes"])}, "FOCAL_DET": {"DATASETS": [block]}}
-    content = {"_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml"), "MODEL": model, "OUTPUT_DIR": str(folder / "out")}
+    model = {
+        "RETINANET": {"NUM_CLASSES": len(block["classes"])},
+        "FOCAL_DET": {"DATASETS": [block]},
+    }
+    content = {
+        "_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml"),
+        "MODEL": model,
+        "OUTPUT_DIR": str(folder / "out"),
+    }
     content["DATASETS"] = {"TRAIN": [block["name"]], "TEST": [block["name"]]}
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     return folder / "config.yaml"
@@ -134,9 +163,13 @@ def run_stock(json_file: Path, images: Path, *, shift: int = 0) -> str:
 
 def make_detections(record: dict, shift: int = 0) -> Instances:
     """The boxes of a dataset dict as detections, of classes that are `shift` higher."""
-    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in record["annotations"]]
+    boxes = [
+        BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in record["annotations"]
+    ]
     found = Instances((record["height"], record["width"]))
     found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     found.scores = torch.ones(len(boxes))
-    found.pred_classes = torch.tensor([x["category_id"] + shift for x in record["annotations"]], dtype=torch.int64)
+    found.pred_classes = torch.tensor(
+        [x["category_id"] + shift for x in record["annotations"]], dtype=torch.int64
+    )
     return found

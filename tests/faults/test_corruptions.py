@@ -17,10 +17,38 @@ from tests.faults.test_training_faults import Trainer, make_trainer
 
 FIELDS = {
     "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore", "keypoints"),
+    "annotations": (
+        "id",
+        "image_id",
+        "category_id",
+        "bbox",
+        "area",
+        "iscrowd",
+        "segmentation",
+        "ignore",
+        "keypoints",
+    ),
     "categories": ("id", "name"),
 }
-VALUES = [None, True, "x", "", "2", 0, -1, 3, 2.0, 0.5, math.nan, 1e30, [], [1, 2], [[1, 2]], {}, [[1, 2, 3, 4, 5, 6]]]
+VALUES = [
+    None,
+    True,
+    "x",
+    "",
+    "2",
+    0,
+    -1,
+    3,
+    2.0,
+    0.5,
+    math.nan,
+    1e30,
+    [],
+    [1, 2],
+    [[1, 2]],
+    {},
+    [[1, 2, 3, 4, 5, 6]],
+]
 BOXES = [
     [0, 0, 0, 9],
     [5, 5, -3, 4],
@@ -39,9 +67,22 @@ def corruptions(draw):
     changes = []
     for _ in range(draw(st.integers(1, 2))):
         part = draw(st.sampled_from(["annotations", "annotations", "images", "categories"]))
-        kind = draw(st.sampled_from(["drop", "swap", "box", "value", "delete", "duplicate", "scalar", "truncate"]))
+        kind = draw(
+            st.sampled_from(
+                ["drop", "swap", "box", "value", "delete", "duplicate", "scalar", "truncate"]
+            )
+        )
         field = draw(st.sampled_from(FIELDS[part]))
-        changes.append((kind, part, field, draw(st.integers(0, 7)), draw(st.sampled_from(VALUES)), draw(st.sampled_from(BOXES))))
+        changes.append(
+            (
+                kind,
+                part,
+                field,
+                draw(st.integers(0, 7)),
+                draw(st.sampled_from(VALUES)),
+                draw(st.sampled_from(BOXES)),
+            )
+        )
     return changes
 
 
@@ -57,7 +98,9 @@ def corrupt(content, changes):
             entry.pop(field, None)
         elif kind == "value":
             entry[field] = value
-        elif kind == "box" and content["annotations"] and isinstance(content["annotations"][0], dict):
+        elif (
+            kind == "box" and content["annotations"] and isinstance(content["annotations"][0], dict)
+        ):
             content["annotations"][0]["bbox"] = box
         elif kind == "duplicate":
             entries.append(copy.deepcopy(entry))
@@ -74,13 +117,20 @@ def corrupt(content, changes):
 
 
 @pytest.mark.parametrize("num_examples", [25, pytest.param(250, marks=pytest.mark.slow)])
-def test_what_passes_the_check_trains_and_is_evaluated(num_examples, tmp_path, clean_catalog, monkeypatch):
+def test_what_passes_the_check_trains_and_is_evaluated(
+    num_examples, tmp_path, clean_catalog, monkeypatch
+):
     digits = DigitsCopy(tmp_path)
     outcomes = {"refused": 0, "trained": 0}
     logging.disable(logging.WARNING)
 
     @seed(num_examples)
-    @settings(max_examples=num_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=num_examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(corruptions())
     def run(changes):
         for catalog in (DatasetCatalog, MetadataCatalog):

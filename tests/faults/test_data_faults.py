@@ -33,7 +33,9 @@ def halve(file):
 
 
 def shift_categories(copy):
-    for entry, key in [(x, "id") for x in copy.content["categories"]] + [(x, "category_id") for x in copy.content["annotations"]]:
+    for entry, key in [(x, "id") for x in copy.content["categories"]] + [
+        (x, "category_id") for x in copy.content["annotations"]
+    ]:
         entry[key] = 3 * entry[key] + 5
 
 
@@ -71,7 +73,10 @@ ROWS = {
         "width and height are not those of the file",
         change_images(halve),
         "error",
-        ["images of another size than the annotations say", f"{FIRST} is 128 x 64, the annotations say 128 x 128"],
+        [
+            "images of another size than the annotations say",
+            f"{FIRST} is 128 x 64, the annotations say 128 x 128",
+        ],
         "stops when training comes to it",
         "both sizes, before the training",
         r"stops in training, .*: SizeMismatchError",
@@ -89,7 +94,12 @@ ROWS = {
         "annotation of an unknown category",
         lambda copy: copy.content["annotations"][0].update(category_id=77),
         "error",
-        ["annotations of unknown categories", "annotation {ann[id]} of {ann_image}", "category 77", "Known are"],
+        [
+            "annotations of unknown categories",
+            "annotation {ann[id]} of {ann_image}",
+            "category 77",
+            "Known are",
+        ],
         "stops, without image and annotation",
         "names image and annotation",
         r"stops in loading: KeyError: .*category_id=77",
@@ -134,14 +144,20 @@ ROWS = {
         "annotation without `iscrowd` or `area`",
         lambda copy: copy.content["annotations"][0].pop("area"),
         "error",
-        ["annotations without iscrowd or area", "annotation {ann[id]} (image {ann[image_id]}): no area", "--fix"],
+        [
+            "annotations without iscrowd or area",
+            "annotation {ann[id]} (image {ann[image_id]}): no area",
+            "--fix",
+        ],
         "stops in the evaluation, after the training",
         "found before; `--fix` fills it in",
         r"stops in evaluation, after the training: KeyError: 'area'",
     ),
     45: (
         "`file_name` that leaves the folder of the images",
-        lambda copy: copy.content["images"][0].update(file_name="../images/" + copy.content["images"][0]["file_name"]),
+        lambda copy: copy.content["images"][0].update(
+            file_name="../images/" + copy.content["images"][0]["file_name"]
+        ),
         "warning",
         ["file names that leave the folder of the images", "../images/"],
         "opens it",
@@ -154,8 +170,13 @@ ROWS = {
 @pytest.mark.parametrize("row", ROWS)
 def test_a_fault_of_the_data_is_found_before_the_training(row, digits, capsys, fault):
     what, make, severity, parts, stock, ours, outcome = ROWS[row]
-    names = {"image": json.loads(json.dumps(digits.content["images"])), "ann": dict(digits.content["annotations"][0])}
-    names["ann_image"] = next(x["file_name"] for x in names["image"] if x["id"] == names["ann"]["image_id"])
+    names = {
+        "image": json.loads(json.dumps(digits.content["images"])),
+        "ann": dict(digits.content["annotations"][0]),
+    }
+    names["ann_image"] = next(
+        x["file_name"] for x in names["image"] if x["id"] == names["ann"]["image_id"]
+    )
     make(digits)
     digits.save()
     code, output = run_check(digits.write_config(), capsys)
@@ -169,7 +190,11 @@ def test_a_fault_of_the_data_is_found_before_the_training(row, digits, capsys, f
 
 def test_of_an_image_id_given_twice_detectron2_puts_the_boxes_on_the_other_image(digits):
     first, second = (x["file_name"] for x in digits.content["images"][:2])
-    boxes = [x["bbox"] for x in digits.content["annotations"] if x["image_id"] == digits.content["images"][0]["id"]]
+    boxes = [
+        x["bbox"]
+        for x in digits.content["annotations"]
+        if x["image_id"] == digits.content["images"][0]["id"]
+    ]
     ROWS[32][1](digits)
     digits.save()
     logging.disable(logging.WARNING)
@@ -177,7 +202,9 @@ def test_of_an_image_id_given_twice_detectron2_puts_the_boxes_on_the_other_image
     logging.disable(logging.NOTSET)
     of_second = [x for x in records if x["file_name"].endswith(second)]
     assert not [x for x in records if x["file_name"].endswith(first)]
-    assert of_second and all([y["bbox"] for y in x["annotations"]][: len(boxes)] == boxes for x in of_second)
+    assert of_second and all(
+        [y["bbox"] for y in x["annotations"]][: len(boxes)] == boxes for x in of_second
+    )
 
 
 BOXES = {
@@ -199,13 +226,24 @@ def test_a_box_that_would_vanish_is_counted_and_named(kind, digits, capsys, faul
     assert code >= 1 and f"annotation {first['id']}" in line and "--fix" in line
     fixed = digits.folder / "fixed.json"
     run_check(digits.write_config(), capsys, "--dataset", "copy", "--fix", fixed)
-    assert len(json.loads(fixed.read_text())["annotations"]) == len(digits.content["annotations"]) - 1
+    assert (
+        len(json.loads(fixed.read_text())["annotations"]) == len(digits.content["annotations"]) - 1
+    )
     seen = run_stock(digits.json, digits.images)
     num_boxes = len(digits.content["annotations"])
-    assert seen == f"goes on with {num_boxes if kind == '1e30' else num_boxes - 1} of {num_boxes} boxes"
+    assert (
+        seen
+        == f"goes on with {num_boxes if kind == '1e30' else num_boxes - 1} of {num_boxes} boxes"
+    )
     stock = "SILENT: left out in training, or cut if 1e30; still counted by the evaluator"
     ours = "counted and named; `--fix` takes it out"
-    fault(30, "box outside of the image, without area, negative, NaN or 1e30", stock=stock, ours=ours, seen=f"{kind}: {seen}")
+    fault(
+        30,
+        "box outside of the image, without area, negative, NaN or 1e30",
+        stock=stock,
+        ours=ours,
+        seen=f"{kind}: {seen}",
+    )
 
 
 def test_row_36_a_json_that_breaks_off(digits, capsys, fault):
@@ -214,29 +252,69 @@ def test_row_36_a_json_that_breaks_off(digits, capsys, fault):
     assert code == 2 and "character" in output and str(digits.json) in output
     seen = run_stock(digits.json, digits.images)
     assert seen.startswith("stops in loading: JSONDecodeError") and digits.json.name not in seen
-    fault(36, "truncated json", stock="stops, without the file's name", ours="file, line and character", seen=seen)
+    fault(
+        36,
+        "truncated json",
+        stock="stops, without the file's name",
+        ours="file, line and character",
+        seen=seen,
+    )
 
 
 def make_cells_block(folder):
-    return {"name": "cells", "format": "voc", "root": str(folder), "split": "all", "classes": CELLS, "evaluator": "coco"}
+    return {
+        "name": "cells",
+        "format": "voc",
+        "root": str(folder),
+        "split": "all",
+        "classes": CELLS,
+        "evaluator": "coco",
+    }
 
 
 def test_the_two_boxes_without_area_of_the_blood_cells_are_found(cells, capsys):
     code, output = run_check(write_voc_config(cells, make_cells_block(cells)), capsys)
     assert code == 1 and "boxes without area (2)" in output
-    assert "BloodImage_00338 (RBC [504.0, 337.0, 504.0, 337.0])" in output and "BloodImage_00343" in output
+    assert (
+        "BloodImage_00338 (RBC [504.0, 337.0, 504.0, 337.0])" in output
+        and "BloodImage_00343" in output
+    )
 
 
 CELL_FAULTS = {
-    24: (lambda folder: truncate(folder / "JPEGImages" / "BloodImage_00000.jpg"), ["cannot be decoded", "BloodImage_00000.jpg"]),
-    25: (lambda folder: (folder / "JPEGImages" / "BloodImage_00000.jpg").write_bytes(b"no"), ["decoded", "BloodImage_00000.jpg"]),
-    26: (lambda folder: (folder / "JPEGImages" / "BloodImage_00000.jpg").unlink(), ["has no image BloodImage_00000"]),
-    27: (lambda folder: halve(folder / "JPEGImages" / "BloodImage_00000.jpg"), ["another size", "640 x 64"]),
-    29: (lambda folder: rewrite(folder, "<name>WBC", "<name>WBCS"), ["Unknown class 'WBCS'. Did you mean 'WBC'"]),
-    30: (lambda folder: rewrite(folder, "<xmax>", "<xmax>9"), ["boxes that reach out of the image", "BloodImage_00000.jpg"]),
+    24: (
+        lambda folder: truncate(folder / "JPEGImages" / "BloodImage_00000.jpg"),
+        ["cannot be decoded", "BloodImage_00000.jpg"],
+    ),
+    25: (
+        lambda folder: (folder / "JPEGImages" / "BloodImage_00000.jpg").write_bytes(b"no"),
+        ["decoded", "BloodImage_00000.jpg"],
+    ),
+    26: (
+        lambda folder: (folder / "JPEGImages" / "BloodImage_00000.jpg").unlink(),
+        ["has no image BloodImage_00000"],
+    ),
+    27: (
+        lambda folder: halve(folder / "JPEGImages" / "BloodImage_00000.jpg"),
+        ["another size", "640 x 64"],
+    ),
+    29: (
+        lambda folder: rewrite(folder, "<name>WBC", "<name>WBCS"),
+        ["Unknown class 'WBCS'. Did you mean 'WBC'"],
+    ),
+    30: (
+        lambda folder: rewrite(folder, "<xmax>", "<xmax>9"),
+        ["boxes that reach out of the image", "BloodImage_00000.jpg"],
+    ),
     32: (lambda folder: list_twice(folder), ["image ids given twice", "BloodImage_00000"]),
-    34: (lambda folder: rewrite(folder, "xmin", "xmn"), ["BloodImage_00000.xml is not a VOC annotation"]),
-    36: (lambda folder: truncate(folder / "Annotations" / "BloodImage_00000.xml"), ["BloodImage_00000.xml is not a VOC"]),
+    34: (
+        lambda folder: rewrite(folder, "xmin", "xmn"),
+        ["BloodImage_00000.xml is not a VOC annotation"],
+    ),
+    36: (
+        lambda folder: truncate(folder / "Annotations" / "BloodImage_00000.xml"),
+        ["BloodImage_00000.xml is not a VOC"],
+    ),
 }
 
 
@@ -262,7 +340,14 @@ def test_the_same_faults_are_found_in_voc_data(row, cells, capsys):
 def test_row_42_a_stale_cache_of_annotations(tmp_path, clean_catalog, capsys, fault):
     """Detectron2 keeps the COCO json that it makes of VOC data, and evaluates with it whatever the data are by then."""
     write_voc(tmp_path)
-    block = {"name": "shapes", "format": "voc", "root": str(tmp_path), "split": "train", "classes": CLASSES, "evaluator": "coco"}
+    block = {
+        "name": "shapes",
+        "format": "voc",
+        "root": str(tmp_path),
+        "split": "train",
+        "classes": CLASSES,
+        "evaluator": "coco",
+    }
     config = write_voc_config(tmp_path, block)
     cfg = load_config(config)
     run_check(config, capsys)  # registers the data set
@@ -273,12 +358,25 @@ def test_row_42_a_stale_cache_of_annotations(tmp_path, clean_catalog, capsys, fa
     annotation = tmp_path / "Annotations" / "1.xml"
     annotation.write_text(annotation.read_text().replace("<name>square", "<name>circle"))
     code, output = run_check(config, capsys)
-    assert code == 1 and "caches of annotations that have changed since" in output and str(cache) in output
+    assert (
+        code == 1
+        and "caches of annotations that have changed since" in output
+        and str(cache) in output
+    )
     before = cache.read_text()
     convert_to_coco_json("shapes", str(cache))
     assert cache.read_text() == before  # stock: the old ground truth
     Trainer.build_evaluator(cfg, "shapes")
-    num_squares = [[x["category_id"] for x in json.loads(text)["annotations"]].count(1) for text in (before, cache.read_text())]
+    num_squares = [
+        [x["category_id"] for x in json.loads(text)["annotations"]].count(1)
+        for text in (before, cache.read_text())
+    ]
     assert num_squares == [2, 1]
     stock = "SILENT: the old ground truth is used"
-    fault(42, "stale `*_coco_format.json`", stock=stock, ours="told; `focal-det train` makes it anew", seen="old ground truth")
+    fault(
+        42,
+        "stale `*_coco_format.json`",
+        stock=stock,
+        ours="told; `focal-det train` makes it anew",
+        seen="old ground truth",
+    )

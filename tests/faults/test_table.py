@@ -16,7 +16,11 @@ def test_every_row_has_passed(file):
     rows = {x["row"]: x for x in json.loads(file.read_text())["rows"]}
     assert list(rows) == PROMISED
     for number, (what, *_, stock, ours, _) in ROWS.items():
-        assert [rows[number][x] for x in ("fault", "detectron2", "focal_det")] == [what, stock, ours]
+        assert [rows[number][x] for x in ("fault", "detectron2", "focal_det")] == [
+            what,
+            stock,
+            ours,
+        ]
 
 
 def test_there_are_records_of_the_release_and_of_main():
@@ -24,7 +28,16 @@ def test_there_are_records_of_the_release_and_of_main():
 
 
 def test_the_option_prints_rows_and_writes_them(tmp_path):
-    words = ["-m", "pytest", "-q", "tests/faults/test_training_faults.py", "-k", "row_13", "--faults-table", tmp_path / "t.json"]
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "tests/faults/test_training_faults.py",
+        "-k",
+        "row_13",
+        "--faults-table",
+        tmp_path / "t.json",
+    ]
     _, output = run_python(*words, cwd=ROOT)
     (row,) = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert f"| 13 | {row['fault']} | {row['detectron2']} | {row['focal_det']} |" in output

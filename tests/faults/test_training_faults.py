@@ -72,14 +72,24 @@ def test_row_11_a_diverged_model_is_not_the_last_checkpoint(digits, fault):
             trainer.train()
         assert (out / "last_checkpoint").read_text() == last
         if kind is Trainer:
-            assert (out / "sick_model_0000003.pth").is_file() and not (out / "model_0000003.pth").exists()
+            assert (out / "sick_model_0000003.pth").is_file() and not (
+                out / "model_0000003.pth"
+            ).exists()
             again = resume(Trainer, digits)
-            assert again.start_iter == 2 and all(x.isfinite().all() for x in again.model.state_dict().values())
+            assert again.start_iter == 2 and all(
+                x.isfinite().all() for x in again.model.state_dict().values()
+            )
     with pytest.raises(FloatingPointError):
         resume(DefaultTrainer, digits)
     stock = "saves and tags it; a resumed run stops at once, for ever"
     ours = "saved apart; the healthy one before stays the last"
-    fault(11, "diverged (huge but finite) weights at a checkpoint", stock=stock, ours=ours, seen="a resumed run stops at once")
+    fault(
+        11,
+        "diverged (huge but finite) weights at a checkpoint",
+        stock=stock,
+        ours=ours,
+        seen="a resumed run stops at once",
+    )
 
 
 def test_a_finite_model_whose_loss_has_left_for_good_is_sick(digits):
@@ -95,7 +105,9 @@ def test_a_finite_model_whose_loss_has_left_for_good_is_sick(digits):
     trainer.run_step = run_step
     trainer.train()
     assert "the training has diverged: the loss is" in trainer._guard.find_sickness()
-    assert (digits.folder / "out" / "sick_model_final.pth").is_file() and not (digits.folder / "out" / "last_checkpoint").exists()
+    assert (digits.folder / "out" / "sick_model_final.pth").is_file() and not (
+        digits.folder / "out" / "last_checkpoint"
+    ).exists()
 
 
 def break_gradient(trainer, iteration):
@@ -111,7 +123,11 @@ def test_row_12_a_gradient_that_is_not_finite_does_not_reach_the_weights(digits,
         trainer.train()
     message, out = str(stop.value), digits.folder / "out"
     assert "Iteration 1: a gradient is not finite" in message and "head.cls_score.weight" in message
-    assert message.count(".png") == 2 and "largest |logit|" in message and "start again with a lower SOLVER.BASE_LR" in message
+    assert (
+        message.count(".png") == 2
+        and "largest |logit|" in message
+        and "start again with a lower SOLVER.BASE_LR" in message
+    )
     assert all(x.isfinite().all() for x in trainer.model.state_dict().values())
     kept = torch.load(out / "sick_step_0000001_rank0.pth", weights_only=True)
     assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in kept["model"].items())
@@ -120,7 +136,11 @@ def test_row_12_a_gradient_that_is_not_finite_does_not_reach_the_weights(digits,
     stock = make_trainer(DefaultTrainer, digits)
     break_gradient(stock, 1)
     stock.train()
-    seen = "NaN weights saved as model_final.pth" if not stock.model.head.cls_score.weight.isfinite().all() else "finite"
+    seen = (
+        "NaN weights saved as model_final.pth"
+        if not stock.model.head.cls_score.weight.isfinite().all()
+        else "finite"
+    )
     assert seen.startswith("NaN")
     fault(
         12,
@@ -139,7 +159,11 @@ class SickLoss:
 
     def __call__(self, *args):
         losses = self.losses(*args)
-        return {**losses, "loss_cls": losses["loss_cls"] * NAN} if self.trainer.iter == self.iteration else losses
+        return (
+            {**losses, "loss_cls": losses["loss_cls"] * NAN}
+            if self.trainer.iter == self.iteration
+            else losses
+        )
 
 
 def test_row_14_a_loss_that_is_not_finite_names_term_and_images_and_keeps_the_step(digits, fault):
@@ -189,21 +213,28 @@ def test_a_kept_step_is_the_same_again_and_its_state_is_that_before_it(digits):
     assert all(torch.equal(kept[k], v) for k, v in seen[0].items())
     again = reproduce_step(file)
     assert again["iteration"] == 1 and again["losses"]["loss_cls"] != again["losses"]["loss_cls"]
-    assert "head.cls_score.weight" in again["sick_gradients"] and again["largest"]["|logit|"] != again["largest"]["|logit|"]
+    assert (
+        "head.cls_score.weight" in again["sick_gradients"]
+        and again["largest"]["|logit|"] != again["largest"]["|logit|"]
+    )
     assert again["images"][1] in str(stop.value)
 
 
 def train_in_process(rank, cfg, folder, is_guarded):
     """One of two processes; what it raises ends the other, as under Detectron2's `launch`."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
     from detectron2.utils import comm
 
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(2)
     model = build_model(cfg)
     batches = [make_batch([[16, 16, 52, 52]], [[30, 40, 110, 120]]) for _ in range(3)]
-    trainer = SimpleTrainer(DistributedDataParallel(model), batches, torch.optim.SGD(model.parameters(), 1e-3))
+    trainer = SimpleTrainer(
+        DistributedDataParallel(model), batches, torch.optim.SGD(model.parameters(), 1e-3)
+    )
     if rank == 1:
         model.losses = SickLoss(model, trainer, 1)
     if is_guarded:
@@ -232,14 +263,23 @@ def test_row_15_a_loss_that_is_not_finite_in_one_process_of_two(make_cfg, tmp_pa
     cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
     with pytest.raises(multiprocessing.ProcessRaisedException) as stock:
         multiprocessing.spawn(train_in_process, (cfg, tmp_path, False), nprocs=2)
-    assert "FloatingPointError: Loss became infinite or NaN" in str(stock.value) and not list(tmp_path.glob("*.pth"))
+    assert "FloatingPointError: Loss became infinite or NaN" in str(stock.value) and not list(
+        tmp_path.glob("*.pth")
+    )
     (tmp_path / "store").unlink()
     with pytest.raises(multiprocessing.ProcessRaisedException) as stop:
         multiprocessing.spawn(train_in_process, (cfg, tmp_path, True), nprocs=2)
     assert "SickStepError: Iteration 1: " in str(stop.value)
-    kept = [torch.load(tmp_path / f"sick_step_0000001_rank{rank}.pth", weights_only=True) for rank in range(2)]
+    kept = [
+        torch.load(tmp_path / f"sick_step_0000001_rank{rank}.pth", weights_only=True)
+        for rank in range(2)
+    ]
     assert all(x.isfinite().all() for x in kept[1]["model"].values())
-    assert all(torch.equal(v, kept[1]["model"][k]) for k, v in kept[0]["model"].items() if "normalizer" not in k)
+    assert all(
+        torch.equal(v, kept[1]["model"][k])
+        for k, v in kept[0]["model"].items()
+        if "normalizer" not in k
+    )
     fault(
         15,
         "loss that is not finite in one process of two",
@@ -255,13 +295,23 @@ def test_row_13_a_learning_rate_of_nan_is_refused(digits, capsys, fault):
         build_model(load_config(config))  # the stock script as well
     code, output = run_check(config, capsys)
     assert code == 2 and "SOLVER.BASE_LR: nan" in output
-    stock = make_trainer(DefaultTrainer, digits, SOLVER__BASE_LR=NAN, MODEL__META_ARCHITECTURE="RetinaNet")
+    stock = make_trainer(
+        DefaultTrainer, digits, SOLVER__BASE_LR=NAN, MODEL__META_ARCHITECTURE="RetinaNet"
+    )
     with pytest.raises((FloatingPointError, TypeError, AssertionError)) as error:
         stock.train()
     message = str(error.value).splitlines()[0]
-    assert "BASE_LR" not in message and not all(x.isfinite().all() for x in stock.model.parameters())
+    assert "BASE_LR" not in message and not all(
+        x.isfinite().all() for x in stock.model.parameters()
+    )
     seen = f"{type(error.value).__name__}: {message}"
-    fault(13, "`BASE_LR: .nan`", stock="steps with it, then stops without naming it", ours="refused, by key", seen=seen)
+    fault(
+        13,
+        "`BASE_LR: .nan`",
+        stock="steps with it, then stops without naming it",
+        ours="refused, by key",
+        seen=seen,
+    )
 
 
 def test_row_22_weights_without_a_matching_key(digits, capsys, fault):
@@ -269,7 +319,8 @@ def test_row_22_weights_without_a_matching_key(digits, capsys, fault):
     torch.save({"model": {f"net.{i}.weight": torch.zeros(3) for i in range(5)}}, file)
     model = make_model(digits)
     with pytest.raises(
-        ValueError, match=r"the weights have 0 of the model's \d+ parameters \(5 tensors are in the file, such as net"
+        ValueError,
+        match=r"the weights have 0 of the model's \d+ parameters \(5 tensors are in the file, such as net",
     ):
         HealthyCheckpointer(model).load(str(file), checkpointables=[])
     code, output = run_check(digits.write_config(MODEL__WEIGHTS=str(file)), capsys)
@@ -293,7 +344,13 @@ def test_row_23_weights_that_do_not_exist(digits, capsys, fault):
     trainer = make_trainer(DefaultTrainer, digits, MODEL__WEIGHTS=str(digits.folder / "none.pth"))
     with pytest.raises(AssertionError, match=r"none\.pth not found"):
         trainer.resume_or_load(resume=False)
-    fault(23, "weights that do not exist", stock="stops, and says so", ours="found before", seen="AssertionError")
+    fault(
+        23,
+        "weights that do not exist",
+        stock="stops, and says so",
+        ours="found before",
+        seen="AssertionError",
+    )
 
 
 def test_row_37_a_test_set_that_nobody_registered(digits, capsys, fault):
@@ -314,7 +371,11 @@ def test_row_37_a_test_set_that_nobody_registered(digits, capsys, fault):
 
 def train_stock(digits, num_classes):
     """Losses of one step of Detectron2's RetinaNet on objects of 10 classes."""
-    cfg = load_config(digits.write_config(MODEL__RETINANET__NUM_CLASSES=num_classes, MODEL__META_ARCHITECTURE="RetinaNet"))
+    cfg = load_config(
+        digits.write_config(
+            MODEL__RETINANET__NUM_CLASSES=num_classes, MODEL__META_ARCHITECTURE="RetinaNet"
+        )
+    )
     batch = make_batch([[10, 10, 40, 40], [60, 60, 100, 100]], num_classes=10)
     batch[0]["instances"].gt_classes[:] = 9
     from detectron2.utils.events import EventStorage
@@ -331,7 +392,9 @@ def train_stock(digits, num_classes):
         (40, 12, "stops in the evaluation, after the training"),
     ],
 )
-def test_rows_38_to_40_a_number_of_classes_that_does_not_fit(row, num_classes, stock, digits, capsys, fault):
+def test_rows_38_to_40_a_number_of_classes_that_does_not_fit(
+    row, num_classes, stock, digits, capsys, fault
+):
     config = digits.write_config(MODEL__RETINANET__NUM_CLASSES=num_classes)
     message = rf"10 classes .* but MODEL\.RETINANET\.NUM_CLASSES is {num_classes}\. Set it to 10"
     with pytest.raises(ValueError, match=message):
@@ -346,26 +409,46 @@ def test_rows_38_to_40_a_number_of_classes_that_does_not_fit(row, num_classes, s
     assert (seen == "trains") == (row != 39)
     if row == 40:  # and once in a while the model finds a class that is not there
         seen = f"trains, then {run_stock(digits.json, digits.images, shift=2)}"
-        assert "stops in evaluation, after the training: AssertionError: A prediction has class=" in seen
-    what = {38: "`NUM_CLASSES` one too small", 39: "`NUM_CLASSES` smaller still", 40: "`NUM_CLASSES` too large"}[row]
-    fault(row, what, stock=stock, ours="refused before the training, with the right number", seen=seen)
+        assert (
+            "stops in evaluation, after the training: AssertionError: A prediction has class="
+            in seen
+        )
+    what = {
+        38: "`NUM_CLASSES` one too small",
+        39: "`NUM_CLASSES` smaller still",
+        40: "`NUM_CLASSES` too large",
+    }[row]
+    fault(
+        row, what, stock=stock, ours="refused before the training, with the right number", seen=seen
+    )
 
 
 @pytest.mark.parametrize("num_classes", [4, 7])
-def test_a_data_set_of_the_users_own_code_is_compared_at_the_first_step(num_classes, make_cfg, batch, clean_catalog):
+def test_a_data_set_of_the_users_own_code_is_compared_at_the_first_step(
+    num_classes, make_cfg, batch, clean_catalog
+):
     """Its classes are not known when the model is built: under the stock script, they are by the first step."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     DatasetCatalog.register("own", lambda: [])
-    model = build_model(make_cfg("DATASETS.TRAIN", ("own",), "MODEL.RETINANET.NUM_CLASSES", num_classes)).train()
+    model = build_model(
+        make_cfg("DATASETS.TRAIN", ("own",), "MODEL.RETINANET.NUM_CLASSES", num_classes)
+    ).train()
     MetadataCatalog.get("own").thing_classes = list("abcde")
-    with pytest.raises(ValueError, match=rf"Data set own has 5 classes \(a, b, c, d, e\), .* is {num_classes}. Set it to 5"):
+    with pytest.raises(
+        ValueError,
+        match=rf"Data set own has 5 classes \(a, b, c, d, e\), .* is {num_classes}. Set it to 5",
+    ):
         model(batch)
 
 
 def test_row_41_a_typo_in_the_config(digits, capsys, fault):
     code, output = run_check(digits.write_config(SOLVER__BASE_LRR=0.1), capsys)
-    assert code == 2 and "config.yaml: SOLVER.BASE_LRR: Unknown key of SOLVER 'BASE_LRR'. Did you mean 'BASE_LR'?" in output
+    assert (
+        code == 2
+        and "config.yaml: SOLVER.BASE_LRR: Unknown key of SOLVER 'BASE_LRR'. Did you mean 'BASE_LR'?"
+        in output
+    )
     code, output = run_check(digits.write_config(), capsys, "SOLVER.BASE_LRR", "1")
     assert code == 2 and "Did you mean 'BASE_LR'?" in output
     code, output = run_check(digits.write_config(SOLVER__BASE_LR="fast"), capsys)
@@ -408,7 +491,11 @@ def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
 
     def run(out, *words, **keys):
         config = digits.write_config(
-            SEED=-1, OUTPUT_DIR=str(digits.folder / out), DATASETS__TEST=[], DATALOADER__NUM_WORKERS=num_workers, **keys
+            SEED=-1,
+            OUTPUT_DIR=str(digits.folder / out),
+            DATASETS__TEST=[],
+            DATALOADER__NUM_WORKERS=num_workers,
+            **keys,
         )
         train(["--no-check", "--config-file", str(config), *words])
 
@@ -417,13 +504,21 @@ def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
     assert seeds[0] != seeds[1] and orders[0] != orders[1]
     run("c", SOLVER__MAX_ITER=3, SOLVER__CHECKPOINT_PERIOD=3)
     run("c", "--resume", SOLVER__MAX_ITER=6)
-    assert seeds[3] == seeds[2] and orders[2] + orders[3] == get_order(digits, seeds[2], num_workers)
+    assert seeds[3] == seeds[2] and orders[2] + orders[3] == get_order(
+        digits, seeds[2], num_workers
+    )
     if num_workers:
         return
     samplers = [iter(TrainingSampler(20, seed=-1)) for _ in range(2)] if not is_05() else []
-    same = samplers and [next(samplers[0]) for _ in range(20)] == [next(samplers[1]) for _ in range(20)]
+    same = samplers and [next(samplers[0]) for _ in range(20)] == [
+        next(samplers[1]) for _ in range(20)
+    ]
     assert same or is_05()
-    seen = "main: the same order twice" if same else "0.5: unseeded, so other orders; a resumed run starts over"
+    seen = (
+        "main: the same order twice"
+        if same
+        else "0.5: unseeded, so other orders; a resumed run starts over"
+    )
     fault(
         44,
         "run without a seed; resumed run",
@@ -441,7 +536,9 @@ def is_05():
 
 def get_order(digits, seed, num_workers):
     """The first six batches of an uninterrupted run with this seed."""
-    trainer = make_trainer(Trainer, digits, SEED=seed, DATALOADER__NUM_WORKERS=num_workers, DATASETS__TEST=[])
+    trainer = make_trainer(
+        Trainer, digits, SEED=seed, DATALOADER__NUM_WORKERS=num_workers, DATASETS__TEST=[]
+    )
     return get_image_ids(trainer, 6)
 
 
@@ -455,7 +552,10 @@ def test_row_46_a_config_that_runs_code(digits, capsys, fault):
     for config in (evil, through):
         code, output = run_check(config, capsys)
         assert code == 2 and not folder.exists()
-        assert f"{evil} runs code when it is read, line 2" in output and "python/object/apply:os.mkdir" in output
+        assert (
+            f"{evil} runs code when it is read, line 2" in output
+            and "python/object/apply:os.mkdir" in output
+        )
     with pytest.raises(TypeError):  # asked, it runs: mkdir returns None, which is no folder
         load_config(through, unsafe_yaml=True).OUTPUT_DIR + ""
     assert folder.is_dir()
@@ -463,14 +563,20 @@ def test_row_46_a_config_that_runs_code(digits, capsys, fault):
     get_cfg().load_yaml_with_base(str(through), allow_unsafe=True)
     seen = "runs it" if folder.is_dir() else "does not"
     fault(
-        46, "yaml with `!!python/...`, also through `_BASE_`", stock="runs the code", ours="refused, with file and line", seen=seen
+        46,
+        "yaml with `!!python/...`, also through `_BASE_`",
+        stock="runs the code",
+        ours="refused, with file and line",
+        seen=seen,
     )
 
 
 def test_row_48_a_box_that_no_anchor_overlaps(make_cfg, fault):
     cfg = make_cfg()
     batch = make_batch([[10, 10, 10, 40]])
-    instances = Instances((128, 128), gt_boxes=Boxes(torch.tensor([[10.0, 10, 10, 40]])), gt_classes=torch.tensor([1]))
+    instances = Instances(
+        (128, 128), gt_boxes=Boxes(torch.tensor([[10.0, 10, 10, 40]])), gt_classes=torch.tensor([1])
+    )
     counts = []
     for name in ("FocalRetinaNet", "RetinaNet"):
         cfg.MODEL.META_ARCHITECTURE = name
@@ -500,7 +606,15 @@ def test_an_evaluation_keeps_the_seed_of_the_run(digits):
     config, dumped = digits.write_config(SEED=-1), digits.folder / "out" / "config.yaml"
     train(["--no-check", "--config-file", str(config)])
     before = yaml.safe_load(dumped.read_text())["SEED"]
-    train(["--eval-only", "--config-file", str(config), "MODEL.WEIGHTS", str(digits.folder / "out" / "model_final.pth")])
+    train(
+        [
+            "--eval-only",
+            "--config-file",
+            str(config),
+            "MODEL.WEIGHTS",
+            str(digits.folder / "out" / "model_final.pth"),
+        ]
+    )
     assert yaml.safe_load(dumped.read_text())["SEED"] == before >= 0
 
 
@@ -511,7 +625,9 @@ def test_a_resumed_run_does_not_ask_for_the_weights_that_it_started_from(digits)
     train(["--config-file", config])
     weights.unlink()
     train(["--resume", "--config-file", config, "SOLVER.MAX_ITER", "3"])
-    assert torch.load(digits.folder / "out" / "model_final.pth", weights_only=False)["iteration"] == 2
+    assert (
+        torch.load(digits.folder / "out" / "model_final.pth", weights_only=False)["iteration"] == 2
+    )
 
 
 def test_what_the_check_says_is_in_the_log_too(digits):
@@ -524,7 +640,9 @@ def test_what_the_check_says_is_in_the_log_too(digits):
 def test_an_image_that_breaks_after_the_check_is_named(digits):
     for image in digits.content["images"]:
         (digits.images / image["file_name"]).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"Image .*\.png: UnidentifiedImageError: .*focal-det check"):
+    with pytest.raises(
+        ValueError, match=r"Image .*\.png: UnidentifiedImageError: .*focal-det check"
+    ):
         train(["--no-check", "--config-file", str(digits.write_config())])
 
 
@@ -535,7 +653,9 @@ def test_a_kept_step_needs_no_data_set(digits):
         trainer.train()
     digits.json.unlink()
     again = reproduce_step(digits.folder / "out" / "sick_step_0000001_rank0.pth")
-    assert again["iteration"] == 1 and again["losses"]["loss_cls"] > 0  # it was the test that spoilt it
+    assert (
+        again["iteration"] == 1 and again["losses"]["loss_cls"] > 0
+    )  # it was the test that spoilt it
 
 
 @pytest.mark.parametrize("architecture", ["RetinaNet", "GeneralizedRCNN"])
@@ -566,6 +686,9 @@ def test_other_architectures_train_on_data_sets_of_the_config(architecture, digi
 
 def test_a_training_that_ends_sick_says_so_with_its_exit_code(digits, monkeypatch):
     monkeypatch.setattr("focal_det.engine.step_guard._MAX_OUTPUT", 1e-3)
-    with pytest.raises(SystemExit, match=r"sick: the model at the end .*: the training has diverged: the largest \|logit\|"):
+    with pytest.raises(
+        SystemExit,
+        match=r"sick: the model at the end .*: the training has diverged: the largest \|logit\|",
+    ):
         train(["--no-check", "--config-file", str(digits.write_config())])
     assert (digits.folder / "out" / "sick_model_final.pth").is_file()

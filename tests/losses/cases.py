@@ -86,7 +86,9 @@ def alpha_t(alpha: Any, positive: Tensor) -> Tensor:
     return torch.where(positive, alpha, 1 - alpha)
 
 
-def focal(right, positive, targets, *, alpha=0.25, gamma=2.0, alpha_per_class=(), gamma_per_class=()):
+def focal(
+    right, positive, targets, *, alpha=0.25, gamma=2.0, alpha_per_class=(), gamma_per_class=()
+):
     # Eq. 5 of arXiv 1708.02002.
     alpha = torch.tensor(alpha_per_class) if alpha_per_class else alpha
     gamma = torch.tensor(gamma_per_class) if gamma_per_class else gamma
@@ -120,7 +122,15 @@ def hinge(right, positive, targets, *, alpha=0.25, threshold=0.9):
     return alpha_t(alpha, positive) * (right.not_p - (1 - threshold)).clamp(min=0)
 
 
-def mine_all(losses: Tensor, targets: DenseTargets, image: int, *, batch: int, nms_thresh: float, neg_per_pos: int) -> list[int]:
+def mine_all(
+    losses: Tensor,
+    targets: DenseTargets,
+    image: int,
+    *,
+    batch: int,
+    nms_thresh: float,
+    neg_per_pos: int,
+) -> list[int]:
     """Hard example mining as one would explain it: one anchor after the other by falling loss, compared with all kept ones."""
     labels = targets.gt_labels[image]
     iou = box_iou(targets.anchors, targets.anchors)
@@ -140,7 +150,9 @@ def ohem(*, batch=128, nms_thresh=0.5, neg_per_pos=0):
         terms = -Probabilities(torch.where(one_hot(targets), x, -x)).log_p.sum(dim=-1)
         means = []
         for image, losses in enumerate(terms):
-            kept = mine_all(losses, targets, image, batch=batch, nms_thresh=nms_thresh, neg_per_pos=neg_per_pos)
+            kept = mine_all(
+                losses, targets, image, batch=batch, nms_thresh=nms_thresh, neg_per_pos=neg_per_pos
+            )
             means.append(losses[kept].sum() / max(len(kept), 1))
         return torch.stack(means)
 
@@ -189,7 +201,9 @@ def ghm(*, num_bins=30, momentum=0.75):
         positive, valid = one_hot(targets), is_valid(targets).expand_as(x)
         right = Probabilities(torch.where(positive, x, -x))
         bins = (right.not_p.detach() * num_bins).long().clamp(max=num_bins - 1)
-        counts = torch.stack([((bins == j) & valid).sum() for j in range(num_bins)]) / max(len(x), 1)
+        counts = torch.stack([((bins == j) & valid).sum() for j in range(num_bins)]) / max(
+            len(x), 1
+        )
         num_regions = (counts > 0).sum()
         if state and state["counts"].sum() > 0:
             counts = momentum * state["counts"] + (1 - momentum) * counts
@@ -210,7 +224,14 @@ def equalized_focal(*, num_classes=NUM_CLASSES, alpha=0.25, gamma=2.0, scale=8.0
         gamma_k = gamma + scale * (1 - ratio)
         positive = one_hot(targets)
         right = Probabilities(torch.where(positive, x, -x))
-        terms = -alpha_t(alpha, positive) * gamma_k / gamma * right.not_p**gamma_k * right.log_p * is_valid(targets)
+        terms = (
+            -alpha_t(alpha, positive)
+            * gamma_k
+            / gamma
+            * right.not_p**gamma_k
+            * right.log_p
+            * is_valid(targets)
+        )
         with torch.enable_grad():
             (grad,) = torch.autograd.grad(terms.sum(), x, retain_graph=True)
         state["pos"] += (grad.abs() * positive).sum(dim=(0, 1))
@@ -227,7 +248,9 @@ def asymmetric(*, gamma_pos=0.0, gamma_neg=4.0, shift=0.05):
         p_m = (p.p - shift).clamp(min=1e-12) if shift else p.p
         log_not_p_m = torch.where(p.p < 0.5, torch.log1p(-p_m), torch.log(p.not_p + shift))
         negative = torch.where(p.p > shift, -(p_m**gamma_neg) * log_not_p_m, 0.0)
-        return (torch.where(one_hot(targets), positive, negative) * is_valid(targets)).sum(dim=(1, 2))
+        return (torch.where(one_hot(targets), positive, negative) * is_valid(targets)).sum(
+            dim=(1, 2)
+        )
 
     return reference
 
@@ -252,14 +275,23 @@ CASES = {
     "HingeLoss": Case(
         binary(hinge),
         grid(threshold=[0.5, 0.9, 1.0], alpha=[-1, 0.25]),
-        kinks=lambda threshold, **_: [s * logit(threshold) for s in (1, -1)] if threshold < 1 else [],
+        kinks=lambda threshold, **_: (
+            [s * logit(threshold) for s in (1, -1)] if threshold < 1 else []
+        ),
     ),
-    "OHEMLoss": Case(ohem, [*grid(batch=[4, 12], nms_thresh=[0.3, 1.0], neg_per_pos=[0, 3]), {"batch": 1000}]),
+    "OHEMLoss": Case(
+        ohem, [*grid(batch=[4, 12], nms_thresh=[0.3, 1.0], neg_per_pos=[0, 3]), {"batch": 1000}]
+    ),
     "QualityFocalLoss": Case(
-        quality_focal, grid(beta=GAMMAS), kinks=lambda **_: [logit(iou) for iou in IOUS if iou < 1], radius=0.4
+        quality_focal,
+        grid(beta=GAMMAS),
+        kinks=lambda **_: [logit(iou) for iou in IOUS if iou < 1],
+        radius=0.4,
     ),
     "VarifocalLoss": Case(varifocal, grid(gamma=GAMMAS, neg_weight=[0.75])),
-    "PolyFocalLoss": Case(binary(poly_focal), grid(gamma=GAMMAS, epsilon=[-1, 0, 1.5], alpha=[0.25])),
+    "PolyFocalLoss": Case(
+        binary(poly_focal), grid(gamma=GAMMAS, epsilon=[-1, 0, 1.5], alpha=[0.25])
+    ),
     "GHMCLoss": Case(
         ghm,
         grid(num_bins=[1, 30], momentum=[0, 0.75]),
@@ -269,7 +301,8 @@ CASES = {
     "EqualizedFocalLoss": Case(equalized_focal, grid(gamma=GAMMAS[1:], scale=[0, 8], alpha=[0.25])),
     "AsymmetricLoss": Case(
         asymmetric,
-        grid(gamma_pos=GAMMAS, gamma_neg=[4.0], shift=[0.05]) + grid(gamma_pos=[1.0], gamma_neg=GAMMAS, shift=[0, 0.2]),
+        grid(gamma_pos=GAMMAS, gamma_neg=[4.0], shift=[0.05])
+        + grid(gamma_pos=[1.0], gamma_neg=GAMMAS, shift=[0, 0.2]),
         kinks=lambda shift, **_: [logit(shift)] if shift else [],
     ),
 }

@@ -42,11 +42,27 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
         ("HingeLoss", {"alpha": -1, "threshold": 0.9}, 0.15 + 0.4),
         ("HingeLoss", {"alpha": -1, "threshold": 0.5}, 0.0),
         # gamma 2: (1/4)^2 log(4/3) + (1/4)^3 and (1/2)^2 log 2 + (1/2)^3.
-        ("PolyFocalLoss", {"alpha": -1, "gamma": 2, "epsilon": 1}, math.log(4 / 3) / 16 + 1 / 64 + LOG2 / 4 + 1 / 8),
-        ("PolyFocalLoss", {"alpha": -1, "gamma": 0, "epsilon": -1}, math.log(4 / 3) - 1 / 4 + LOG2 - 1 / 2),
+        (
+            "PolyFocalLoss",
+            {"alpha": -1, "gamma": 2, "epsilon": 1},
+            math.log(4 / 3) / 16 + 1 / 64 + LOG2 / 4 + 1 / 8,
+        ),
+        (
+            "PolyFocalLoss",
+            {"alpha": -1, "gamma": 0, "epsilon": -1},
+            math.log(4 / 3) - 1 / 4 + LOG2 - 1 / 2,
+        ),
         # No power of the positive; the negative has p_m = 1/2 - 1/4, so -(1/4)^2 log(3/4).
-        ("AsymmetricLoss", {"gamma_pos": 0, "gamma_neg": 2, "shift": 0.25}, math.log(4 / 3) + math.log(4 / 3) / 16),
-        ("EqualizedFocalLoss", {"alpha": 0.25, "gamma": 2, "scale": 8}, math.log(4 / 3) / 64 + 3 / 16 * LOG2),
+        (
+            "AsymmetricLoss",
+            {"gamma_pos": 0, "gamma_neg": 2, "shift": 0.25},
+            math.log(4 / 3) + math.log(4 / 3) / 16,
+        ),
+        (
+            "EqualizedFocalLoss",
+            {"alpha": 0.25, "gamma": 2, "scale": 8},
+            math.log(4 / 3) / 64 + 3 / 16 * LOG2,
+        ),
         # One anchor is mined, and its mean is its cross entropy.
         ("OHEMLoss", {"batch": 1}, math.log(4 / 3) + LOG2),
         # Gradient norms 1/4 and 1/2 are in regions of their own, each with one term: density 1 times two regions.
@@ -71,7 +87,9 @@ def test_softmax_over_two_classes_and_background():
 def test_quality_and_varifocal_with_an_iou_of_one_half():
     # Of the object's class, |1/2 - 3/4|^2 times the cross entropy (log(4/3) + log 4) / 2; of the other, (1/2)^2 log 2.
     cross_entropy = (math.log(4 / 3) + math.log(4)) / 2
-    assert evaluate("QualityFocalLoss", {"beta": 2}, iou=0.5)[0] == pytest.approx(cross_entropy / 16 + LOG2 / 4, rel=1e-5)
+    assert evaluate("QualityFocalLoss", {"beta": 2}, iou=0.5)[0] == pytest.approx(
+        cross_entropy / 16 + LOG2 / 4, rel=1e-5
+    )
     got = evaluate("VarifocalLoss", {"neg_weight": 0.75, "gamma": 2}, iou=0.5)
     assert got[0] == pytest.approx(cross_entropy / 2 + 0.75 * LOG2 / 4, rel=1e-5)
     # A prediction that misses is a negative: p = 3/4 costs 0.75 * (3/4)^2 log 4.
@@ -83,8 +101,12 @@ def test_equalized_focal_grows_gamma_by_what_a_class_lacks_in_gradient():
     # gamma = 1, no alpha. Class 0 has a positive with p_t = 3/4 only, class 1 a negative with p = 1/2 only: g is 1 (no negative
     # gradient yet) and 0. So from the second step on class 1 has gamma 1 + 2 and weight 3: 3 (1/2)^3 log 2.
     args = {"alpha": -1, "gamma": 1, "scale": 2}
-    assert evaluate("EqualizedFocalLoss", args, steps=1)[0] == pytest.approx(math.log(4 / 3) / 4 + LOG2 / 2, rel=1e-5)
-    assert evaluate("EqualizedFocalLoss", args, steps=2)[0] == pytest.approx(math.log(4 / 3) / 4 + 3 / 8 * LOG2, rel=1e-5)
+    assert evaluate("EqualizedFocalLoss", args, steps=1)[0] == pytest.approx(
+        math.log(4 / 3) / 4 + LOG2 / 2, rel=1e-5
+    )
+    assert evaluate("EqualizedFocalLoss", args, steps=2)[0] == pytest.approx(
+        math.log(4 / 3) / 4 + 3 / 8 * LOG2, rel=1e-5
+    )
 
 
 def test_ghm_counts_per_image_and_averages_over_steps():
@@ -93,7 +115,9 @@ def test_ghm_counts_per_image_and_averages_over_steps():
     logits, labels = OBJECT.expand(2, 2, 2), ((0, -1), (-1, 2))
     want = [math.log(4 / 3) / 1.5 + LOG2 / 3, math.log(4) / 1.5 + LOG2 / 3]
     assert evaluate("GHMCLoss", {"num_bins": 4}, logits, labels) == pytest.approx(want, rel=1e-5)
-    assert evaluate("GHMCLoss", {"num_bins": 4}, logits, labels, steps=3) == pytest.approx(want, rel=1e-5)
+    assert evaluate("GHMCLoss", {"num_bins": 4}, logits, labels, steps=3) == pytest.approx(
+        want, rel=1e-5
+    )
 
 
 def test_ohem_drops_what_a_harder_anchor_overlaps_and_takes_the_mean():

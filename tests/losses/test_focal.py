@@ -37,7 +37,9 @@ def reference_grad(logits, is_positive, alpha, gamma):
 
 
 def one_hot(labels, num_classes):
-    return F.one_hot(torch.where(labels < 0, num_classes, labels), num_classes + 1)[..., :num_classes].bool()
+    return F.one_hot(torch.where(labels < 0, num_classes, labels), num_classes + 1)[
+        ..., :num_classes
+    ].bool()
 
 
 def loss_and_grad(function, logits):
@@ -52,13 +54,17 @@ def loss_and_grad(function, logits):
 def test_value_and_gradient_equal_the_formula_in_float64(alpha, gamma):
     logits = torch.linspace(-30, 30, 241)
     for is_positive in (torch.ones(241, dtype=torch.bool), torch.zeros(241, dtype=torch.bool)):
-        loss, grad = loss_and_grad(lambda x, y=is_positive: sigmoid_focal_loss(x, y.float(), alpha, gamma), logits)
+        loss, grad = loss_and_grad(
+            lambda x, y=is_positive: sigmoid_focal_loss(x, y.float(), alpha, gamma), logits
+        )
         for got, want in (
             (loss, reference(logits, is_positive, alpha, gamma)),
             (grad, reference_grad(logits, is_positive, alpha, gamma)),
         ):
             error = (got.double() - want).abs()
-            assert torch.all((error <= 1e-5 * want.abs()) | ((want.abs() <= 1e-30) & (error <= 1e-30)))
+            assert torch.all(
+                (error <= 1e-5 * want.abs()) | ((want.abs() <= 1e-30) & (error <= 1e-30))
+            )
 
 
 def test_values_derived_by_hand():
@@ -68,17 +74,23 @@ def test_values_derived_by_hand():
     assert loss.tolist() == pytest.approx([0.25 * 0.25 * math.log(2), 0.75 * 0.25 * math.log(2)])
     # p = 0.9 for a positive: 0.1^2 * -log 0.9; the paper's "100 times lower than CE".
     x = torch.tensor([math.log(9.0)])
-    assert sigmoid_focal_loss(x, torch.ones(1), gamma=2).item() == pytest.approx(0.01 * -math.log(0.9), rel=1e-5)
+    assert sigmoid_focal_loss(x, torch.ones(1), gamma=2).item() == pytest.approx(
+        0.01 * -math.log(0.9), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
 def test_value_and_gradient_are_finite_at_saturated_logits(target, gamma):
     logits = torch.tensor([-3e38, -1e4, -104, -88, -17.4, 0, 16.7, 88, 104, 1e4, 3e38])
-    loss, grad = loss_and_grad(lambda x: sigmoid_focal_loss(x, torch.full_like(x, target), 0.25, gamma), logits)
+    loss, grad = loss_and_grad(
+        lambda x: sigmoid_focal_loss(x, torch.full_like(x, target), 0.25, gamma), logits
+    )
     assert loss.isfinite().all() and grad.isfinite().all()
     labels = torch.full((11,), 0 if target == 1 else 1)
-    loss, grad = loss_and_grad(lambda x: focal_loss_from_labels(x[:, None], labels, alpha=0.25, gamma=gamma), logits / 10)
+    loss, grad = loss_and_grad(
+        lambda x: focal_loss_from_labels(x[:, None], labels, alpha=0.25, gamma=gamma), logits / 10
+    )
     assert loss.isfinite() and grad.isfinite().all()
 
 
@@ -99,16 +111,25 @@ def test_equals_the_peers_with_hard_and_soft_targets(peer, reduction, alpha):
     for targets in (torch.rand(50, 7), (torch.rand(50, 7) < 0.2).float()):
         for gamma in (0, 1, 1.5, 2, 5):
             ours = sigmoid_focal_loss(logits, targets, alpha, gamma, reduction)
-            torch.testing.assert_close(ours, peer(logits, targets, alpha, gamma, reduction), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                ours, peer(logits, targets, alpha, gamma, reduction), rtol=1e-5, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("alpha", [-1, 0.25])
 def test_sum_from_labels_equals_the_formula(alpha, gamma):
     logits, labels = torch.randn(200, 5) * 5, torch.randint(-1, 6, (200,))
-    loss, grad = loss_and_grad(lambda x: focal_loss_from_labels(x, labels, alpha=alpha, gamma=gamma), logits)
+    loss, grad = loss_and_grad(
+        lambda x: focal_loss_from_labels(x, labels, alpha=alpha, gamma=gamma), logits
+    )
     is_positive, valid = one_hot(labels, 5), (labels >= 0)[:, None]
-    torch.testing.assert_close(loss.double(), (valid * reference(logits, is_positive, alpha, gamma)).sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        loss.double(),
+        (valid * reference(logits, is_positive, alpha, gamma)).sum(),
+        rtol=1e-5,
+        atol=0,
+    )
     want = valid * reference_grad(logits, is_positive, alpha, gamma)
     torch.testing.assert_close(grad.double(), want, rtol=1e-5, atol=1e-9)
 
@@ -117,15 +138,24 @@ def test_easy_classes_beside_a_wrong_one_keep_their_precision():
     # The class itself costs 30 nats, wrongly as background and rightly 1e-39: nothing of the former may leak into the sum.
     logits, labels = torch.tensor([[30.0, -20.0]]), torch.tensor([0])
     want = reference(logits, one_hot(labels, 2), 0.25, 2).sum()
-    torch.testing.assert_close(focal_loss_from_labels(logits, labels, alpha=0.25, gamma=2).double(), want, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        focal_loss_from_labels(logits, labels, alpha=0.25, gamma=2).double(),
+        want,
+        rtol=1e-5,
+        atol=0,
+    )
 
 
 @pytest.mark.parametrize("gamma", [0, 0.5, 2])
 def test_gradcheck_in_float64(gamma):
     logits = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([-1, 0, 1, 2, 3, 3])
-    assert torch.autograd.gradcheck(lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma), logits)
-    assert torch.autograd.gradgradcheck(lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma), logits
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma), logits
+    )
     targets = torch.rand(6, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: sigmoid_focal_loss(x, targets, 0.25, gamma), logits)
 
@@ -139,9 +169,13 @@ def test_gamma_zero_equals_bce():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32_and_keeps_the_dtype_of_the_gradient(dtype):
     logits, labels = (torch.randn(30, 4) * 5).to(dtype), torch.randint(-1, 5, (30,))
-    loss, grad = loss_and_grad(lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=2), logits)
+    loss, grad = loss_and_grad(
+        lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=2), logits
+    )
     assert loss.dtype == torch.float32 and grad.dtype == dtype
-    torch.testing.assert_close(loss, focal_loss_from_labels(logits.float(), labels, alpha=0.25, gamma=2))
+    torch.testing.assert_close(
+        loss, focal_loss_from_labels(logits.float(), labels, alpha=0.25, gamma=2)
+    )
 
 
 @pytest.mark.parametrize("num_classes", [1, 4])
@@ -151,17 +185,23 @@ def test_empty_ignored_and_background_anchors(num_classes):
     focal_loss_from_labels(empty, torch.zeros(0, dtype=torch.int64), **kwargs).backward()
     assert empty.grad.shape == (0, num_classes)
     logits = torch.randn(8, num_classes)
-    loss, grad = loss_and_grad(lambda x: focal_loss_from_labels(x, torch.full((8,), -1), **kwargs), logits)
+    loss, grad = loss_and_grad(
+        lambda x: focal_loss_from_labels(x, torch.full((8,), -1), **kwargs), logits
+    )
     assert loss == 0 and torch.all(grad == 0)
     loss = focal_loss_from_labels(logits, torch.full((8,), num_classes), **kwargs)
-    torch.testing.assert_close(loss, sigmoid_focal_loss(logits, torch.zeros_like(logits), 0.25, 2, "sum"))
+    torch.testing.assert_close(
+        loss, sigmoid_focal_loss(logits, torch.zeros_like(logits), 0.25, 2, "sum")
+    )
 
 
 def test_module_sums_each_image_over_levels_and_leaves_its_input_alone():
     logits = [torch.randn(2, 12, 3), torch.randn(2, 3, 12).transpose(1, 2), torch.randn(2, 0, 3)]
     labels = torch.randint(-1, 4, (2, 24))
     before = [x.clone() for x in logits]
-    loss = FocalLoss(alpha=0.25, gamma=1.5)(logits, DenseTargets.from_labels(labels, torch.zeros(2, 24, 4), 3))
+    loss = FocalLoss(alpha=0.25, gamma=1.5)(
+        logits, DenseTargets.from_labels(labels, torch.zeros(2, 24, 4), 3)
+    )
     for i in range(2):
         want = focal_loss_from_labels(torch.cat(logits, dim=1)[i], labels[i], alpha=0.25, gamma=1.5)
         torch.testing.assert_close(loss[i], want)
@@ -196,7 +236,10 @@ def test_order_and_partition_of_anchors_do_not_matter(seed, split, gamma):
         ({"targets": torch.full((3,), 2.0)}, r"targets must be in \[0, 1\]"),
         ({"targets": torch.full((3,), math.nan)}, r"targets must be in \[0, 1\]"),
         ({"targets": torch.zeros(3, requires_grad=True)}, "targets must not require a gradient"),
-        ({"inputs": torch.zeros(3, dtype=torch.int64)}, "logits must be floating point, got torch.int64"),
+        (
+            {"inputs": torch.zeros(3, dtype=torch.int64)},
+            "logits must be floating point, got torch.int64",
+        ),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
@@ -206,5 +249,7 @@ def test_bad_arguments_are_named(kwargs, message):
 
 @pytest.mark.parametrize("label", [-2, 4])
 def test_a_label_without_an_output_is_named(label):
-    with pytest.raises(ValueError, match=rf"labels must be in \[-1, 3\], got values from .*{label}"):
+    with pytest.raises(
+        ValueError, match=rf"labels must be in \[-1, 3\], got values from .*{label}"
+    ):
         focal_loss_from_labels(torch.zeros(2, 3), torch.tensor([0, label]), alpha=0.25, gamma=2)

@@ -42,7 +42,9 @@ def cross_entropy(logits, targets):
     """Binary cross entropy of torch, summed per image without the ignored anchors."""
     (logits,) = logits
     labels = torch.where(targets.gt_labels < 0, K, targets.gt_labels)
-    loss = F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, K + 1)[..., :K].to(logits), reduction="none")
+    loss = F.binary_cross_entropy_with_logits(
+        logits, F.one_hot(labels, K + 1)[..., :K].to(logits), reduction="none"
+    )
     return (loss * (targets.gt_labels >= 0)[..., None]).sum(dim=(1, 2))
 
 
@@ -64,7 +66,11 @@ def test_without_focus_each_is_cross_entropy(name, args):
 @few
 @given(seeds, gammas, alphas)
 def test_poly_with_epsilon_zero_is_the_focal_loss(seed, gamma, alpha):
-    assert_same(build("PolyFocalLoss", gamma=gamma, alpha=alpha, epsilon=0), FocalLoss(gamma=gamma, alpha=alpha), seed)
+    assert_same(
+        build("PolyFocalLoss", gamma=gamma, alpha=alpha, epsilon=0),
+        FocalLoss(gamma=gamma, alpha=alpha),
+        seed,
+    )
 
 
 @few
@@ -82,7 +88,9 @@ def test_asymmetric_with_equal_gammas_and_no_shift_is_the_focal_loss_without_alp
 
 @few
 @given(seeds, gammas.filter(lambda x: x > 0), alphas)
-def test_equalized_focal_is_the_focal_loss_before_the_first_step_and_without_scale(seed, gamma, alpha):
+def test_equalized_focal_is_the_focal_loss_before_the_first_step_and_without_scale(
+    seed, gamma, alpha
+):
     focal = FocalLoss(gamma=gamma, alpha=alpha)
     assert_same(build("EqualizedFocalLoss", gamma=gamma, alpha=alpha), focal, seed)
     trained = build("EqualizedFocalLoss", gamma=gamma, alpha=alpha, scale=0)
@@ -94,7 +102,11 @@ def test_equalized_focal_is_the_focal_loss_before_the_first_step_and_without_sca
 @given(seeds, gammas, st.floats(0, 1))
 def test_equal_lists_per_class_are_the_scalar(seed, gamma, alpha):
     lists = FocalLoss(alpha=0.9, gamma=7, alpha_per_class=[alpha] * K, gamma_per_class=[gamma] * K)
-    assert_same(lists.double(), FocalLoss(alpha=torch.tensor(alpha).item(), gamma=torch.tensor(gamma).item()), seed)
+    assert_same(
+        lists.double(),
+        FocalLoss(alpha=torch.tensor(alpha).item(), gamma=torch.tensor(gamma).item()),
+        seed,
+    )
 
 
 @few
@@ -109,7 +121,9 @@ def test_alpha_of_one_half_is_half_the_loss_without_alpha(seed, gamma):
 def test_mining_all_anchors_without_nms_is_the_mean_cross_entropy(seed):
     _, targets = make_batch(seed)
     num_valid = (targets.gt_labels >= 0).sum(dim=1)
-    assert_same(build("OHEMLoss", batch=30, nms_thresh=1.0), lambda *x: cross_entropy(*x) / num_valid, seed)
+    assert_same(
+        build("OHEMLoss", batch=30, nms_thresh=1.0), lambda *x: cross_entropy(*x) / num_valid, seed
+    )
 
 
 @few
@@ -117,7 +131,11 @@ def test_mining_all_anchors_without_nms_is_the_mean_cross_entropy(seed):
 def test_one_gradient_bin_is_the_mean_cross_entropy_of_the_batch(seed):
     _, targets = make_batch(seed)
     terms_per_image = (targets.gt_labels >= 0).sum() * K / 2
-    assert_same(build("GHMCLoss", num_bins=1, momentum=0), lambda *x: cross_entropy(*x) / terms_per_image, seed)
+    assert_same(
+        build("GHMCLoss", num_bins=1, momentum=0),
+        lambda *x: cross_entropy(*x) / terms_per_image,
+        seed,
+    )
 
 
 @few
@@ -127,8 +145,12 @@ def test_softmax_of_one_class_is_the_focal_loss_of_the_difference(seed, gamma):
     torch.manual_seed(seed)
     logits, labels = torch.randn(2, 30, 2, dtype=torch.float64) * 4, torch.randint(-1, 2, (2, 30))
     targets = make_targets(labels, 1)
-    got, _ = value_and_grad(build("SoftmaxFocalLoss", gamma=gamma, alpha=-1), logits, targets, lambda x: [x])
-    want, _ = value_and_grad(FocalLoss(gamma=gamma, alpha=-1), logits[..., :1] - logits[..., 1:], targets, lambda x: [x])
+    got, _ = value_and_grad(
+        build("SoftmaxFocalLoss", gamma=gamma, alpha=-1), logits, targets, lambda x: [x]
+    )
+    want, _ = value_and_grad(
+        FocalLoss(gamma=gamma, alpha=-1), logits[..., :1] - logits[..., 1:], targets, lambda x: [x]
+    )
     torch.testing.assert_close(got, want)
 
 

@@ -58,7 +58,9 @@ def make_targets(labels, num_classes=NUM_CLASSES):
 def avoid_kinks(logits, name, args):
     """Move logits by two radii where they are near a kink."""
     for kink in CASES[name].kinks(**args):
-        logits = torch.where((logits - kink).abs() < CASES[name].radius, kink + 2 * CASES[name].radius, logits)
+        logits = torch.where(
+            (logits - kink).abs() < CASES[name].radius, kink + 2 * CASES[name].radius, logits
+        )
     return logits
 
 
@@ -118,12 +120,16 @@ def test_each_single_anchor_equals_the_reference(name, args):
     targets = make_targets(torch.arange(len(logits))[:, None] % (NUM_CLASSES + 1))
     logits = avoid_kinks(logits, name, args)
     values, grad = value_and_grad(loss, logits, targets, levels=lambda x: [x])
-    want, want_grad = value_and_grad(CASES[name].reference(**args), logits.double(), targets, levels=lambda x: x)
+    want, want_grad = value_and_grad(
+        CASES[name].reference(**args), logits.double(), targets, levels=lambda x: x
+    )
     assert_close_to_float64(values, want)
     assert_close_to_float64(grad, want_grad)
 
 
-@pytest.mark.parametrize(("name", "args"), [x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of)
+@pytest.mark.parametrize(
+    ("name", "args"), [x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of
+)
 def test_three_steps_of_a_stateful_loss_equal_the_reference(name, args):
     loss, reference = build(name, args), CASES[name].reference(**args)
     for _ in range(3):
@@ -146,13 +152,17 @@ def test_gradcheck_in_float64(name, args):
 
 @every_parameter
 def test_value_and_gradient_are_finite_at_every_logit(name, args):
-    extremes = torch.tensor([-1e4, -300, -104, -88, -30, -17.4, -1, 0, 1, 16.7, 30, 88, 104, 300, 1e4])
+    extremes = torch.tensor(
+        [-1e4, -300, -104, -88, -30, -17.4, -1, 0, 1, 16.7, 30, 88, 104, 300, 1e4]
+    )
     loss = build(name, args)
     for _ in range(2):  # a stateful loss once more, with the state that these logits left
         num_outputs = loss.num_outputs(NUM_CLASSES)
         logits = extremes[torch.randint(len(extremes), (4, 50, num_outputs))]
         logits[0, :15] = extremes[:, None].expand(15, num_outputs)
-        values, grad = value_and_grad(loss, logits, make_targets(torch.randint(-1, NUM_CLASSES + 1, (4, 50))), lambda x: [x])
+        values, grad = value_and_grad(
+            loss, logits, make_targets(torch.randint(-1, NUM_CLASSES + 1, (4, 50))), lambda x: [x]
+        )
         assert values.isfinite().all() and grad.isfinite().all() and (values >= 0).all()
 
 
@@ -201,7 +211,9 @@ def test_background_alone_and_one_class(name, args):
     _, logits, targets = make_scene(name, args, num_classes=1)
     background = make_targets(torch.full_like(targets.gt_labels, 1), 1)
     for labels in (targets, background):
-        reference = CASES[name].reference(**args, **({"num_classes": 1} if name == "EqualizedFocalLoss" else {}))
+        reference = CASES[name].reference(
+            **args, **({"num_classes": 1} if name == "EqualizedFocalLoss" else {})
+        )
         assert_equals_reference(build(name, args, 1), reference, logits, labels)
 
 
@@ -209,7 +221,9 @@ def test_background_alone_and_one_class(name, args):
 def test_targets_without_what_it_needs_and_other_labels_are_refused(name, args):
     loss, logits, targets = make_scene(name, args)
     for need in loss.needs:
-        with pytest.raises(ValueError, match=f"{name} needs `{need}` in its DenseTargets, got None"):
+        with pytest.raises(
+            ValueError, match=f"{name} needs `{need}` in its DenseTargets, got None"
+        ):
             loss(split(logits), DenseTargets(**{**vars(targets), need: None}))
     with pytest.raises(ValueError, match=r"labels must be int64, got torch.int32"):
         loss(split(logits), DenseTargets(**{**vars(targets), "gt_labels": targets.gt_labels.int()}))
@@ -230,7 +244,9 @@ def test_memory_layout_does_not_matter(name, args):
     loss, logits, targets = make_scene(name, args)
     (twin, want) = copy.deepcopy(loss), value_and_grad(loss, logits, targets)
     # As Detectron2's permute leaves a level: (N, C, R) storage seen as (N, R, C).
-    values, grad = value_and_grad(twin, logits, targets, lambda x: split(x.transpose(1, 2).contiguous().transpose(1, 2)))
+    values, grad = value_and_grad(
+        twin, logits, targets, lambda x: split(x.transpose(1, 2).contiguous().transpose(1, 2))
+    )
     torch.testing.assert_close(values, want[0])
     torch.testing.assert_close(grad, want[1])
 
@@ -260,7 +276,10 @@ def test_order_and_partition_of_anchors_do_not_matter(name, args):
     values, grad = value_and_grad(loss, logits[:, order], part(order))
     torch.testing.assert_close(values, want)
     torch.testing.assert_close(grad, want_grad[:, order])
-    parts = [value_and_grad(loss, logits[:, idxs], part(idxs), lambda x: [x])[0] for idxs in (order[:8], order[8:])]
+    parts = [
+        value_and_grad(loss, logits[:, idxs], part(idxs), lambda x: [x])[0]
+        for idxs in (order[:8], order[8:])
+    ]
     torch.testing.assert_close(sum(parts), want)
 
 
@@ -275,7 +294,9 @@ def test_only_a_loss_that_says_so_has_state_and_that_in_training_only(name, args
     assert any(not torch.equal(v, before[k]) for k, v in loss.state_dict().items()) == loss.stateful
 
 
-@pytest.mark.parametrize(("name", "args"), [x for x in FIRST if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of)
+@pytest.mark.parametrize(
+    ("name", "args"), [x for x in FIRST if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of
+)
 def test_state_is_saved_and_resumed_bit_equal(name, args, tmp_path):
     loss, logits, targets = make_scene(name, args, size=6.0)
     loss(split(logits), targets)
@@ -306,7 +327,9 @@ def test_compiled_equals_eager(name, args):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
+)
 @every_loss
 def test_compiled_by_inductor_equals_eager(name, args):
     check_compiled(name, args, "inductor")
@@ -329,8 +352,14 @@ def test_the_bias_gives_the_prior(name, args):
     [
         (0, r"prior must be in \(0, 1\), got 0.0; in a config it is MODEL.RETINANET.PRIOR_PROB"),
         (math.nan, r"prior must be in \(0, 1\)"),
-        ([0.1, 0.1], "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS must have one value for each of the 3 classes, got 2"),
-        ([0.1, 1.0, 0.1], r"prior must be in \(0, 1\), got 1.0; in a config it is MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS"),
+        (
+            [0.1, 0.1],
+            "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS must have one value for each of the 3 classes, got 2",
+        ),
+        (
+            [0.1, 1.0, 0.1],
+            r"prior must be in \(0, 1\), got 1.0; in a config it is MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS",
+        ),
     ],
 )
 def test_a_prior_out_of_range_names_its_key(name, args, prior, message):

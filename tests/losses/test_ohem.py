@@ -19,7 +19,9 @@ def anchors():
         y, x = (v.flatten() for v in torch.meshgrid(centers, centers, indexing="ij"))
         for w, h in ((4.0, 4.0), (5.6, 2.8), (2.8, 5.6)):
             half = torch.tensor([w, h]) * stride / 2
-            boxes.append(torch.cat([torch.stack([x, y], 1) - half, torch.stack([x, y], 1) + half], 1))
+            boxes.append(
+                torch.cat([torch.stack([x, y], 1) - half, torch.stack([x, y], 1) + half], 1)
+            )
     return torch.cat(boxes)
 
 
@@ -49,7 +51,9 @@ def test_one_to_three_keeps_the_ratio_also_where_positives_are_few(anchors):
     for num_pos, want in ((0, (0, 3)), (1, (1, 3)), (2, (2, 6)), (60, (8, 24))):
         labels[:] = K
         labels[torch.randperm(len(labels))[:num_pos]] = 1
-        idxs = mine_hard_anchors(losses, labels, anchors, num_classes=K, batch=32, nms_thresh=1.0, neg_per_pos=3)
+        idxs = mine_hard_anchors(
+            losses, labels, anchors, num_classes=K, batch=32, nms_thresh=1.0, neg_per_pos=3
+        )
         assert ((labels[idxs] < K).sum().item(), (labels[idxs] == K).sum().item()) == want
 
 
@@ -76,5 +80,7 @@ def test_only_the_minibatch_gets_a_gradient(anchors):
     labels = torch.full((1, len(anchors)), K)
     logits = torch.randn(1, len(anchors), K, requires_grad=True)
     targets = DenseTargets.from_labels(labels, anchors[None], K)
-    OHEMLoss(batch=16)([logits], DenseTargets(**{**vars(targets), "anchors": anchors})).sum().backward()
+    OHEMLoss(batch=16)(
+        [logits], DenseTargets(**{**vars(targets), "anchors": anchors})
+    ).sum().backward()
     assert (logits.grad != 0).any(dim=-1).sum() == 16

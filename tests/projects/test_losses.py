@@ -32,28 +32,49 @@ table, program = load(ROOT / "dev" / "render_losses.py"), load(FOLDER / "run.py"
 @pytest.mark.parametrize("file", RECORDS, ids=lambda x: f"{x.parent.name}/{x.stem}")
 def test_the_figures_of_a_record_come_from_its_metrics(file):
     record = json.loads(file.read_text())
-    assert record["figures"] == get_figures(record["metrics"]) and (ROOT / record["config_file"]).is_file()
-    assert re.fullmatch(r"[0-9a-f]{40}", record["commit"]) and record["trained_on"] == file.parent.name
-    assert all(line["total_loss"] == line["total_loss"] for line in record["metrics"] if "total_loss" in line)  # no NaN
+    assert (
+        record["figures"] == get_figures(record["metrics"])
+        and (ROOT / record["config_file"]).is_file()
+    )
+    assert (
+        re.fullmatch(r"[0-9a-f]{40}", record["commit"]) and record["trained_on"] == file.parent.name
+    )
+    assert all(
+        line["total_loss"] == line["total_loss"]
+        for line in record["metrics"]
+        if "total_loss" in line
+    )  # no NaN
 
 
 def test_every_loss_has_two_seeds_on_either_data_set():
     for dataset, configs in program.CONFIGS.items():
         for config in configs:
-            assert len(list((FOLDER / "records" / dataset).glob(f"{config.stem}_*.json"))) >= 2, f"{dataset} {config.stem}"
+            assert len(list((FOLDER / "records" / dataset).glob(f"{config.stem}_*.json"))) >= 2, (
+                f"{dataset} {config.stem}"
+            )
 
 
 def make_record(folder, name, dataset, seed, ap):
     figures = {"bbox/AP": ap, "bbox/AP50": 2 * ap, **{f"bbox/AP-{i}": float(i) for i in range(10)}}
     metrics = [{"iteration": i, "time": 0.1 * (i + 1)} for i in range(8)]
-    content = {"figures": figures, "metrics": metrics, "config_file": f"configs/losses/{name}.yaml", "trained_on": dataset}
+    content = {
+        "figures": figures,
+        "metrics": metrics,
+        "config_file": f"configs/losses/{name}.yaml",
+        "trained_on": dataset,
+    }
     file = folder / f"{dataset}_{name}_{seed}.json"
     file.write_text(json.dumps(content))
     return file
 
 
 def test_the_table_has_means_errors_and_marks_what_is_beyond_two(tmp_path):
-    aps = {"focal_loss": (40.0, 42.0), "better_loss": (45.0, 47.0), "same_loss": (42.0, 44.0), "worse_loss": (20.0, 22.0)}
+    aps = {
+        "focal_loss": (40.0, 42.0),
+        "better_loss": (45.0, 47.0),
+        "same_loss": (42.0, 44.0),
+        "worse_loss": (20.0, 22.0),
+    }
     files = [
         make_record(tmp_path, name, dataset, seed, ap)
         for name, values in aps.items()
@@ -81,7 +102,9 @@ def test_the_program_trains_keeps_records_and_goes_on_where_it_was(tmp_path, mon
     command = program.Run.command.fget
     short = ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(10,)"]
     monkeypatch.setattr(program.Run, "command", property(lambda run: [*command(run), *short]))
-    monkeypatch.setattr(program, "CONFIGS", {"digits_train": [ROOT / "configs" / "losses" / "ohem_loss.yaml"]})
+    monkeypatch.setattr(
+        program, "CONFIGS", {"digits_train": [ROOT / "configs" / "losses" / "ohem_loss.yaml"]}
+    )
     monkeypatch.setattr(program, "HERE", tmp_path)
     monkeypatch.setattr(program, "OUTPUT", Path("output", "test_losses"))
     shutil.rmtree(ROOT / "output" / "test_losses", ignore_errors=True)

@@ -12,7 +12,9 @@ FILES = sorted((ROOT / "projects" / "PaperTables" / "results").glob("digits_*.js
 
 
 def test_there_are_the_tables_that_were_trained():
-    assert {x.stem for x in FILES} == {f"digits_{table}" for table in ("1a", "1b", "1d", "3", "prior")}
+    assert {x.stem for x in FILES} == {
+        f"digits_{table}" for table in ("1a", "1b", "1d", "3", "prior")
+    }
     assert all(x.with_suffix(".png").is_file() for x in FILES)
 
 
@@ -20,10 +22,15 @@ def test_there_are_the_tables_that_were_trained():
 def test_the_results_are_of_the_rows(file):
     content = json.loads(file.read_text())
     rows = sweep_rows.read_table(content["table"], content["base"])
-    assert [(x["row"], x["overrides"], x["paper"]) for x in content["rows"]] == [(x.name, x.overrides, x.paper) for x in rows]
+    assert [(x["row"], x["overrides"], x["paper"]) for x in content["rows"]] == [
+        (x.name, x.overrides, x.paper) for x in rows
+    ]
     for row in content["rows"]:
         assert [x["seed"] for x in row["runs"]] == [1, 2, 3]
-        assert all(re.fullmatch(r"[0-9a-f]{40}", x["commit"]) and x["versions"]["torch"] for x in row["runs"])
+        assert all(
+            re.fullmatch(r"[0-9a-f]{40}", x["commit"]) and x["versions"]["torch"]
+            for x in row["runs"]
+        )
 
 
 def test_speed_against_accuracy_is_drawn(tmp_path):
@@ -37,6 +44,17 @@ def test_speed_against_accuracy_is_drawn(tmp_path):
 
 
 def test_rows_with_the_same_config_have_the_same_runs():
-    tables = {x.stem: {row["row"]: row["runs"] for row in json.loads(x.read_text())["rows"]} for x in FILES}
-    assert tables["digits_1b"]["FL, gamma 0, alpha 0.75"] == tables["digits_1a"]["CE, alpha 0.75"] == tables["digits_3"]["CE"]
-    assert tables["digits_1b"]["FL, gamma 2, alpha 0.25"] == tables["digits_1d"]["FL"] == tables["digits_3"]["FL, gamma 2"]
+    tables = {
+        x.stem: {row["row"]: row["runs"] for row in json.loads(x.read_text())["rows"]}
+        for x in FILES
+    }
+    assert (
+        tables["digits_1b"]["FL, gamma 0, alpha 0.75"]
+        == tables["digits_1a"]["CE, alpha 0.75"]
+        == tables["digits_3"]["CE"]
+    )
+    assert (
+        tables["digits_1b"]["FL, gamma 2, alpha 0.25"]
+        == tables["digits_1d"]["FL"]
+        == tables["digits_3"]["FL, gamma 2"]
+    )

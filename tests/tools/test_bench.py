@@ -6,21 +6,31 @@ import time
 import pytest
 import torch
 
-from focal_det.analysis.benchmark import Timing, compute_ratios, find_largest_batch, make_table, time_alternating
+from focal_det.analysis.benchmark import (
+    Timing,
+    compute_ratios,
+    find_largest_batch,
+    make_table,
+    time_alternating,
+)
 from focal_det.tools.bench import main
 
 
 @pytest.mark.parametrize("what", ["loss", "labels", "step", "infer"])
 def test_every_benchmark_runs_ours_and_the_peers(what, tmp_path, capsys):
     assert main([what, "--quick", "--write", str(tmp_path)]) == 0
-    (file,) = tmp_path.glob(f"{what}_quick_{'2000x80' if what == 'loss' else '160x128'}_CPU*_float32_*.json")
+    (file,) = tmp_path.glob(
+        f"{what}_quick_{'2000x80' if what == 'loss' else '160x128'}_CPU*_float32_*.json"
+    )
     assert [x.stem for x in tmp_path.glob("*.png")] == ([file.stem] if what == "loss" else [])
     content, output = json.loads(file.read_text()), capsys.readouterr().out
     assert content["conditions"]["torch"] and str(file) in output
     for result in content["results"]:
         assert result["case"] in output and len(result["contenders"]) >= 2
         assert result["contenders"]["focal_det"]["ratio"] == 1
-        assert all("error" not in x and x["median_seconds"] > 0 for x in result["contenders"].values())
+        assert all(
+            "error" not in x and x["median_seconds"] > 0 for x in result["contenders"].values()
+        )
 
 
 def test_contenders_take_turns_and_the_slower_one_has_the_larger_ratio():

@@ -30,7 +30,12 @@ pytestmark = pytest.mark.usefixtures("clean_catalog")
 def config(tmp_path):
     """A config that trains and tests on a correct COCO data set of two classes."""
     write_coco(tmp_path)
-    block = {"name": "cells", "format": "coco", "json": str(tmp_path / "coco.json"), "images": str(tmp_path / "images")}
+    block = {
+        "name": "cells",
+        "format": "coco",
+        "json": str(tmp_path / "coco.json"),
+        "images": str(tmp_path / "images"),
+    }
     return write_config(tmp_path, block)
 
 
@@ -54,12 +59,24 @@ def test_correct_data_and_config_pass(config, capsys):
 @pytest.mark.parametrize(
     ("words", "message", "code"),
     [
-        (["MODEL.RETINANET.NUM_CLASSES", "1"], "cells: 2 classes (circle, square), MODEL.RETINANET.NUM_CLASSES is 1", 2),
+        (
+            ["MODEL.RETINANET.NUM_CLASSES", "1"],
+            "cells: 2 classes (circle, square), MODEL.RETINANET.NUM_CLASSES is 1",
+            2,
+        ),
         (["MODEL.RETINANET.NUM_CLASSES", "7"], "Set MODEL.RETINANET.NUM_CLASSES to 2", 2),
-        (["DATASETS.TEST", "('cels',)"], "DATASETS.TEST: Unknown data set 'cels'. Did you mean 'cells'", 2),
+        (
+            ["DATASETS.TEST", "('cels',)"],
+            "DATASETS.TEST: Unknown data set 'cels'. Did you mean 'cells'",
+            2,
+        ),
         (["SOLVER.BASE_LR", "float('nan')"], "SOLVER.BASE_LR", 2),
         (["SOLVER.STEPS", "(5000,)"], "[5000] with SOLVER.MAX_ITER 1100", 1),
-        (["SOLVER.WARMUP_ITERS", "2000"], "warm-ups longer than the training: SOLVER.WARMUP_ITERS 2000", 1),
+        (
+            ["SOLVER.WARMUP_ITERS", "2000"],
+            "warm-ups longer than the training: SOLVER.WARMUP_ITERS 2000",
+            1,
+        ),
         (["DATASETS.TRAIN", "()"], "configs without a training set", 2),
         (["MODEL.WEIGHTS", "none.pth"], "weights that do not exist: none.pth", 2),
         (
@@ -68,15 +85,35 @@ def test_correct_data_and_config_pass(config, capsys):
             2,
         ),
         (["MODEL.META_ARCHITECTURE", "FocalRetina"], "Did you mean 'FocalRetinaNet'", 2),
-        (["MODEL.PIXEL_STD", "[float('nan'), 1.0, 1.0]"], "numbers that are not finite: MODEL.PIXEL_STD: [nan, 1.0, 1.0]", 2),
-        (["MODEL.PIXEL_MEAN", "[0.5, 0.5, 0.5]"], "a pixel mean as of images from 0 to 1: MODEL.PIXEL_MEAN [0.5", 1),
+        (
+            ["MODEL.PIXEL_STD", "[float('nan'), 1.0, 1.0]"],
+            "numbers that are not finite: MODEL.PIXEL_STD: [nan, 1.0, 1.0]",
+            2,
+        ),
+        (
+            ["MODEL.PIXEL_MEAN", "[0.5, 0.5, 0.5]"],
+            "a pixel mean as of images from 0 to 1: MODEL.PIXEL_MEAN [0.5",
+            1,
+        ),
         (["SOLVER.CLIP_GRADIENTS.NORM_TYPE", "float('inf')"], "no errors, no warnings", 0),
-        (["SOLVER.STEPS", "(5000,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"], "no errors, no warnings", 0),
+        (
+            ["SOLVER.STEPS", "(5000,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
+            "no errors, no warnings",
+            0,
+        ),
         (["SOLVER.BASE_LR", "10.0"], "10.0 for 8 images", 1),
         (["SOLVER.BASE_LR", "-0.01"], "numbers that must be above 0: SOLVER.BASE_LR -0.01", 2),
         (["SOLVER.IMS_PER_BATCH", "0"], "numbers that must be above 0: SOLVER.IMS_PER_BATCH 0", 2),
-        (["MODEL.DEVICE", "cuda"], "no GPU on this machine: MODEL.DEVICE cuda. Training here would stop: set MODEL.DEVICE cpu", 0),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "2"], "MODEL.ROI_HEADS.NUM_CLASSES 2. RetinaNet reads MODEL.RETINANET, such as", 1),
+        (
+            ["MODEL.DEVICE", "cuda"],
+            "no GPU on this machine: MODEL.DEVICE cuda. Training here would stop: set MODEL.DEVICE cpu",
+            0,
+        ),
+        (
+            ["MODEL.ROI_HEADS.NUM_CLASSES", "2"],
+            "MODEL.ROI_HEADS.NUM_CLASSES 2. RetinaNet reads MODEL.RETINANET, such as",
+            1,
+        ),
     ],
 )
 def test_a_config_that_does_not_go_with_its_data_is_told(config, words, message, code, capsys):
@@ -85,7 +122,9 @@ def test_a_config_that_does_not_go_with_its_data_is_told(config, words, message,
     if "float(" in words[1]:  # which the command line cannot say
         *parents, leaf = words[0].split(".")
         content = yaml.safe_load(config.read_text())
-        functools.reduce(lambda node, part: node.setdefault(part, {}), parents, content)[leaf] = eval(words[1])
+        functools.reduce(lambda node, part: node.setdefault(part, {}), parents, content)[leaf] = (
+            eval(words[1])
+        )
         config.write_text(yaml.safe_dump(content))
         words = []
     assert run(config, *words) == code
@@ -97,14 +136,37 @@ def test_training_asks_for_a_gpu_and_a_folder(config, capsys, tmp_path):
         pytest.skip("there is a GPU")
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as stop:
-        train(["--config-file", str(config), "MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path / "file" / "out")])
+        train(
+            [
+                "--config-file",
+                str(config),
+                "MODEL.DEVICE",
+                "cuda",
+                "OUTPUT_DIR",
+                str(tmp_path / "file" / "out"),
+            ]
+        )
     output = capsys.readouterr()
     assert stop.value.code == 2 and "--no-check" in output.err
-    assert "error   no GPU on this machine" in output.out and "error   folders that cannot be made" in output.out
+    assert (
+        "error   no GPU on this machine" in output.out
+        and "error   folders that cannot be made" in output.out
+    )
 
 
 def test_weights_are_loaded_without_the_gpu_of_the_config(config, weights, capsys):
-    assert run(config, "MODEL.WEIGHTS", str(weights[0]), "MODEL.DEVICE", "cuda", "SOLVER.BASE_LR", "0.005") == 0
+    assert (
+        run(
+            config,
+            "MODEL.WEIGHTS",
+            str(weights[0]),
+            "MODEL.DEVICE",
+            "cuda",
+            "SOLVER.BASE_LR",
+            "0.005",
+        )
+        == 0
+    )
     assert "weights that" not in capsys.readouterr().out
 
 
@@ -150,22 +212,41 @@ def weights(config):
 @pytest.mark.parametrize(
     ("base_lr", "warmup", "message"),
     [
-        (0.5, 100, "0.5 for 8 images. By the linear rule (16 images at 0.01) it would be about 0.005"),
+        (
+            0.5,
+            100,
+            "0.5 for 8 images. By the linear rule (16 images at 0.01) it would be about 0.005",
+        ),
         (0.0001, 100, "0.0001 for 8 images"),
         (0.05, 100, None),  # the config has batch norm
         (0.0003, 100, None),  # as in tutorials of fine-tuning
-        (0.01, 10, "short warm-ups for a high learning rate: SOLVER.BASE_LR 0.01, SOLVER.WARMUP_ITERS 10"),
+        (
+            0.01,
+            10,
+            "short warm-ups for a high learning rate: SOLVER.BASE_LR 0.01, SOLVER.WARMUP_ITERS 10",
+        ),
         (0.005, 10, None),
     ],
 )
-def test_a_learning_rate_far_from_the_batch_is_told(base_lr, warmup, message, config, weights, capsys):
-    words = ["MODEL.WEIGHTS", str(weights[0]), "SOLVER.BASE_LR", str(base_lr), "SOLVER.WARMUP_ITERS", str(warmup)]
+def test_a_learning_rate_far_from_the_batch_is_told(
+    base_lr, warmup, message, config, weights, capsys
+):
+    words = [
+        "MODEL.WEIGHTS",
+        str(weights[0]),
+        "SOLVER.BASE_LR",
+        str(base_lr),
+        "SOLVER.WARMUP_ITERS",
+        str(warmup),
+    ]
     assert run(config, *words) == int(message is not None)
     output = capsys.readouterr().out
     assert message in output if message else "learning rate" not in output
 
 
-@pytest.mark.parametrize(("share", "severity"), [(0.05, "error"), (0.2, "warning"), (0.9, "note"), (1, None)])
+@pytest.mark.parametrize(
+    ("share", "severity"), [(0.05, "error"), (0.2, "warning"), (0.9, "note"), (1, None)]
+)
 def test_weights_that_leave_much_or_little_are_told(share, severity, config, weights, capsys):
     file, model = weights
     names = [k for k, _ in build_model(load_config(config)).named_parameters()]
@@ -178,7 +259,11 @@ def test_weights_that_leave_much_or_little_are_told(share, severity, config, wei
         assert not lines
         return
     (line,) = lines
-    assert line.startswith(severity) and f"{int(share * len(names))} of " in line and f" {len(names)} " in line
+    assert (
+        line.startswith(severity)
+        and f"{int(share * len(names))} of " in line
+        and f" {len(names)} " in line
+    )
 
 
 def add_test_set(config, change):
@@ -190,7 +275,12 @@ def add_test_set(config, change):
     change(annotations)
     (folder / "coco.json").write_text(json.dumps(annotations))
     content = yaml.safe_load(config.read_text())
-    block = {"name": "other", "format": "coco", "json": str(folder / "coco.json"), "images": str(folder / "images")}
+    block = {
+        "name": "other",
+        "format": "coco",
+        "json": str(folder / "coco.json"),
+        "images": str(folder / "images"),
+    }
     content["MODEL"]["FOCAL_DET"]["DATASETS"].append(block)
     content["DATASETS"]["TEST"] = ["other"]
     config.write_text(yaml.safe_dump(content))
@@ -208,7 +298,10 @@ def test_a_class_too_many_in_one_set_is_no_reason_to_change_the_model(config, ca
     add_test_set(config, lambda c: c["categories"].append({"id": 3, "name": "squares"}))
     assert run(config) == 2
     output = capsys.readouterr().out
-    assert "class 2 is none in cells, 'squares' in other. Unknown class of cells 'squares'. Did you mean 'square'?" in output
+    assert (
+        "class 2 is none in cells, 'squares' in other. Unknown class of cells 'squares'. Did you mean 'square'?"
+        in output
+    )
     assert "NUM_CLASSES" not in output
 
 
@@ -219,11 +312,19 @@ def test_what_a_test_set_lacks_is_an_error_though_the_training_set_lacks_it_too(
     del content["annotations"][0]["iscrowd"]
     file.write_text(json.dumps(content))
     assert run(config) == 2
-    lines = [x.split()[0] for x in capsys.readouterr().out.splitlines() if "annotations without iscrowd or area" in x]
+    lines = [
+        x.split()[0]
+        for x in capsys.readouterr().out.splitlines()
+        if "annotations without iscrowd or area" in x
+    ]
     assert lines == ["error", "warning"]
 
 
-@pytest.mark.parametrize("change", [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()], ids=["no list", "empty"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda c: c.pop("annotations"), lambda c: c["annotations"].clear()],
+    ids=["no list", "empty"],
+)
 def test_a_test_set_may_have_no_annotations(change, config, capsys):
     add_test_set(config, change)
     assert run(config) == 1
@@ -240,7 +341,9 @@ def test_images_of_lvis_are_found_by_their_address(config, capsys):
     add_test_set(config, to_lvis)
     load_config(config)
     MetadataCatalog.get("lvis_copy").set(
-        json_file=str(config.parent / "other" / "coco.json"), image_root=f"{config.parent}/other/", evaluator_type="lvis"
+        json_file=str(config.parent / "other" / "coco.json"),
+        image_root=f"{config.parent}/other/",
+        evaluator_type="lvis",
     )
     DatasetCatalog.register("lvis_copy", lambda: [])
     assert run(config, "--dataset", "lvis_copy") == 0
@@ -278,18 +381,32 @@ def test_data_registered_by_code_is_checked(config, tmp_path, capsys):
     capsys.readouterr()
     assert run(config, *words) == 2
     output = capsys.readouterr().out
-    assert "0.png (image 1, 96 x 96), object 0: [5.0, 5.0, 0.0, 9.0]" in output and "object 1: category_id 2" in output
+    assert (
+        "0.png (image 1, 96 x 96), object 0: [5.0, 5.0, 0.0, 9.0]" in output
+        and "object 1: category_id 2" in output
+    )
     assert "1.png has no height" in output and "2.png: [3] is a list" in output
-    assert f"image ids given twice: own: id 1 of {records[0]['file_name']} and {records[3]['file_name']}" in output
+    assert (
+        f"image ids given twice: own: id 1 of {records[0]['file_name']} and {records[3]['file_name']}"
+        in output
+    )
 
 
 def test_a_test_set_that_cannot_be_evaluated_is_told_before_the_training(config, tmp_path, capsys):
-    register("own", load_records(tmp_path), evaluator_type="pascal_voc")  # whose evaluator wants the folder of the annotations
+    register(
+        "own", load_records(tmp_path), evaluator_type="pascal_voc"
+    )  # whose evaluator wants the folder of the annotations
     assert run(config, "DATASETS.TEST", "('own',)") == 2
-    assert "test sets whose evaluation fails: own: AttributeError: Attribute 'dirname'" in capsys.readouterr().out
+    assert (
+        "test sets whose evaluation fails: own: AttributeError: Attribute 'dirname'"
+        in capsys.readouterr().out
+    )
     register("other", load_records(tmp_path), evaluator_type="citiscapes")
     assert run(config, "DATASETS.TEST", "('other',)") == 2
-    assert "test sets without an evaluator: other. Set its evaluator_type to one of coco" in capsys.readouterr().out
+    assert (
+        "test sets without an evaluator: other. Set its evaluator_type to one of coco"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.fixture
@@ -304,23 +421,38 @@ def small_boxes(config):
     return config
 
 
-def test_anchors_that_miss_boxes_are_told_and_better_ones_written_and_they_are_better(small_boxes, tmp_path, capsys):
+def test_anchors_that_miss_boxes_are_told_and_better_ones_written_and_they_are_better(
+    small_boxes, tmp_path, capsys
+):
     out = tmp_path / "better" / "anchors.yaml"
     assert run(small_boxes, "--write", str(out)) == 1
     output = capsys.readouterr().out
-    assert "boxes that no anchor overlaps by 0.5: 2 of 4 (50.0 %): 2 smaller than the median" in output
-    assert "most of class square, 100.0 % of it" in output and "would reach 100.0 % of the boxes instead of 50.0 %" in output
+    assert (
+        "boxes that no anchor overlaps by 0.5: 2 of 4 (50.0 %): 2 smaller than the median" in output
+    )
+    assert (
+        "most of class square, 100.0 % of it" in output
+        and "would reach 100.0 % of the boxes instead of 50.0 %" in output
+    )
     cfg = load_config(out)
-    assert len(cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS) == 2 and min(map(min, cfg.MODEL.ANCHOR_GENERATOR.SIZES)) < 24
+    assert (
+        len(cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS) == 2
+        and min(map(min, cfg.MODEL.ANCHOR_GENERATOR.SIZES)) < 24
+    )
     assert run(out) == 0  # which measures again, with a model of the written config
     assert "boxes overlapped by 0.5 or more: 4 of 4 (100.0 %)" in capsys.readouterr().out
     config_before = small_boxes.read_text()
     with pytest.raises(SystemExit):
         run(small_boxes, "--write", str(small_boxes))
-    assert "exists and is not from this program" in capsys.readouterr().err and small_boxes.read_text() == config_before
+    assert (
+        "exists and is not from this program" in capsys.readouterr().err
+        and small_boxes.read_text() == config_before
+    )
 
 
-def test_an_image_that_was_not_decoded_and_is_broken_does_not_hide_the_page(config, tmp_path, capsys):
+def test_an_image_that_was_not_decoded_and_is_broken_does_not_hide_the_page(
+    config, tmp_path, capsys
+):
     (config.parent / "images" / "1.png").write_bytes(b"no image")
     assert run(config, "--images", "1", "--report", str(tmp_path / "page")) == 0
     assert "images of which some were decoded" in capsys.readouterr().out
@@ -330,7 +462,10 @@ def test_an_image_that_was_not_decoded_and_is_broken_does_not_hide_the_page(conf
 def test_the_page_has_findings_figures_and_pictures(small_boxes, tmp_path, capsys):
     assert run(small_boxes, "--report", str(tmp_path / "page")) == 1
     page = (tmp_path / "page" / "index.html").read_text()
-    assert "boxes that no anchor overlaps by 0.5" in page and "training set: 4 images, 4 objects" in page
+    assert (
+        "boxes that no anchor overlaps by 0.5" in page
+        and "training set: 4 images, 4 objects" in page
+    )
     for name in ("anchors.png", "classes.png"):
         assert name in page and cv2.imread(str(tmp_path / "page" / name)).std() > 10
     assert str(tmp_path / "page" / "index.html") in capsys.readouterr().out
@@ -340,7 +475,14 @@ def test_the_page_has_findings_figures_and_pictures(small_boxes, tmp_path, capsy
 @pytest.mark.parametrize("loss", sorted(dict(CLS_LOSS_REGISTRY).keys() - {"GHMCLoss"}))
 def test_the_expected_loss_is_that_of_the_models_first_step(loss, config):
     """With a head whose scores are the prior and whose boxes overlap nothing; the whole set in a batch of the size that is told."""
-    words = ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "MODEL.FOCAL_DET.CLS_LOSS.NAME", loss]
+    words = [
+        "SOLVER.IMS_PER_BATCH",
+        "4",
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+        "False",
+        "MODEL.FOCAL_DET.CLS_LOSS.NAME",
+        loss,
+    ]
     cfg = load_config(config, words)
     model = Trainer.build_model(cfg).train()
     torch.nn.init.zeros_(model.head.cls_score.weight)
@@ -349,7 +491,9 @@ def test_the_expected_loss_is_that_of_the_models_first_step(loss, config):
     records = DatasetCatalog.get("cells")
     with EventStorage():
         first = model([mapper(x) for x in records])["loss_cls"]
-    assert compute_expected_loss(cfg, records, build_anchor_setup(cfg)) == pytest.approx(float(first), rel=1e-4)
+    assert compute_expected_loss(cfg, records, build_anchor_setup(cfg)) == pytest.approx(
+        float(first), rel=1e-4
+    )
 
 
 def test_a_terminal_gets_colours_and_a_file_does_not(config, monkeypatch, capsys):
@@ -376,16 +520,28 @@ def test_faults_of_the_data_are_told_as_json_and_corrected_in_a_copy(config, cap
     assert run(config, "--json") == 2
     printed = json.loads(capsys.readouterr().out)
     findings = {x["what"]: x for x in printed["findings"]}
-    assert findings["boxes without area"]["severity"] == "warning" and findings["annotations without iscrowd or area"]["count"] == 1
+    assert (
+        findings["boxes without area"]["severity"] == "warning"
+        and findings["annotations without iscrowd or area"]["count"] == 1
+    )
     assert "annotation 1 of 0.png" in findings["boxes without area"]["places"][0]
     before = file.read_text()
-    assert run(config, "--dataset", "cells", "--fix", str(config.parent / "new" / "fixed.json")) == 2
-    assert file.read_text() == before and "removed: boxes without area (1)" in capsys.readouterr().err
+    assert (
+        run(config, "--dataset", "cells", "--fix", str(config.parent / "new" / "fixed.json")) == 2
+    )
+    assert (
+        file.read_text() == before and "removed: boxes without area (1)" in capsys.readouterr().err
+    )
     file.write_text((config.parent / "new" / "fixed.json").read_text())
-    assert printed["training_set"] is None and run(config, "--json") == 0  # with an error it is not looked at
+    assert (
+        printed["training_set"] is None and run(config, "--json") == 0
+    )  # with an error it is not looked at
     figures = json.loads(capsys.readouterr().out)["training_set"]
     assert figures["images"] == 4 and figures["objects_per_class"] == {"circle": 1, "square": 2}
-    assert set(figures["positives_per_level"]) == {"p3", "p4", "p5", "p6", "p7"} and figures["best_possible_recall"] == 1
+    assert (
+        set(figures["positives_per_level"]) == {"p3", "p4", "p5", "p6", "p7"}
+        and figures["best_possible_recall"] == 1
+    )
 
 
 def test_images_are_decoded_as_many_as_asked_and_all_looked_for(config, capsys):
@@ -394,7 +550,10 @@ def test_images_are_decoded_as_many_as_asked_and_all_looked_for(config, capsys):
     assert run(config) == 2
     assert "images that cannot be decoded" in capsys.readouterr().out
     assert run(config, "--images", "1") == 0
-    assert f"images of which some were decoded: {file.parent}: 1 of 4. The others" in capsys.readouterr().out
+    assert (
+        f"images of which some were decoded: {file.parent}: 1 of 4. The others"
+        in capsys.readouterr().out
+    )
     file.write_bytes(b"")
     assert run(config, "--images", "1") == 2
     assert "image files without content" in capsys.readouterr().out
@@ -405,18 +564,29 @@ def test_what_is_wrong_with_all_is_told_and_no_copy_is_written(config, capsys):
     content = json.loads(file.read_text())
     for annotation in content["annotations"]:
         annotation["category_id"] -= 1
-    content["annotations"] += [{**content["annotations"][0], "id": 10 + i, "bbox": [i, 10, 36, 36]} for i in range(5)]
+    content["annotations"] += [
+        {**content["annotations"][0], "id": 10 + i, "bbox": [i, 10, 36, 36]} for i in range(5)
+    ]
     file.write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         run(config, "--dataset", "cells", "--fix", str(config.parent / "fixed.json"))
     output = capsys.readouterr()
-    assert "error   category ids that are shifted" in output.out and "category ids that are shifted" in output.err
+    assert (
+        "error   category ids that are shifted" in output.out
+        and "category ids that are shifted" in output.err
+    )
     assert not (config.parent / "fixed.json").exists()
 
 
 def test_a_voc_box_without_area_and_an_annotation_that_is_none_are_told(tmp_path, capsys):
     write_voc(tmp_path)
-    block = {"name": "cells", "format": "voc", "root": str(tmp_path), "split": "train", "classes": CLASSES}
+    block = {
+        "name": "cells",
+        "format": "voc",
+        "root": str(tmp_path),
+        "split": "train",
+        "classes": CLASSES,
+    }
     config = write_config(tmp_path, block)
     write_annotation(tmp_path / "Annotations" / "1.xml", [("circle", [20, 20, 19, 40])])
     assert run(config) == 1

@@ -8,7 +8,11 @@ from focal_det.tools.curves import FIGURE_1, main, parse_loss
 from tests.conftest import run_python
 
 REGISTERED = sorted(name for name, _ in CLS_LOSS_REGISTRY)
-GAMMA, ALPHA, BETA = ("\N{GREEK SMALL LETTER GAMMA}=", "\N{GREEK SMALL LETTER ALPHA}=", "\N{GREEK SMALL LETTER BETA}=")
+GAMMA, ALPHA, BETA = (
+    "\N{GREEK SMALL LETTER GAMMA}=",
+    "\N{GREEK SMALL LETTER ALPHA}=",
+    "\N{GREEK SMALL LETTER BETA}=",
+)
 
 
 def get_error(capsys, *argv):
@@ -24,17 +28,26 @@ def test_without_arguments_it_draws_figure_1_and_says_where(tmp_path, monkeypatc
     assert main([]) == 0
     assert capsys.readouterr().out == f"The curves are in {tmp_path / 'curves.png'}\n"
     assert cv2.imread("curves.png") is not None
-    assert [parse_loss(x)[1] for x in FIGURE_1] == [{"gamma": gamma, "alpha": -1} for gamma in (0, 0.5, 1, 2, 5)]
+    assert [parse_loss(x)[1] for x in FIGURE_1] == [
+        {"gamma": gamma, "alpha": -1} for gamma in (0, 0.5, 1, 2, 5)
+    ]
 
 
 def test_losses_and_parameters_are_in_every_picture_that_is_asked_for(tmp_path, capsys):
-    losses = ["FocalLoss:alpha=-1,gamma=0", "FocalLoss:alpha=-1,gamma=2", "FocalStarLoss:alpha=-1,gamma=2,beta=1"]
+    losses = [
+        "FocalLoss:alpha=-1,gamma=0",
+        "FocalLoss:alpha=-1,gamma=2",
+        "FocalStarLoss:alpha=-1,gamma=2,beta=1",
+    ]
     png, svg = tmp_path / "new" / "curves.png", tmp_path / "new" / "curves.svg"
     assert main([*losses, "--write", str(png), str(svg)]) == 0
     assert capsys.readouterr().out == f"The curves are in {png}, {svg}\n"
     assert cv2.imread(str(png)) is not None
     minus_one = "\N{MINUS SIGN}1"
-    for label in (f"FocalLoss {ALPHA}{minus_one} {GAMMA}0", f"FocalStarLoss {ALPHA}{minus_one} {GAMMA}2 {BETA}1"):
+    for label in (
+        f"FocalLoss {ALPHA}{minus_one} {GAMMA}0",
+        f"FocalStarLoss {ALPHA}{minus_one} {GAMMA}2 {BETA}1",
+    ):
         assert label in svg.read_text()
 
 
@@ -77,7 +90,10 @@ def test_values_are_python_literals_or_yaml(spec, want):
         ("FocalLoss:gamma=", "arguments are written ARGUMENT=VALUE,..., got 'gamma='"),
         ("FocalLoss:gamma=1,gamma=2", "argument gamma is given twice"),
         ("FocalLoss:gamma=[1", "gamma must be a number, a list or a word, got '[1'"),
-        ("FocalLoss:alpha_per_class=[0.2,0.3]", "alpha_per_class must have one value for each of the 1 classes, got 2"),
+        (
+            "FocalLoss:alpha_per_class=[0.2,0.3]",
+            "alpha_per_class must have one value for each of the 1 classes, got 2",
+        ),
         ("", "Unknown classification loss ''"),
     ],
 )
@@ -108,7 +124,9 @@ def test_help_lists_the_losses_with_their_arguments(capsys):
 
 
 def test_it_needs_no_detectron2(tmp_path):
-    code = "import sys\nfor name in ('detectron2', 'cv2', 'pycocotools'): sys.modules[name] = None\n"
+    code = (
+        "import sys\nfor name in ('detectron2', 'cv2', 'pycocotools'): sys.modules[name] = None\n"
+    )
     code += "from focal_det.tools.__main__ import main\nsys.exit(main(['curves', '--write', sys.argv[1]]))"
     _, output = run_python("-c", code, tmp_path / "a.png", env={"DETECTRON2_ENV_MODULE": None})
     assert output.strip() == f"The curves are in {tmp_path / 'a.png'}"

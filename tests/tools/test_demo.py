@@ -30,7 +30,9 @@ def folder(pictures, tmp_path):
 def make_args(**changes):
     import argparse
 
-    return argparse.Namespace(**{"config_file": None, "weights": None, "opts": [], "score_thresh": 0.4, **changes})
+    return argparse.Namespace(
+        **{"config_file": None, "weights": None, "opts": [], "score_thresh": 0.4, **changes}
+    )
 
 
 def test_the_shipped_model_finds_the_digits(pictures):
@@ -53,7 +55,10 @@ def test_a_folder_is_drawn_picture_by_picture(folder, tmp_path, capsys):
     names = sorted(x.name for x in folder.iterdir())
     assert sorted(x.name for x in (tmp_path / "out" / "in").iterdir()) == names
     image, drawn = (cv2.imread(str(x / names[0])) for x in (folder, tmp_path / "out" / "in"))
-    assert max(drawn.shape) == 480 and np.abs(cv2.resize(image, drawn.shape[1::-1]).astype(int) - drawn).max() > 100
+    assert (
+        max(drawn.shape) == 480
+        and np.abs(cv2.resize(image, drawn.shape[1::-1]).astype(int) - drawn).max() > 100
+    )
     assert "by class: " in capsys.readouterr().out
 
 
@@ -68,7 +73,9 @@ def test_batches_have_the_detections_of_single_pictures(pictures):
 
 def test_a_video_has_as_many_frames_after_as_before(folder, tmp_path):
     frame = cv2.imread(str(next(folder.iterdir())))
-    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, frame.shape[1::-1])
+    writer = cv2.VideoWriter(
+        str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, frame.shape[1::-1]
+    )
     for _ in range(5):
         writer.write(frame)
     writer.release()
@@ -85,7 +92,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_drawn(folder, tmp_path, ca
     assert main([str(folder), str(tmp_path / "broken.mp4"), "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert f"{folder / 'half.png'} cannot be read" in error
-    assert f"{folder / 'broken.png'} cannot be read" in error and f"{tmp_path / 'broken.mp4'} cannot be read" in error
+    assert (
+        f"{folder / 'broken.png'} cannot be read" in error
+        and f"{tmp_path / 'broken.mp4'} cannot be read" in error
+    )
     assert len(list((tmp_path / "out" / "in").iterdir())) == 4
 
 
@@ -107,7 +117,16 @@ def test_a_threshold_below_that_of_the_config_is_kept(pictures):
 
 def test_names_that_are_not_the_models_are_not_used():
     cfg = _load_config(
-        make_args(opts=["MODEL.RETINANET.NUM_CLASSES", "3", "DATASETS.TRAIN", "()", "DATASETS.TEST", "('coco_2017_val',)"])
+        make_args(
+            opts=[
+                "MODEL.RETINANET.NUM_CLASSES",
+                "3",
+                "DATASETS.TRAIN",
+                "()",
+                "DATASETS.TEST",
+                "('coco_2017_val',)",
+            ]
+        )
     )
     assert Detector(cfg, 0.5).class_names == ["0", "1", "2"]
 
@@ -120,7 +139,10 @@ def test_names_that_are_not_the_models_are_not_used():
         (["{folder}/.."], "in/.. has no image"),
         (["{folder}", "--weights", "none.pth"], "--weights none.pth does not exist"),
         (["{folder}", "--config-file", "none.yaml"], "the config none.yaml does not exist"),
-        (["{folder}", "--config-file", "configs/Base-FocalRetinaNet.yaml"], "names no MODEL.WEIGHTS"),
+        (
+            ["{folder}", "--config-file", "configs/Base-FocalRetinaNet.yaml"],
+            "names no MODEL.WEIGHTS",
+        ),
         (["{folder}", "--score-thresh", "40"], "--score-thresh in [0, 1], got 8 and 40"),
         (["{folder}", "--output", "{folder}/.."], "would be overwritten; choose another --output"),
         (["{folder}", "--opts", "MODEL.DEVISE", "cpu"], "Did you mean 'DEVICE'"),

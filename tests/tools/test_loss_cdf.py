@@ -13,7 +13,12 @@ from focal_det.model_zoo import get_checkpoint_url, get_config_file
 from focal_det.tools.loss_cdf import add_batch, main
 
 DIGITS = get_config_file("digits/focal_retinanet_tiny.yaml")
-WORDS = ["--config-file", DIGITS, "--weights", get_checkpoint_url("digits/focal_retinanet_tiny.yaml")]
+WORDS = [
+    "--config-file",
+    DIGITS,
+    "--weights",
+    get_checkpoint_url("digits/focal_retinanet_tiny.yaml"),
+]
 
 
 @pytest.fixture
@@ -61,19 +66,43 @@ def test_sizes_are_those_of_the_image_on_disk(model, batch):
     names = {}
     for height in (128, 512):
         histograms = defaultdict(lambda: {side: LossHistogram() for side in SIDES})
-        add_batch(histograms, model, losses, [{**images[0], "height": height, "width": height}], by="size")
+        add_batch(
+            histograms, model, losses, [{**images[0], "height": height, "width": height}], by="size"
+        )
         names[height] = {name for name, sides in histograms.items() if sides["positive"].count}
     assert "FL, medium" in names[128] and names[512] == {"FL, large"}
 
 
 def test_the_program_says_and_draws_what_the_hardest_carry(tmp_path, capsys):
     out = tmp_path / "new" / "cdf.png"
-    assert main([*WORDS, "--images", "4", "--gammas", "0", "2", "--losses", "PolyFocalLoss", "--write", str(out)]) == 0
+    assert (
+        main(
+            [
+                *WORDS,
+                "--images",
+                "4",
+                "--gammas",
+                "0",
+                "2",
+                "--losses",
+                "PolyFocalLoss",
+                "--write",
+                str(out),
+            ]
+        )
+        == 0
+    )
     content, output = json.loads(out.with_suffix(".json").read_text()), capsys.readouterr().out
-    assert content["images"] == 4 and content["dataset"] == "digits_val" and out.stat().st_size > 10_000
+    assert (
+        content["images"] == 4
+        and content["dataset"] == "digits_val"
+        and out.stat().st_size > 10_000
+    )
     shares = {(x["curve"], x["side"]): x["share_of_hardest_1_percent"] for x in content["curves"]}
     assert len(shares) == 6 and shares["gamma 2", "negative"] > 2 * shares["gamma 0", "negative"]
-    assert f"the hardest 1 % carry {100 * shares['gamma 2', 'negative']:.1f} % of the loss" in output
+    assert (
+        f"the hardest 1 % carry {100 * shares['gamma 2', 'negative']:.1f} % of the loss" in output
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,9 +111,15 @@ def test_the_program_says_and_draws_what_the_hardest_carry(tmp_path, capsys):
         (["--config-file", "none.yaml"], "the config none.yaml does not exist"),
         (["--config-file", DIGITS], "give its checkpoint with --weights"),
         ([*WORDS[:2], "--weights", "none.pth"], "--weights none.pth does not exist"),
-        ([*WORDS, "--dataset", "digits_vol"], "Unknown data set 'digits_vol'. Did you mean 'digits_val'"),
+        (
+            [*WORDS, "--dataset", "digits_vol"],
+            "Unknown data set 'digits_vol'. Did you mean 'digits_val'",
+        ),
         ([*WORDS, "--losses", "OHEMLoss"], "OHEMLoss: the loss of an anchor depends on the others"),
-        ([*WORDS, "--losses", "SoftmaxFocalLoss"], "SoftmaxFocalLoss: needs 11 logits per anchor, the model has 10"),
+        (
+            [*WORDS, "--losses", "SoftmaxFocalLoss"],
+            "SoftmaxFocalLoss: needs 11 logits per anchor, the model has 10",
+        ),
         ([*WORDS, "--losses", "FocalLos"], "Did you mean 'FocalLoss'"),
         ([*WORDS, "--gammas", "-1"], "gamma must be in [0, inf), got -1.0"),
         ([*WORDS, "--write", "a.txt"], "--write takes a file that ends in .png"),

@@ -26,7 +26,10 @@ pytestmark = pytest.mark.usefixtures("clean_catalog")
 
 def write_base(folder, *blocks, train=("cells",), num_classes=2, **retinanet):
     """A small config for `blocks`; return its file."""
-    model = {"RETINANET": {"NUM_CLASSES": num_classes, **retinanet}, "FOCAL_DET": {"DATASETS": list(blocks)}}
+    model = {
+        "RETINANET": {"NUM_CLASSES": num_classes, **retinanet},
+        "FOCAL_DET": {"DATASETS": list(blocks)},
+    }
     content = {"_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml"), "MODEL": model}
     file = folder / "configs" / "base.yaml"
     file.parent.mkdir(exist_ok=True)
@@ -35,7 +38,13 @@ def write_base(folder, *blocks, train=("cells",), num_classes=2, **retinanet):
 
 
 def coco_block(folder, **changes):
-    return {"name": "cells", "format": "coco", "json": str(folder / "coco.json"), "images": str(folder / "images"), **changes}
+    return {
+        "name": "cells",
+        "format": "coco",
+        "json": str(folder / "coco.json"),
+        "images": str(folder / "images"),
+        **changes,
+    }
 
 
 @pytest.fixture
@@ -46,8 +55,14 @@ def base(tmp_path):
     content["images"].append({"id": 5, "file_name": "4.png", "width": SIZE, "height": SIZE})
     boxes = [(5, 1, [10, 10, 30, 30], 0), (5, 2, [50, 50, 30, 30], 1), (3, 2, [50, 50, 30, 30], 1)]
     for image_id, category_id, box, crowd in boxes:
-        ids = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": category_id}
-        content["annotations"].append({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd})
+        ids = {
+            "id": len(content["annotations"]) + 1,
+            "image_id": image_id,
+            "category_id": category_id,
+        }
+        content["annotations"].append(
+            {**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+        )
     (tmp_path / "coco.json").write_text(json.dumps(content))
     return write_base(tmp_path, coco_block(tmp_path))
 
@@ -90,19 +105,35 @@ def test_it_changes_nothing_else_of_its_base_and_has_nothing_to_warn_of(base, ca
     assert cfg == want and not caplog.records
 
 
-def test_the_base_is_named_relative_to_the_file_and_found_from_any_folder(base, tmp_path, monkeypatch):
+def test_the_base_is_named_relative_to_the_file_and_found_from_any_folder(
+    base, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(["--config-file", "configs/base.yaml", "--write", "a/b/weights.yaml"]) == 0
-    assert yaml.safe_load((tmp_path / "a/b/weights.yaml").read_text())["_BASE_"] == "../../configs/base.yaml"
+    assert (
+        yaml.safe_load((tmp_path / "a/b/weights.yaml").read_text())["_BASE_"]
+        == "../../configs/base.yaml"
+    )
     monkeypatch.chdir("/")
     assert load(tmp_path / "a/b/weights.yaml").DATASETS.TRAIN == ("cells",)
 
 
 def test_changes_of_the_command_line_are_in_the_file(base):
-    opts = ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0.5", "DATASETS.TEST", "('cells',)", "INPUT.MIN_SIZE_TRAIN", "(64,)"]
+    opts = [
+        "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
+        "0.5",
+        "DATASETS.TEST",
+        "('cells',)",
+        "INPUT.MIN_SIZE_TRAIN",
+        "(64,)",
+    ]
     file = run(base, "--method", "inverse", *opts)
     cfg = load(file)
-    assert (cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.DATASETS.TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (0.5, ("cells",), (64,))
+    assert (cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.DATASETS.TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (
+        0.5,
+        ("cells",),
+        (64,),
+    )
     # Inverse frequency: 3 alpha_0 = 2 alpha_1 = 0.5 * 5 / 2.
     assert get_alphas(cfg) == [0.4167, 0.625]
     assert "\"('cells',)\" INPUT.MIN_SIZE_TRAIN '(64,)'" in file.read_text()
@@ -111,11 +142,23 @@ def test_changes_of_the_command_line_are_in_the_file(base):
 def test_the_comment_says_how_it_was_made_and_from_what(base):
     file = run(base, "--method", "effective", "--beta", "0.9", "--max-alpha", "0.5")
     comment = "\n".join(x for x in file.read_text().splitlines() if x.startswith("#"))
-    assert f"focal-det weights --config-file {base} --write {file} --method effective --beta 0.9 --max-alpha 0.5" in comment
-    assert "cells: 5 images, 5 objects, 2 classes; 1.5 times as many of class circle as of square" in comment
-    assert "effective, beta 0.9; mean over the objects 0.25 (FOCAL_LOSS_ALPHA), none above 0.5" in comment
+    assert (
+        f"focal-det weights --config-file {base} --write {file} --method effective --beta 0.9 --max-alpha 0.5"
+        in comment
+    )
+    assert (
+        "cells: 5 images, 5 objects, 2 classes; 1.5 times as many of class circle as of square"
+        in comment
+    )
+    assert (
+        "effective, beta 0.9; mean over the objects 0.25 (FOCAL_LOSS_ALPHA), none above 0.5"
+        in comment
+    )
     rows = [line[1:].split() for line in comment.splitlines()[-2:]]
-    assert [row[:5] for row in rows] == [["0", "circle", "3", "60.00", "%"], ["1", "square", "2", "40.00", "%"]]
+    assert [row[:5] for row in rows] == [
+        ["0", "circle", "3", "60.00", "%"],
+        ["1", "square", "2", "40.00", "%"],
+    ]
 
 
 def test_the_terminal_shows_the_classes_the_files_and_the_next_command(base, capsys, monkeypatch):
@@ -143,8 +186,12 @@ def test_empty_images_count_as_the_data_loader_has_them(base, capsys):
 def test_pi_is_counted_at_the_middle_of_the_training_sizes(base, capsys):
     one = load(run(base, "INPUT.MIN_SIZE_TRAIN", "(96,)"))
     for sizes, sampling in (("(64, 96, 500)", "choice"), ("(64, 128)", "range")):
-        other = load(run(base, "INPUT.MIN_SIZE_TRAIN", sizes, "INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling))
-        assert other.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS == one.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+        other = load(
+            run(base, "INPUT.MIN_SIZE_TRAIN", sizes, "INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling)
+        )
+        assert (
+            other.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS == one.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+        )
         assert "shorter side 96 px" in capsys.readouterr().out
     run(base, "INPUT.MIN_SIZE_TRAIN", "(0,)")
     assert "not resized" in capsys.readouterr().out
@@ -153,22 +200,43 @@ def test_pi_is_counted_at_the_middle_of_the_training_sizes(base, capsys):
 def test_pi_is_counted_with_the_labels_of_the_model(base):
     """With a threshold that few anchors reach, most positives are low-quality matches."""
     words = ["MODEL.RETINANET.IOU_THRESHOLDS", "[0.85, 0.9]", "MODEL.FOCAL_DET.LOW_QUALITY_MATCHES"]
-    with_them, without = (load(run(base, *words, str(x), out=f"out/{x}.yaml")) for x in (True, False))
-    assert sum(with_them.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS) > sum(without.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS)
+    with_them, without = (
+        load(run(base, *words, str(x), out=f"out/{x}.yaml")) for x in (True, False)
+    )
+    assert sum(with_them.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS) > sum(
+        without.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+    )
 
 
-def test_images_are_sampled_at_even_distances_and_a_class_without_positives_is_named(tmp_path, caplog):
+def test_images_are_sampled_at_even_distances_and_a_class_without_positives_is_named(
+    tmp_path, caplog
+):
     def load_records():
         box = {"bbox": [10, 10, 50, 50], "bbox_mode": BoxMode.XYXY_ABS}
         sizes = {"height": 128, "width": 128}
-        return [{"file_name": f"{i}.png", "image_id": i, **sizes, "annotations": [{**box, "category_id": i}]} for i in range(10)]
+        return [
+            {
+                "file_name": f"{i}.png",
+                "image_id": i,
+                **sizes,
+                "annotations": [{**box, "category_id": i}],
+            }
+            for i in range(10)
+        ]
 
     DatasetCatalog.register("ten", load_records)
     base = write_base(tmp_path, train=("ten",), num_classes=10)
     priors = load(run(base, "--images", "4")).MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
     # 9 anchors in each cell of the five maps of a 128 px image: 16, 8, 4, 2 and 1 squared.
     num_anchors = 4 * 9 * (256 + 64 + 16 + 4 + 1)
-    assert [i for i, pi in enumerate(priors) if pi == pytest.approx(1 / num_anchors, rel=1e-3)] == [1, 2, 4, 5, 7, 8]
+    assert [i for i, pi in enumerate(priors) if pi == pytest.approx(1 / num_anchors, rel=1e-3)] == [
+        1,
+        2,
+        4,
+        5,
+        7,
+        8,
+    ]
     message = "Classes without a positive anchor in the images looked at (--images), with pi = 1 / 12276: 1, 2, 4, 5, 7, 8"
     assert [x.message for x in caplog.records] == [message]
     for images in ("0", "10", "1000"):
@@ -186,22 +254,38 @@ def test_a_class_without_objects_is_named(base, caplog):
 
 
 def test_no_rounded_alpha_exceeds_the_cap(base):
-    assert max(get_alphas(load(run(base, "--max-alpha", "0.26666", "--method", "inverse")))) <= 0.26666
+    assert (
+        max(get_alphas(load(run(base, "--max-alpha", "0.26666", "--method", "inverse")))) <= 0.26666
+    )
 
 
 def test_a_voc_data_set_is_counted(tmp_path):
     write_voc(tmp_path)
-    block = {"name": "cells", "format": "voc", "root": str(tmp_path), "split": "train", "classes": CLASSES}
+    block = {
+        "name": "cells",
+        "format": "voc",
+        "root": str(tmp_path),
+        "split": "train",
+        "classes": CLASSES,
+    }
     # Two objects each: both have the scalar alpha.
     assert get_alphas(load(run(write_base(tmp_path, block)))) == [0.25, 0.25]
 
 
 def test_the_objects_of_several_training_sets_are_added(base):
     write_voc(base.parent.parent / "voc")
-    block = {"name": "more", "format": "voc", "root": str(base.parent.parent / "voc"), "split": "train", "classes": CLASSES}
+    block = {
+        "name": "more",
+        "format": "voc",
+        "root": str(base.parent.parent / "voc"),
+        "split": "train",
+        "classes": CLASSES,
+    }
     folder = base.parent.parent
     text = run(write_base(folder, coco_block(folder), block, train=("cells", "more"))).read_text()
-    assert "cells + more: 9 images, 9 objects, 2 classes; 1.25 times as many of class circle" in text
+    assert (
+        "cells + more: 9 images, 9 objects, 2 classes; 1.25 times as many of class circle" in text
+    )
 
 
 def test_many_classes_are_a_short_table_and_a_whole_one_in_the_file(tmp_path, capsys):
@@ -209,7 +293,15 @@ def test_many_classes_are_a_short_table_and_a_whole_one_in_the_file(tmp_path, ca
         box = {"bbox": [10, 10, 50, 50], "bbox_mode": BoxMode.XYXY_ABS}
         counts = [(i, 50 - i) for i in range(50)]
         annotations = [{**box, "category_id": i} for i, n in counts for _ in range(n)]
-        return [{"file_name": "a.png", "image_id": 0, "height": 64, "width": 64, "annotations": annotations}]
+        return [
+            {
+                "file_name": "a.png",
+                "image_id": 0,
+                "height": 64,
+                "width": 64,
+                "annotations": annotations,
+            }
+        ]
 
     DatasetCatalog.register("fifty", load_records)
     MetadataCatalog.get("fifty").set(thing_classes=[f"kind_{i}" for i in range(50)])
@@ -224,7 +316,10 @@ def test_a_file_that_the_program_did_not_write_is_left_alone(base, capsys):
     before = base.read_text()
     with pytest.raises(SystemExit):
         run(base, out="configs/base.yaml")
-    assert "exists and is not from this program" in capsys.readouterr().err and base.read_text() == before
+    assert (
+        "exists and is not from this program" in capsys.readouterr().err
+        and base.read_text() == before
+    )
     first = run(base).read_text()
     assert run(base, "--method", "inverse").read_text() != first
 
@@ -232,10 +327,16 @@ def test_a_file_that_the_program_did_not_write_is_left_alone(base, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config-file", "nowhere.yaml", "--write", "a.yaml"], "must be a .yaml file that exists, got nowhere.yaml"),
+        (
+            ["--config-file", "nowhere.yaml", "--write", "a.yaml"],
+            "must be a .yaml file that exists, got nowhere.yaml",
+        ),
         (["--config-file", __file__, "--write", "a.yaml"], "--config-file must be a .yaml file"),
         (["--config-file", BASE, "--write", "a.png"], "--write must be a .yaml file, got a.png"),
-        (["--config-file", BASE, "--write", "a.yaml", "--images", "-1"], "--images must be >= 0, got -1"),
+        (
+            ["--config-file", BASE, "--write", "a.yaml", "--images", "-1"],
+            "--images must be >= 0, got -1",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch):
@@ -248,14 +349,35 @@ def test_a_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["DATASETS.TRAIN", "('nowhere',)"], "data set nowhere is not registered; does FOCAL_DET_DATASETS name its file"),
+        (
+            ["DATASETS.TRAIN", "('nowhere',)"],
+            "data set nowhere is not registered; does FOCAL_DET_DATASETS name its file",
+        ),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
-        (["DATASETS.TRAIN", "('no_annotations',)"], "no_annotations of DATASETS.TRAIN has no annotations to count"),
-        (["DATASETS.TRAIN", "('crowds',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"], r"\('crowds',\) has nothing but crowds"),
-        (["DATASETS.TRAIN", "('cells', 'no_names')"], r"the classes of no_names \['a', 'b'\] are not those of cells"),
-        (["DATASETS.TRAIN", "('no_names',)", "MODEL.RETINANET.NUM_CLASSES", "7"], "no_names has 2 classes, but .*NUM_CLASSES is 7"),
-        (["MODEL.RETINANET.NUM_CLASSES", "3"], r"cells has 2 classes \(circle, square\), but MODEL\.RETINANET\.NUM_CLASSES is 3"),
-        (["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1."], r"FOCAL_LOSS_ALPHA\) must be in \(0, 0\.95\], got -1"),
+        (
+            ["DATASETS.TRAIN", "('no_annotations',)"],
+            "no_annotations of DATASETS.TRAIN has no annotations to count",
+        ),
+        (
+            ["DATASETS.TRAIN", "('crowds',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"],
+            r"\('crowds',\) has nothing but crowds",
+        ),
+        (
+            ["DATASETS.TRAIN", "('cells', 'no_names')"],
+            r"the classes of no_names \['a', 'b'\] are not those of cells",
+        ),
+        (
+            ["DATASETS.TRAIN", "('no_names',)", "MODEL.RETINANET.NUM_CLASSES", "7"],
+            "no_names has 2 classes, but .*NUM_CLASSES is 7",
+        ),
+        (
+            ["MODEL.RETINANET.NUM_CLASSES", "3"],
+            r"cells has 2 classes \(circle, square\), but MODEL\.RETINANET\.NUM_CLASSES is 3",
+        ),
+        (
+            ["MODEL.RETINANET.FOCAL_LOSS_ALPHA", "-1."],
+            r"FOCAL_LOSS_ALPHA\) must be in \(0, 0\.95\], got -1",
+        ),
     ],
 )
 def test_data_that_cannot_be_counted_is_named(base, opts, message):
@@ -263,7 +385,9 @@ def test_data_that_cannot_be_counted_is_named(base, opts, message):
     record = {"file_name": "a.png", "image_id": 0, "height": 64, "width": 64}
     DatasetCatalog.register("no_annotations", lambda: [record])
     DatasetCatalog.register("crowds", lambda: [{**record, "annotations": [crowd]}])
-    DatasetCatalog.register("no_names", lambda: [{**record, "annotations": [{**crowd, "iscrowd": 0}]}])
+    DatasetCatalog.register(
+        "no_names", lambda: [{**record, "annotations": [{**crowd, "iscrowd": 0}]}]
+    )
     MetadataCatalog.get("no_names").set(thing_classes=["a", "b"])
     with pytest.raises(ValueError, match=message):
         run(base, *opts)
@@ -273,9 +397,18 @@ def test_data_that_cannot_be_counted_is_named(base, opts, message):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.META_ARCHITECTURE", "RetinaNet"], "only FocalRetinaNet reads the numbers per class"),
-        (["MODEL.FOCAL_DET.CLS_LOSS.NAME", "SomeLoss"], "written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is SomeLoss"),
-        (["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"], "the counts are those of the data set, without repeats"),
+        (
+            ["MODEL.META_ARCHITECTURE", "RetinaNet"],
+            "only FocalRetinaNet reads the numbers per class",
+        ),
+        (
+            ["MODEL.FOCAL_DET.CLS_LOSS.NAME", "SomeLoss"],
+            "written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is SomeLoss",
+        ),
+        (
+            ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
+            "the counts are those of the data set, without repeats",
+        ),
     ],
 )
 def test_a_setting_that_does_not_go_with_the_numbers_is_named(base, opts, message, caplog):
@@ -291,4 +424,7 @@ def test_the_config_and_its_bases_are_not_overwritten(tmp_path, capsys):
         before = file.read_text()
         with pytest.raises(SystemExit):
             main(["--config-file", str(config), "--write", str(file)])
-        assert "is --config-file or one of its bases" in capsys.readouterr().err and file.read_text() == before
+        assert (
+            "is --config-file or one of its bases" in capsys.readouterr().err
+            and file.read_text() == before
+        )

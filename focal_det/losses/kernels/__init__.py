@@ -39,7 +39,13 @@ def _has_triton() -> bool:
 
 
 def focal_sums(
-    logits: Tensor, labels: Tensor, *, pos_weight: float, neg_weight: float, gamma: float, beta: Optional[float] = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pos_weight: float,
+    neg_weight: float,
+    gamma: float,
+    beta: Optional[float] = None,
 ) -> Tensor:
     """Focal loss of each image (eq. 5 of arXiv 1708.02002), or FL* (its appendix A) if there is a beta.
 
@@ -76,16 +82,22 @@ def _focal_sums(
     scale = _get_scale(logits)
     weights = {"pos_weight": scale * pos_weight, "neg_weight": scale * neg_weight}
     if star:
-        sums, grad = kernel.focal_star_sums_and_grad(logits, labels, gamma=gamma, beta=beta, with_grad=with_grad, **weights)
+        sums, grad = kernel.focal_star_sums_and_grad(
+            logits, labels, gamma=gamma, beta=beta, with_grad=with_grad, **weights
+        )
     else:
-        sums, grad = kernel.focal_sums_and_grad(logits, labels, gamma=gamma, with_grad=with_grad, **weights)
+        sums, grad = kernel.focal_sums_and_grad(
+            logits, labels, gamma=gamma, with_grad=with_grad, **weights
+        )
     return sums / scale, logits.new_empty(0) if grad is None else grad
 
 
 @_focal_sums.register_fake
 def _(logits, labels, pos_weight, neg_weight, gamma, beta, star, with_grad):
     sums = logits.new_empty(logits.shape[0], dtype=torch.float32)
-    return sums, torch.empty_like(logits, memory_format=torch.contiguous_format) if with_grad else logits.new_empty(0)
+    return sums, torch.empty_like(
+        logits, memory_format=torch.contiguous_format
+    ) if with_grad else logits.new_empty(0)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -98,7 +110,9 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_sums: Tensor, _) -> tuple[Optional[Tensor], ...]:
     logits, labels, grad = ctx.saved_tensors
     nothing = (None,) * (len(ctx.args) + 2)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: there is a second derivative to come
+    if (
+        torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    ):  # create_graph: there is a second derivative to come
         return _differentiable_backward(logits, labels, grad_sums, *ctx.args), *nothing
     factor = (grad_sums / _get_scale(logits)).view(-1, 1, 1)
     if type(grad) is not Tensor:  # being traced
@@ -111,7 +125,14 @@ def _backward(ctx, grad_sums: Tensor, _) -> tuple[Optional[Tensor], ...]:
 
 
 def _differentiable_backward(
-    logits: Tensor, labels: Tensor, grad_sums: Tensor, pos_weight: float, neg_weight: float, gamma: float, beta: float, star: bool
+    logits: Tensor,
+    labels: Tensor,
+    grad_sums: Tensor,
+    pos_weight: float,
+    neg_weight: float,
+    gamma: float,
+    beta: float,
+    star: bool,
 ) -> Tensor:
     """The gradient by the plain functions, which can be differentiated again."""
     from focal_det.losses.focal import focal_loss_per_anchor  # which import this module

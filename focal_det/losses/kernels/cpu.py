@@ -28,7 +28,13 @@ Positives = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def focal_sums_and_grad(
-    logits: Tensor, labels: Tensor, *, pos_weight: float, neg_weight: float, gamma: float, with_grad: bool
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pos_weight: float,
+    neg_weight: float,
+    gamma: float,
+    with_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """Sums of the focal loss per image, and their derivatives; see `focal_det.losses.kernels.focal_sums`.
 
@@ -36,7 +42,9 @@ def focal_sums_and_grad(
         (N,) float32; (N, R, K) in the dtype of the logits, or None without `with_grad`.
     """
 
-    def negatives(x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]) -> Tensor:
+    def negatives(
+        x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]
+    ) -> Tensor:
         p, cross_entropy, weight, rest = buffers
         _sigmoid_and_softplus(x, p, cross_entropy, weight, rest)
         if not _power(p, gamma, out=weight):
@@ -58,11 +66,20 @@ def focal_sums_and_grad(
 
 
 def focal_star_sums_and_grad(
-    logits: Tensor, labels: Tensor, *, pos_weight: float, neg_weight: float, gamma: float, beta: float, with_grad: bool
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pos_weight: float,
+    neg_weight: float,
+    gamma: float,
+    beta: float,
+    with_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """Sums of FL* per image, and their derivatives; see `focal_sums_and_grad`."""
 
-    def negatives(x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]) -> Tensor:
+    def negatives(
+        x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]
+    ) -> Tensor:
         p, cross_entropy, weight, z = buffers
         torch.mul(x, gamma, out=z)
         z.sub_(beta)
@@ -81,7 +98,9 @@ def focal_star_sums_and_grad(
     return _run(logits, labels, negatives, positives, with_grad)
 
 
-def _sigmoid_and_softplus(x: Tensor, p: Tensor, softplus: Tensor, scratch: Tensor, rest: Tensor) -> None:
+def _sigmoid_and_softplus(
+    x: Tensor, p: Tensor, softplus: Tensor, scratch: Tensor, rest: Tensor
+) -> None:
     """p = sigmoid(x) and softplus(x) = log(1 + exp(x)) of one exponential; `rest` may be x itself, which is then lost.
 
     torch's own softplus takes five times as long as exp and log (measured with AVX512), for its log1p. Here u = 1 + e is rounded,
@@ -132,12 +151,16 @@ def _run(
     return sums, grad
 
 
-def _sum_negatives(logits: Tensor, labels: Tensor, negatives: Negatives, grad: Optional[Tensor]) -> Tensor:
+def _sum_negatives(
+    logits: Tensor, labels: Tensor, negatives: Negatives, grad: Optional[Tensor]
+) -> Tensor:
     """() sum of the negative terms of an image, logits (R, K), and their derivatives into `grad`."""
     num_anchors, num_classes = logits.shape
     num_rows = max(1, max(_PIECE, _PIECE_OF_THREAD * torch.get_num_threads()) // num_classes)
     is_float32 = logits.dtype == torch.float32
-    buffers = [torch.empty(min(num_rows, num_anchors), num_classes) for _ in range(4 if is_float32 else 6)]
+    buffers = [
+        torch.empty(min(num_rows, num_anchors), num_classes) for _ in range(4 if is_float32 else 6)
+    ]
     skipped = torch.nonzero(labels < num_classes)[:, 0]  # ignored, or with a class
     starts = torch.arange(0, num_anchors + num_rows, num_rows)
     bounds = torch.searchsorted(skipped, starts).tolist()
@@ -149,7 +172,9 @@ def _sum_negatives(logits: Tensor, labels: Tensor, negatives: Negatives, grad: O
         x = piece if is_float32 else views[4].copy_(piece)
         out = None if grad is None else grad[start : start + num_rows]
         target = out if out is None or is_float32 else views[5]
-        totals.append(negatives(x, views[:4], partial(_zero_out, rows - start, labels[rows]), target))
+        totals.append(
+            negatives(x, views[:4], partial(_zero_out, rows - start, labels[rows]), target)
+        )
         if target is not out:
             out.copy_(target)
     return torch.stack(totals).double().sum().float()

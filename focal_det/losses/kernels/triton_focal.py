@@ -36,7 +36,13 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 
 def focal_sums_and_grad(
-    logits: Tensor, labels: Tensor, *, pos_weight: float, neg_weight: float, gamma: float, with_grad: bool
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pos_weight: float,
+    neg_weight: float,
+    gamma: float,
+    with_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """Focal loss per image, eq. 5 of arXiv 1708.02002, and its gradient.
 
@@ -56,11 +62,20 @@ def focal_sums_and_grad(
         ValueError: a dtype or a shape that does not fit. Labels are not looked at.
     """
     power = int(gamma) if gamma in (0, 1, 2) else _GENERAL
-    return _launch(logits, labels, pos_weight, neg_weight, gamma, with_grad=with_grad, POWER=power, STAR=False)
+    return _launch(
+        logits, labels, pos_weight, neg_weight, gamma, with_grad=with_grad, POWER=power, STAR=False
+    )
 
 
 def focal_star_sums_and_grad(
-    logits: Tensor, labels: Tensor, *, pos_weight: float, neg_weight: float, gamma: float, beta: float, with_grad: bool
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pos_weight: float,
+    neg_weight: float,
+    gamma: float,
+    beta: float,
+    with_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """FL* per image, appendix A of arXiv 1708.02002, and its gradient; see `focal_sums_and_grad`.
 
@@ -68,7 +83,17 @@ def focal_star_sums_and_grad(
         gamma: steepness, > 0.
         beta: shift, any finite number.
     """
-    return _launch(logits, labels, pos_weight, neg_weight, gamma, beta, with_grad=with_grad, POWER=_GENERAL, STAR=True)
+    return _launch(
+        logits,
+        labels,
+        pos_weight,
+        neg_weight,
+        gamma,
+        beta,
+        with_grad=with_grad,
+        POWER=_GENERAL,
+        STAR=True,
+    )
 
 
 def _launch(
@@ -85,7 +110,9 @@ def _launch(
     _check(logits, labels)
     num_images, num_anchors, num_classes = logits.shape
     size = num_anchors * num_classes
-    grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if with_grad else None
+    grad = (
+        torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if with_grad else None
+    )
     if logits.numel() == 0:
         return torch.zeros(num_images, device=logits.device), grad
     logits = logits if _is_dense(logits) else logits.contiguous()
@@ -110,7 +137,9 @@ def _launch(
     return partial_sums.sum(dim=1), grad
 
 
-def get_constants(dtype: torch.dtype, num_classes: int, unit: int, with_grad: bool) -> dict[str, int]:
+def get_constants(
+    dtype: torch.dtype, num_classes: int, unit: int, with_grad: bool
+) -> dict[str, int]:
     """What the kernel is compiled for, beside the form of the loss."""
     vector = min(_BYTES_PER_LOAD // dtype.itemsize, unit)
     group = vector if vector <= num_classes else math.gcd(vector, num_classes)
@@ -123,16 +152,22 @@ def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() != 3:
         raise ValueError(f"logits must have shape (N, R, K), got {tuple(logits.shape)}")
     if labels.shape != logits.shape[:2]:
-        raise ValueError(f"labels must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}"
+        )
     if labels.dtype != torch.int64 or labels.device != logits.device:
-        raise ValueError(f"labels must be int64 on {logits.device}, got {labels.dtype} on {labels.device}")
+        raise ValueError(
+            f"labels must be int64 on {logits.device}, got {labels.dtype} on {labels.device}"
+        )
 
 
 def _is_dense(logits: Tensor) -> bool:
     """Whether the logits of each image, (R, K), are contiguous; images may be apart."""
     _, num_anchors, num_classes = logits.shape
     _, anchor_stride, class_stride = logits.stride()
-    return (num_classes == 1 or class_stride == 1) and (num_anchors == 1 or anchor_stride == num_classes)
+    return (num_classes == 1 or class_stride == 1) and (
+        num_anchors == 1 or anchor_stride == num_classes
+    )
 
 
 @triton.jit
@@ -166,7 +201,9 @@ def _kernel(
     num_left = tl.minimum(size - start, BLOCK).to(tl.int32)
     own, ignored = _find_own(labels_ptr + image * labels_stride, start, num_left, K, V, BLOCK)
     offsets = tl.arange(0, BLOCK)
-    x = tl.load(logits_ptr + (image * logits_stride + start) + offsets, mask=offsets < num_left, other=0.0)
+    x = tl.load(
+        logits_ptr + (image * logits_stride + start) + offsets, mask=offsets < num_left, other=0.0
+    )
     x = tl.where(ignored, _FAR, tl.reshape(x, (BLOCK // V, V)).to(tl.float32))
     z = tl.where(own, -x, x)
     # The sign of the weight is that of dz/dx; value and slope get it, and the value loses it in the sum.

@@ -5,7 +5,13 @@ import torch
 from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 
 from focal_det.analysis.benchmark import measure_peak_bytes
-from focal_det.losses import FocalLoss, FocalStarLoss, focal_loss_from_labels, focal_loss_per_anchor, kernels
+from focal_det.losses import (
+    FocalLoss,
+    FocalStarLoss,
+    focal_loss_from_labels,
+    focal_loss_per_anchor,
+    kernels,
+)
 from focal_det.targets import DenseTargets
 
 WEIGHTS = {"pos_weight": 0.25, "neg_weight": 0.75, "gamma": 2.0}
@@ -36,7 +42,9 @@ def test_a_compiled_graph_has_the_operator_and_not_its_parts(scene):
 
     targets = DenseTargets.from_labels(labels, torch.zeros(2, 50, 4), 4)
     torch.compile(FocalLoss(), backend=backend, fullgraph=True)([logits], targets)
-    assert any("focal_sums" in x for x in seen) and not any("logsigmoid" in x or "exp" in x for x in seen)
+    assert any("focal_sums" in x for x in seen) and not any(
+        "logsigmoid" in x or "exp" in x for x in seen
+    )
     torch.compiler.reset()
 
 
@@ -54,7 +62,9 @@ def test_a_second_backward_and_accumulation_give_the_same_gradients(scene):
 def test_each_image_has_its_own_factor(scene):
     logits, labels = scene
     factors = torch.tensor([0.5, -3.0])
-    (got,) = torch.autograd.grad((kernels.focal_sums(logits, labels, **WEIGHTS) * factors).sum(), logits)
+    (got,) = torch.autograd.grad(
+        (kernels.focal_sums(logits, labels, **WEIGHTS) * factors).sum(), logits
+    )
     (want,) = torch.autograd.grad((plain(logits, labels) * factors).sum(), logits)
     torch.testing.assert_close(got, want)
 
@@ -72,7 +82,10 @@ def test_without_gradients_nothing_is_kept(scene):
     logits, labels = scene
     with torch.no_grad():
         values = kernels.focal_sums(logits, labels, **WEIGHTS)
-    assert not values.requires_grad and not kernels.focal_sums(logits.detach(), labels, **WEIGHTS).requires_grad
+    assert (
+        not values.requires_grad
+        and not kernels.focal_sums(logits.detach(), labels, **WEIGHTS).requires_grad
+    )
     torch.testing.assert_close(values, plain(logits, labels))
 
 
@@ -81,7 +94,9 @@ def test_gradients_of_easy_negatives_survive_half_precision(dtype):
     # p = 1.2e-4: the gradient p^3 = 1.8e-12 is far below float16's smallest number; times a loss scale of 2^20 it is not.
     logits = torch.full((1, 8, 3), -9.0, dtype=dtype, requires_grad=True)
     labels, scale = torch.full((1, 8), 3), 2.0**20
-    (kernels.focal_sums(logits, labels, pos_weight=1.0, neg_weight=1.0, gamma=1.0) * scale).sum().backward()
+    (
+        kernels.focal_sums(logits, labels, pos_weight=1.0, neg_weight=1.0, gamma=1.0) * scale
+    ).sum().backward()
     p = torch.sigmoid(torch.tensor(-9.0, dtype=torch.float64))
     assert logits.grad.dtype == dtype
     want = torch.full_like(logits, scale * p * (p + (1 - p) * -torch.log1p(-p)))
@@ -90,7 +105,10 @@ def test_gradients_of_easy_negatives_survive_half_precision(dtype):
 
 def test_a_loss_scale_behaves(scene):
     logits, labels = scene
-    scaler, weight = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.ones(4, requires_grad=True)
+    scaler, weight = (
+        torch.amp.GradScaler("cpu", init_scale=1024.0),
+        torch.ones(4, requires_grad=True),
+    )
     optimizer = torch.optim.SGD([weight], lr=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = kernels.focal_sums((logits.detach() * weight), labels, **WEIGHTS).sum()
@@ -114,12 +132,16 @@ def test_channels_last_outputs_of_the_head_are_not_copied(size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("loss", [FocalLoss(gamma=0.5), FocalLoss(gamma=3.3), FocalStarLoss()], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [FocalLoss(gamma=0.5), FocalLoss(gamma=3.3), FocalStarLoss()], ids=repr
+)
 @pytest.mark.parametrize("num_classes", [1, 80, 1203])
 def test_pieces_of_any_size_give_the_plain_sums(loss, dtype, num_classes, monkeypatch):
     monkeypatch.setattr(kernels.cpu, "_PIECE", 500)
     logits = (torch.randn(2, 333, num_classes) * 4).to(dtype)
-    labels = torch.where(torch.rand(2, 333) < 0.1, torch.randint(-1, num_classes, (2, 333)), num_classes)
+    labels = torch.where(
+        torch.rand(2, 333) < 0.1, torch.randint(-1, num_classes, (2, 333)), num_classes
+    )
     results = []
     for supported in (True, False):
         monkeypatch.setattr(kernels, "is_supported", lambda x, value=supported: value)
@@ -147,5 +169,8 @@ def test_it_needs_no_more_memory_than_the_gradient():
         "fast": lambda: focal_loss_from_labels(logits, labels, alpha=0.25, gamma=2),
         "plain": lambda: focal_loss_per_anchor(logits, labels, **WEIGHTS).sum(),
     }
-    fast, plain = (measure_peak_bytes(lambda x=loss: torch.autograd.grad(x(), logits)) for loss in losses.values())
+    fast, plain = (
+        measure_peak_bytes(lambda x=loss: torch.autograd.grad(x(), logits))
+        for loss in losses.values()
+    )
     assert 1 <= fast / (4 * logits.numel()) < 1.1 and plain / (4 * logits.numel()) > 3

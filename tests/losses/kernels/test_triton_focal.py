@@ -25,7 +25,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # What a dtype adds to the error of a gradient: a part of its value, and a step of small numbers. The interpreter cuts bfloat16 off.
-ROUNDING = {torch.float32: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8}
+ROUNDING = {
+    torch.float32: 0.0,
+    torch.float16: 2**-11,
+    torch.bfloat16: 2**-7 if INTERPRETED else 2**-8,
+}
 STEP = {torch.float32: 0.0, torch.float16: 2**-25, torch.bfloat16: 0.0}
 ALPHAS = (-1, 0.25)
 FORMS = [
@@ -53,7 +57,9 @@ on_device = pytest.mark.skipif(
     reason="no CUDA device; test_all_pass_in_the_interpreter runs this test on the CPU",
 )
 once = pytest.mark.skipif(INTERPRETED, reason="runs beside the interpreter, not in it")
-every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: ",".join(f"{k}={v}" for k, v in form.items()))
+every_form = pytest.mark.parametrize(
+    "form", FORMS, ids=lambda form: ",".join(f"{k}={v}" for k, v in form.items())
+)
 
 
 def make_scene(num_images, num_anchors, num_classes, dtype=torch.float32, size=8.0):
@@ -64,9 +70,15 @@ def make_scene(num_images, num_anchors, num_classes, dtype=torch.float32, size=8
 
 def run(logits, labels, form, alpha=0.25, with_grad=True):
     pos_weight, neg_weight = get_sides(alpha)
-    kernel = triton_focal.focal_star_sums_and_grad if "beta" in form else triton_focal.focal_sums_and_grad
+    kernel = (
+        triton_focal.focal_star_sums_and_grad
+        if "beta" in form
+        else triton_focal.focal_sums_and_grad
+    )
     weights = {"pos_weight": pos_weight, "neg_weight": neg_weight}
-    sums, grad = kernel(logits.to(DEVICE), labels.to(DEVICE), **weights, **form, with_grad=with_grad)
+    sums, grad = kernel(
+        logits.to(DEVICE), labels.to(DEVICE), **weights, **form, with_grad=with_grad
+    )
     return sums.cpu(), grad if grad is None else grad.cpu()
 
 
@@ -78,7 +90,9 @@ def differentiate(loss, logits):
 
 def compute_by_formula(logits, labels, form, alpha):
     """Sums and gradient of the tests' own reference, in float64."""
-    reference = CASES["FocalStarLoss" if "beta" in form else "FocalLoss"].reference(alpha=alpha, **form)
+    reference = CASES["FocalStarLoss" if "beta" in form else "FocalLoss"].reference(
+        alpha=alpha, **form
+    )
     targets = DenseTargets.from_labels(labels, torch.zeros(*labels.shape, 4), logits.shape[2])
     return differentiate(lambda x: reference(x, targets), logits)
 
@@ -111,14 +125,20 @@ def test_value_and_gradient_equal_the_reference(form, alpha):
     for dtype in DTYPES:
         for num_anchors, num_classes in ((61, 1), (701, 3), (43, 80)):
             logits, labels = make_scene(2, num_anchors, num_classes, dtype)
-            assert_equals(run(logits, labels, form, alpha), compute_by_formula(logits, labels, form, alpha), dtype)
+            assert_equals(
+                run(logits, labels, form, alpha),
+                compute_by_formula(logits, labels, form, alpha),
+                dtype,
+            )
 
 
 @every_form
 @on_device
 def test_each_single_term_equals_the_reference(form):
     # One term an image, so that no large one hides a small one.
-    logits = torch.cat([torch.arange(-69.0, 70, 6), torch.tensor([-1.01, -0.03, -1e-4, 0.0, 1e-4, 0.07, 0.93])])
+    logits = torch.cat(
+        [torch.arange(-69.0, 70, 6), torch.tensor([-1.01, -0.03, -1e-4, 0.0, 1e-4, 0.07, 0.93])]
+    )
     for label in (0, 1):
         x, labels = logits[:, None, None], torch.full((len(logits), 1), label)
         assert_equals(run(x, labels, form), compute_by_formula(x, labels, form, 0.25))
@@ -141,7 +161,9 @@ def test_saturated_logits_equal_the_plain_path(form):
 @on_device
 def test_every_size_equals_the_plain_path(num_anchors, num_classes, dtype):
     logits, labels = make_scene(2, num_anchors, num_classes, dtype)
-    assert_equals(run(logits, labels, {"gamma": 2}), compute_plain(logits, labels, {"gamma": 2}, 0.25), dtype)
+    assert_equals(
+        run(logits, labels, {"gamma": 2}), compute_plain(logits, labels, {"gamma": 2}, 0.25), dtype
+    )
 
 
 @pytest.mark.parametrize("num_classes", [5, 80])
@@ -154,7 +176,9 @@ def test_the_one_anchor_with_a_label_is_found(num_classes):
         for label in (0, num_classes // 2, num_classes - 1, num_classes):
             labels = torch.full((1, num_anchors), -1)
             labels[0, anchor] = label
-            assert_equals(run(logits, labels, {"gamma": 2}), compute_plain(logits, labels, {"gamma": 2}, 0.25))
+            assert_equals(
+                run(logits, labels, {"gamma": 2}), compute_plain(logits, labels, {"gamma": 2}, 0.25)
+            )
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (0, 0, 1)])
@@ -171,9 +195,13 @@ def test_ignored_anchors_count_nothing_whatever_their_logits(form, num_classes):
     logits, labels = make_scene(2, 30, num_classes)
     want_sums, want_grad = run(logits, labels, form)
     ignored = labels < 0
-    logits[ignored] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e4]).repeat(num_classes)[:num_classes]
+    logits[ignored] = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e4]).repeat(
+        num_classes
+    )[:num_classes]
     sums, grad = run(logits, labels, form)
-    assert torch.equal(sums, want_sums) and torch.equal(grad, want_grad) and (grad[ignored] == 0).all()
+    assert (
+        torch.equal(sums, want_sums) and torch.equal(grad, want_grad) and (grad[ignored] == 0).all()
+    )
     sums, grad = run(logits, torch.full_like(labels, -1), form)
     assert not sums.any() and not grad.any()
 
@@ -183,7 +211,11 @@ def test_a_logit_that_is_not_a_number_shows():
     logits, labels = make_scene(3, 30, 3)
     labels[1, 7], logits[1, 7, 1] = 3, float("nan")
     sums, grad = run(logits, labels, {"gamma": 2})
-    assert sums.isnan().tolist() == [False, True, False] and grad.isnan().sum() == 1 and grad[1, 7, 1].isnan()
+    assert (
+        sums.isnan().tolist() == [False, True, False]
+        and grad.isnan().sum() == 1
+        and grad[1, 7, 1].isnan()
+    )
 
 
 @on_device
@@ -206,7 +238,10 @@ def test_logits_may_have_any_strides(num_classes, dtype):
     # The permutation of Detectron2, as a view of a channels-last output of a head with two anchors a cell.
     head = logits.view(3, 5, 7, 2 * num_classes).permute(0, 3, 1, 2)
     view = head.view(3, 2, num_classes, 5, 7).permute(0, 3, 4, 1, 2).reshape(3, -1, num_classes)
-    assert head.is_contiguous(memory_format=torch.channels_last) and view.data_ptr() == logits.data_ptr()
+    assert (
+        head.is_contiguous(memory_format=torch.channels_last)
+        and view.data_ptr() == logits.data_ptr()
+    )
     apart = torch.zeros(3, 101, num_classes, dtype=dtype, device=DEVICE)[:, 17:87]
     apart.copy_(logits)
     padded = torch.nn.functional.pad(logits, (4, 4))[..., 4:-4]
@@ -251,15 +286,33 @@ def test_the_same_call_gives_the_same_bits_and_leaves_its_arguments():
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (torch.zeros(2, 4, 3).double(), torch.zeros(2, 4).long(), "logits must be float32, float16 or bfloat16, got torch.float64"),
-        (torch.zeros(4, 3), torch.zeros(4).long(), r"logits must have shape \(N, R, K\), got \(4, 3\)"),
-        (torch.zeros(2, 4, 3), torch.zeros(2, 5).long(), r"labels must have shape \(2, 4\), got \(2, 5\)"),
-        (torch.zeros(2, 4, 3), torch.zeros(2, 4), "labels must be int64 on cpu, got torch.float32 on cpu"),
+        (
+            torch.zeros(2, 4, 3).double(),
+            torch.zeros(2, 4).long(),
+            "logits must be float32, float16 or bfloat16, got torch.float64",
+        ),
+        (
+            torch.zeros(4, 3),
+            torch.zeros(4).long(),
+            r"logits must have shape \(N, R, K\), got \(4, 3\)",
+        ),
+        (
+            torch.zeros(2, 4, 3),
+            torch.zeros(2, 5).long(),
+            r"labels must have shape \(2, 4\), got \(2, 5\)",
+        ),
+        (
+            torch.zeros(2, 4, 3),
+            torch.zeros(2, 4),
+            "labels must be int64 on cpu, got torch.float32 on cpu",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(logits, labels, message):
     with pytest.raises(ValueError, match=message):
-        triton_focal.focal_sums_and_grad(logits, labels, pos_weight=1.0, neg_weight=1.0, gamma=2.0, with_grad=True)
+        triton_focal.focal_sums_and_grad(
+            logits, labels, pos_weight=1.0, neg_weight=1.0, gamma=2.0, with_grad=True
+        )
 
 
 @once
@@ -273,10 +326,14 @@ def test_without_triton_only_this_module_fails():
 
 
 @once
-@pytest.mark.skipif(VERSION < (3, 2), reason="the interpreter of older Triton does not write CPU tensors")
+@pytest.mark.skipif(
+    VERSION < (3, 2), reason="the interpreter of older Triton does not write CPU tensors"
+)
 def test_all_pass_in_the_interpreter():
     command = ("-m", "pytest", "-p", "no:cacheprovider", __file__)
-    _, output = run_python(*command, cwd=ROOT, env={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
+    _, output = run_python(
+        *command, cwd=ROOT, env={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    )
     passed = re.search(r"(\d+) passed", output)
     assert passed and int(passed[1]) > 100, output
 
@@ -290,11 +347,22 @@ def compile_for_gpu(dtype, num_classes, unit, *, with_grad=True, power=2, star=F
     constants = triton_focal.get_constants(dtype, num_classes, unit, with_grad)
     constants = {**constants, "POWER": power, "STAR": star}
     names = triton_focal._kernel.arg_names
-    types = [pointer, "*i64", pointer if with_grad else "*fp32", "*fp32", "i32", "i32", "i32", *["fp32"] * 4]
+    types = [
+        pointer,
+        "*i64",
+        pointer if with_grad else "*fp32",
+        "*fp32",
+        "i32",
+        "i32",
+        "i32",
+        *["fp32"] * 4,
+    ]
     signature = dict(zip(names, types + ["constexpr"] * len(constants)))
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(4)}
     source = ASTSource(triton_focal._kernel, signature, constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm[
+        "ptx"
+    ]
 
 
 @pytest.fixture
@@ -310,14 +378,21 @@ def count(pattern, ptx):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("num_classes", "form"), [(80, {"power": -1}), (81, {"star": True})])
-def test_compiled_code_reads_and_writes_logits_in_vectors_of_16_bytes(compiler, dtype, num_classes, form):
+def test_compiled_code_reads_and_writes_logits_in_vectors_of_16_bytes(
+    compiler, dtype, num_classes, form
+):
     ptx = compile_for_gpu(dtype, num_classes, 16, **form)
     vectors = 16 * dtype.itemsize // 16  # of the 16 logits of each thread
-    assert count(r"ld\.global\.v4\.b32", ptx) == vectors and count(r"st\.global\.v4\.b32", ptx) == vectors
+    assert (
+        count(r"ld\.global\.v4\.b32", ptx) == vectors
+        and count(r"st\.global\.v4\.b32", ptx) == vectors
+    )
     assert not re.search(r"\b(atom|red)\.", ptx)
 
 
-@pytest.mark.parametrize(("num_classes", "unit", "power"), [(1, 1, 0), (3, 2, 1), (80, 16, 2), (81, 4, 2), (1203, 1, 0)])
+@pytest.mark.parametrize(
+    ("num_classes", "unit", "power"), [(1, 1, 0), (3, 2, 1), (80, 16, 2), (81, 4, 2), (1203, 1, 0)]
+)
 def test_every_vector_length_compiles(compiler, num_classes, unit, power):
     for dtype, with_grad in ((torch.float32, False), (torch.bfloat16, True)):
         ptx = compile_for_gpu(dtype, num_classes, unit, with_grad=with_grad, power=power)
