@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Install a pure-Python Detectron2 0.5 from PyPI where no Detectron2 is installed.
+"""Install a pure-Python Detectron2 from PyPI where no Detectron2 is installed.
 
-Detectron2 is not on PyPI under its own name. The source distribution detectron2-cdo 0.5 has its Python files,
-model zoo configs and tools, byte for byte, but not its C++ sources. This script makes a wheel of it that runs
-with current torch, numpy, Pillow and setuptools. Training, inference and evaluation of RetinaNet need nothing
-more. The operations that Detectron2 compiles (rotated boxes, deformable convolution on GPUs) raise an error
-that says so when they are used.
+Detectron2 is not on PyPI under its own name. Two source distributions have its Python files, model zoo
+configs and tools, byte for byte, but not its C++ sources: pb1-detectron2 has those of release 0.6, and
+detectron2-cdo those of 0.5. This script makes a wheel of one of them that runs with current torch, numpy,
+Pillow and setuptools. Training, inference and evaluation of RetinaNet need nothing more. The operations that
+Detectron2 compiles (rotated boxes, deformable convolution on GPUs) raise an error that says so when they are
+used.
 
-A Detectron2 that is installed already is left alone. Needs only the standard library and pip.
+A Detectron2 that is already installed is left alone. Needs only the standard library and pip.
 """
 
 import argparse
@@ -28,11 +29,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-PROJECT = "detectron2-cdo"
-SDIST_NAME = "detectron2_cdo-0.5.tar.gz"
-SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-WHEEL_VERSION = "0.5+pure.1"
-
 
 class BuildError(Exception):
     """A reason to stop; its message is all that the person running the script sees."""
@@ -47,12 +43,27 @@ class Substitution(NamedTuple):
     count: int
 
 
+class Release(NamedTuple):
+    """A release of Detectron2, the source distribution that has its Python files, and what is changed in them."""
+
+    version: str
+    project: str
+    sdist_name: str
+    sdist_sha256: str
+    substitutions: tuple[Substitution, ...]
+
+    @property
+    def wheel_version(self) -> str:
+        return f"{self.version}+pure.1"
+
+
 _COMPILED = ("from detectron2 import _C", "from detectron2.no_compiled_ops import _C", 1)
 _SCHEDULER = "torch.optim.lr_scheduler."
 _TRY_API = "try:\n    from .api import *\nexcept ImportError:  # needs caffe2 and onnx\n    pass\n"
 _COCO_EVAL = "from detectron2.evaluation.fast_eval_api import COCOeval_opt"
 _PURE = '"none: a pure-Python build without compiled operations"'
-SUBSTITUTIONS = tuple(
+# The two releases have these texts in common.
+_SUBSTITUTIONS = tuple(
     Substitution(f"detectron2/{file}", old, new, count)
     for file, old, new, count in [
         # numpy 1.24 removed its aliases of Python's own types.
@@ -62,7 +73,6 @@ SUBSTITUTIONS = tuple(
         ("evaluation/sem_seg_evaluation.py", "dtype=np.int)", "dtype=int)", 2),
         ("evaluation/sem_seg_evaluation.py", "dtype=np.float", "dtype=float", 2),
         ("evaluation/sem_seg_evaluation.py", "astype(np.float)", "astype(float)", 3),
-        ("structures/masks.py", "np.bool", "bool", 2),
         ("utils/video_visualizer.py", "np.bool", "bool", 1),
         ("utils/visualizer.py", "np.bool", "bool", 3),
         # Pillow 10 removed this other name of BILINEAR.
@@ -109,8 +119,32 @@ SUBSTITUTIONS = tuple(
         ("utils/collect_env.py", 'f"not built correctly: {e}"', _PURE, 1),
     ]
 )
+_MASKS = "detectron2/structures/masks.py"
+_RETINANET = "detectron2/modeling/meta_arch/retinanet.py"
+RELEASES = {
+    "0.6": Release(
+        version="0.6",
+        project="pb1-detectron2",
+        sdist_name="pb1-detectron2-0.6.tar.gz",
+        sdist_sha256="5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29",
+        substitutions=(
+            *_SUBSTITUTIONS,
+            Substitution(_MASKS, "np.bool", "bool", 3),
+            # A head makes a norm to look at its type; torch refuses a GroupNorm of one channel.
+            Substitution(_RETINANET, "get_norm(norm, 1)", "get_norm(norm, 32)", 1),
+        ),
+    ),
+    "0.5": Release(
+        version="0.5",
+        project="detectron2-cdo",
+        sdist_name="detectron2_cdo-0.5.tar.gz",
+        sdist_sha256="53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18",
+        substitutions=(*_SUBSTITUTIONS, Substitution(_MASKS, "np.bool", "bool", 2)),
+    ),
+}
+DEFAULT_VERSION = "0.6"
 
-PLACEHOLDER = f'''"""Stands in for detectron2._C, the compiled operations, which this build does not have."""
+PLACEHOLDER = '''"""Stands in for detectron2._C, the compiled operations, which this build does not have."""
 
 
 class _NoCompiledOps:
@@ -118,7 +152,7 @@ class _NoCompiledOps:
         if name.startswith("__"):
             raise AttributeError(name)
         raise RuntimeError(
-            f"{{name}} is a compiled operation of Detectron2, and this Detectron2 ({WHEEL_VERSION}) "
+            f"{name} is a compiled operation of Detectron2, and this Detectron2 (WHEEL_VERSION) "
             "is a pure-Python build that has none. Install the full Detectron2 instead: from "
             "https://github.com/facebookresearch/detectron2 or with "
             "'conda install -c conda-forge detectron2'."
@@ -128,16 +162,16 @@ class _NoCompiledOps:
 _C = _NoCompiledOps()
 '''
 
-PYPROJECT = f"""[build-system]
+PYPROJECT = """[build-system]
 requires = ["setuptools>=77"]
 build-backend = "setuptools.build_meta"
 
 [project]
 name = "detectron2"
-version = "{WHEEL_VERSION}"
-description = "Detectron2 0.5 as a pure-Python build, without its compiled operations"
+version = "WHEEL_VERSION"
+description = "Detectron2 as a pure-Python build, without its compiled operations"
 readme = "README.md"
-authors = [{{name = "FAIR"}}]
+authors = [{name = "FAIR"}]
 license = "Apache-2.0"
 license-files = ["LICENSE", "CHANGES"]
 requires-python = ">=3.9"
@@ -173,7 +207,7 @@ def find_installed() -> Optional[str]:
     return f"{found.group(1) if found else '(version unknown)'} in {Path(spec.origin).parent}"
 
 
-def find_package_index() -> str:
+def find_package_index(sdist_name: str) -> str:
     """The address of the package index that pip uses here, by its settings and environment."""
     command = [sys.executable, "-m", "pip", "download", "--help"]
     # A wide terminal keeps pip from breaking the address over two lines.
@@ -184,12 +218,12 @@ def find_package_index() -> str:
     if found is None:
         raise BuildError(
             f"Cannot find pip's package index in what {' '.join(command)!r} prints (exit status "
-            f"{shown.returncode}). Download {SDIST_NAME} yourself and name it with --sdist. {shown.stderr.strip()}"
+            f"{shown.returncode}). Download {sdist_name} yourself and name it with --sdist. {shown.stderr.strip()}"
         )
     return found.group(1)
 
 
-def read_url(url: str) -> tuple[bytes, str]:
+def read_url(url: str, sdist_name: str) -> tuple[bytes, str]:
     """What is at `url`, and its address after redirections."""
     request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
     try:
@@ -200,31 +234,33 @@ def read_url(url: str) -> tuple[bytes, str]:
         http.client.HTTPException,
     ) as error:  # every error of urllib.request is an OSError
         raise BuildError(
-            f"Cannot read {url} ({error}). Check the network and pip's settings, or download {SDIST_NAME} "
+            f"Cannot read {url} ({error}). Check the network and pip's settings, or download {sdist_name} "
             "elsewhere and name it with --sdist."
         ) from error
 
 
-def find_sdist_url(page: str, page_url: str) -> str:
+def find_sdist_url(page: str, page_url: str, sdist_name: str) -> str:
     """The address of the source distribution, by its project's `page` on the package index."""
     for link in re.findall(r"""href\s*=\s*["']([^"']+)["']""", page):
         url = urllib.parse.urljoin(page_url, urllib.parse.urldefrag(html.unescape(link)).url)
-        if urllib.parse.urlparse(url).path.endswith("/" + SDIST_NAME):
+        if urllib.parse.urlparse(url).path.endswith("/" + sdist_name):
             return url
-    raise BuildError(f"{page_url} lists no {SDIST_NAME}. Name a copy of it with --sdist.")
+    raise BuildError(f"{page_url} lists no {sdist_name}. Name a copy of it with --sdist.")
 
 
-def download_sdist(folder: Path) -> Path:
+def download_sdist(release: Release, folder: Path) -> Path:
     """Download the source distribution from pip's package index into `folder`."""
-    page, page_url = read_url(f"{find_package_index().rstrip('/')}/{PROJECT}/")
-    url = find_sdist_url(page.decode(), page_url)
+    name = release.sdist_name
+    page_address = f"{find_package_index(name).rstrip('/')}/{release.project}/"
+    page, page_url = read_url(page_address, name)
+    url = find_sdist_url(page.decode(), page_url, name)
     say(f"Downloading {url}")
-    sdist = folder / SDIST_NAME
-    sdist.write_bytes(read_url(url)[0])
+    sdist = folder / name
+    sdist.write_bytes(read_url(url, name)[0])
     return sdist
 
 
-def verify_sha256(file: Path, expected: str = SDIST_SHA256) -> None:
+def verify_sha256(file: Path, expected: str) -> None:
     """Stop unless the sha256 of `file` is `expected`."""
     actual = hashlib.sha256(file.read_bytes()).hexdigest()
     if actual != expected:
@@ -235,12 +271,13 @@ def verify_sha256(file: Path, expected: str = SDIST_SHA256) -> None:
 
 
 def unpack(sdist: Path, folder: Path) -> Path:
-    """Unpack the verified `sdist` into `folder`; returns the root of the source tree."""
+    """Unpack the verified `sdist` into `folder`; returns the root of the source tree, its only entry."""
     with tarfile.open(sdist) as archive:
         if hasattr(tarfile, "data_filter"):
             archive.extraction_filter = tarfile.data_filter
         archive.extractall(folder)
-    return folder / SDIST_NAME[: -len(".tar.gz")]
+    (root,) = folder.iterdir()
+    return root
 
 
 def apply_substitutions(root: Path, substitutions: Sequence[Substitution]) -> None:
@@ -254,29 +291,36 @@ def apply_substitutions(root: Path, substitutions: Sequence[Substitution]) -> No
     files = {substitution.file for substitution in substitutions}
     for file in files:  # the licence asks for a notice in every changed file
         with open(root / file, "a", encoding="utf-8") as changed:
-            changed.write("\n# Changed from Detectron2 0.5: see CHANGES beside the licence.\n")
+            changed.write(
+                "\n# Changed from Detectron2's release: see CHANGES beside the licence.\n"
+            )
     say(f"Applied {len(substitutions)} substitutions in {len(files)} files")
 
 
-def describe_changes(substitutions: Sequence[Substitution]) -> str:
-    """The text of the CHANGES file: what this build changes in Detectron2 0.5."""
+def describe_changes(release: Release) -> str:
+    """The text of the CHANGES file: what this build changes in a release of Detectron2."""
     lines = [
-        f"Detectron2 {WHEEL_VERSION} is Detectron2 0.5 (https://github.com/facebookresearch/detectron2,",
+        f"Detectron2 {release.wheel_version} is Detectron2 {release.version} "
+        "(https://github.com/facebookresearch/detectron2,",
         "Copyright (c) Facebook, Inc. and its affiliates, Apache License 2.0) without its compiled",
         "operations, with detectron2/no_compiled_ops.py added and these texts replaced:",
         "",
     ]
-    lines += [f"{file} ({count}x): {old!r} -> {new!r}" for file, old, new, count in substitutions]
+    lines += [
+        f"{file} ({count}x): {old!r} -> {new!r}" for file, old, new, count in release.substitutions
+    ]
     return "\n".join(lines) + "\n"
 
 
-def arrange_source(root: Path) -> None:
+def arrange_source(root: Path, release: Release) -> None:
     """Add this build's own files and move Detectron2's projects to where its wheel has them."""
     for unwanted in ("setup.py", "setup.cfg"):
         (root / unwanted).unlink()
-    (root / "detectron2/no_compiled_ops.py").write_text(PLACEHOLDER, encoding="utf-8")
-    (root / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    (root / "CHANGES").write_text(describe_changes(SUBSTITUTIONS), encoding="utf-8")
+    placeholder = PLACEHOLDER.replace("WHEEL_VERSION", release.wheel_version)
+    (root / "detectron2/no_compiled_ops.py").write_text(placeholder, encoding="utf-8")
+    pyproject = PYPROJECT.replace("WHEEL_VERSION", release.wheel_version)
+    (root / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    (root / "CHANGES").write_text(describe_changes(release), encoding="utf-8")
     for package in ("PointRend/point_rend", "DeepLab/deeplab", "Panoptic-DeepLab/panoptic_deeplab"):
         shutil.move(str(root / "projects" / package), str(root / "detectron2/projects"))
 
@@ -288,15 +332,17 @@ def run_pip(*arguments: str) -> None:
         raise BuildError(f"This command failed, its own message is above: {' '.join(command)}")
 
 
-def build_wheel(sdist: Optional[Path], work_dir: Path, wheel_dir: Path) -> Path:
+def build_wheel(release: Release, sdist: Optional[Path], work_dir: Path, wheel_dir: Path) -> Path:
     """Make the wheel in `wheel_dir` out of `sdist`, downloaded if None; returns its path."""
-    sdist = sdist or download_sdist(work_dir)
-    verify_sha256(sdist)
-    root = unpack(sdist, work_dir)
-    apply_substitutions(root, SUBSTITUTIONS)
-    arrange_source(root)
+    sdist = sdist or download_sdist(release, work_dir)
+    verify_sha256(sdist, release.sdist_sha256)
+    source_dir = work_dir / "source"
+    source_dir.mkdir()
+    root = unpack(sdist, source_dir)
+    apply_substitutions(root, release.substitutions)
+    arrange_source(root, release)
     run_pip("wheel", "--no-deps", "--wheel-dir", str(wheel_dir), str(root))
-    wheel = wheel_dir / f"detectron2-{WHEEL_VERSION}-py3-none-any.whl"
+    wheel = wheel_dir / f"detectron2-{release.wheel_version}-py3-none-any.whl"
     say(f"Built {wheel.name}")
     return wheel
 
@@ -306,7 +352,7 @@ def install_wheel(wheel: Path, replace: bool) -> None:
     if replace:
         run_pip("install", "--force-reinstall", "--no-deps", str(wheel))
     run_pip("install", str(wheel))
-    say(f"Installed detectron2 {WHEEL_VERSION} for {sys.executable}")
+    say(f"Installed {wheel.name} for {sys.executable}")
 
 
 def parse_arguments(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -315,13 +361,19 @@ def parse_arguments(arguments: Optional[Sequence[str]] = None) -> argparse.Names
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
+        "--version",
+        choices=sorted(RELEASES),
+        default=DEFAULT_VERSION,
+        help="release of Detectron2 to build (default: %(default)s)",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="replace a Detectron2 that is installed already"
     )
     parser.add_argument(
         "--sdist",
         type=Path,
         metavar="FILE",
-        help=f"use this copy of {SDIST_NAME}, download nothing",
+        help="use this copy of the source distribution, download nothing",
     )
     parser.add_argument(
         "--wheel-dir", type=Path, metavar="DIR", help="only make the wheel, in DIR; install nothing"
@@ -332,14 +384,15 @@ def parse_arguments(arguments: Optional[Sequence[str]] = None) -> argparse.Names
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the script; returns its exit status."""
     options = parse_arguments(arguments)
+    release = RELEASES[options.version]
     installed = find_installed()
     if installed and not (options.force or options.wheel_dir):
-        say(f"Detectron2 {installed} is installed: nothing to do")
+        say(f"Detectron2 {installed} is installed: nothing to do (--force replaces it)")
         return 0
     try:
         with tempfile.TemporaryDirectory() as work_dir:
             wheel_dir = options.wheel_dir or Path(work_dir, "wheel")
-            wheel = build_wheel(options.sdist, Path(work_dir), wheel_dir)
+            wheel = build_wheel(release, options.sdist, Path(work_dir), wheel_dir)
             if not options.wheel_dir:
                 install_wheel(wheel, replace=options.force)
     except (BuildError, OSError, tarfile.TarError) as error:

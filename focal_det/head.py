@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Union
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from focal_det.host import Norm, get_head_norm
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -25,7 +25,8 @@ class FocalRetinaNetHead(RetinaNetHead):
         num_anchors: A, anchors per cell.
         prior_prob: foreground probability at the start, in (0, 1), for all classes or one for each;
             `MODEL.RETINANET.PRIOR_PROB`, or `MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS`.
-        head_args: the other arguments of RetinaNetHead: `input_shape`, `conv_dims`, `norm`.
+        norm: of the convolutions before the last; a name of Detectron2's `get_norm`, or a function of the channels.
+        head_args: the other arguments of RetinaNetHead: `input_shape`, `conv_dims`.
     """
 
     @configurable
@@ -36,11 +37,15 @@ class FocalRetinaNetHead(RetinaNetHead):
         num_classes: int,
         num_anchors: int,
         prior_prob: Union[float, Sequence[float]] = 0.01,
+        norm: Norm = "",
         **head_args: Any,
     ) -> None:
         bias = cls_loss.bias(prior_prob, num_classes)
         super().__init__(
-            num_classes=cls_loss.num_outputs(num_classes), num_anchors=num_anchors, **head_args
+            num_classes=cls_loss.num_outputs(num_classes),
+            num_anchors=num_anchors,
+            norm=get_head_norm(norm),
+            **head_args,
         )
         # What `cls_score` starts with; says how far from the prior a trained one is.
         self.register_buffer("prior_bias", bias.repeat(num_anchors), persistent=False)

@@ -1,5 +1,11 @@
 """The installed Detectron2: one clear error when there is none, and the few places where 0.5 and main differ for us."""
 
+from collections.abc import Callable
+from typing import Union
+
+# Of Detectron2's layers: a name, or a function of the number of channels.
+Norm = Union[str, Callable]
+
 # A child of the logger that Detectron2's `default_setup` sends to the terminal and to OUTPUT_DIR/log.txt.
 LOGGER_NAME = "detectron2.focal_det"
 
@@ -17,6 +23,19 @@ def put_scalar(name: str, value: float) -> None:
 
     if has_event_storage():
         get_event_storage().put_scalar(name, value)
+
+
+def get_head_norm(norm: Norm) -> Norm:
+    """A norm for Detectron2's RetinaNetHead, which in 0.6 first makes one of a single channel to see its type.
+
+    A GroupNorm of 32 groups has none of these: torch refuses it since 1.11. Main asks for 32 channels.
+    """
+    from detectron2.layers import get_norm
+    from torch import nn
+
+    if norm != "GN":
+        return norm
+    return lambda channels: nn.GroupNorm(1, 1) if channels == 1 else get_norm("GN", channels)
 
 
 def set_data_loader(trainer, data_loader) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Optional
 from focal_det.host import has_event_storage, put_scalar
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
@@ -80,7 +80,7 @@ class FocalRetinaNet(RetinaNet):
         cls_loss.bias(
             get_prior_prob(cfg), cfg.MODEL.RETINANET.NUM_CLASSES
         )  # refuses a prior before the backbone is built
-        args = super().from_config(cfg)
+        args = super().from_config(_without_head_norm(cfg))
         del args["focal_loss_alpha"], args["focal_loss_gamma"]
         args["anchor_matcher"].allow_low_quality_matches = cfg.MODEL.FOCAL_DET.LOW_QUALITY_MATCHES
         backbone_shape = args["backbone"].output_shape()
@@ -357,6 +357,14 @@ class FocalRetinaNet(RetinaNet):
             deltas[anchor_idxs], anchors.tensor[anchor_idxs]
         )
         return boxes, candidates, class_idxs
+
+
+def _without_head_norm(cfg: CfgNode) -> CfgNode:
+    """A config for Detectron2's RetinaNet, whose own head is not used: 0.6 cannot build one with "GN"."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RETINANET.NORM = ""
+    return cfg
 
 
 def _to_fast_layout(images: Tensor) -> Tensor:

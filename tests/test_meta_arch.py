@@ -61,3 +61,11 @@ def test_anchors_are_made_again_for_another_size_only(make_cfg):
         make_cfg("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5)
     ).anchor_generator
     assert not torch.equal(detect(128)[0], first[0])
+
+
+def test_head_with_group_norm_is_built(make_cfg):
+    """Detectron2 0.6 first makes a GroupNorm of a single channel, which torch refuses."""
+    model = build_model(make_cfg("MODEL.RETINANET.NORM", "GN"))
+    norm = model.head.cls_subnet[1]
+    assert isinstance(norm, torch.nn.GroupNorm)
+    assert (norm.num_groups, norm.num_channels) == (32, 32)

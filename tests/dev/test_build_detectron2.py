@@ -14,7 +14,10 @@ import detectron2
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "dev" / "build_detectron2.py"
-TRAIN_NET_SHA256 = "a3e47504ec6a4ae1f651c686f7b6a3faec1bec0829511951e325b9c6eab2dd87"  # of tools/ in Detectron2 0.5
+TRAIN_NET_SHA256 = {  # of tools/train_net.py in each release
+    "0.6": "b7733690163a935c0682cd682972a01c84e750c55ebc8d7336e02c68831072d6",
+    "0.5": "a3e47504ec6a4ae1f651c686f7b6a3faec1bec0829511951e325b9c6eab2dd87",
+}
 needs_our_build = pytest.mark.skipif(
     importlib.util.find_spec("detectron2.no_compiled_ops") is None,
     reason=f"Detectron2 {detectron2.__version__} here was not made by dev/build_detectron2.py",
@@ -29,6 +32,11 @@ def load_script():
 
 
 build = load_script()
+every_release = pytest.mark.parametrize("release", build.RELEASES.values(), ids=build.RELEASES)
+
+
+def get_installed_release():
+    return build.RELEASES[detectron2.__version__.partition("+")[0]]
 
 
 def run_script(*arguments, **environment):
@@ -72,25 +80,29 @@ def test_substitution_keeps_line_numbers_and_marks_the_file_as_changed(tmp_path)
     build.apply_substitutions(root, [build.Substitution("detectron2/a.py", "np.bool", "bool", 1)])
     lines = (root / "detectron2/a.py").read_text().splitlines()
     assert lines[:2] == ["import numpy as np", "y = bool"]
-    assert "Changed from Detectron2 0.5" in lines[-1]
+    assert "Changed from Detectron2's release" in lines[-1]
     assert (root / "detectron2/b.py").read_text() == "y = np.bool\n"
 
 
-def test_every_substitution_is_outside_the_stock_tools():
-    assert build.SUBSTITUTIONS
-    assert all(substitution.file.startswith("detectron2/") for substitution in build.SUBSTITUTIONS)
+@every_release
+def test_every_substitution_is_outside_the_stock_tools(release):
+    assert release.substitutions
+    assert all(x.file.startswith("detectron2/") for x in release.substitutions)
 
 
-def test_every_substitution_changes_something_and_is_listed_in_the_wheel():
-    changes = build.describe_changes(build.SUBSTITUTIONS)
-    for file, old, new, count in build.SUBSTITUTIONS:
+@every_release
+def test_every_substitution_is_listed_in_the_wheel(release):
+    changes = build.describe_changes(release)
+    assert f"Detectron2 {release.wheel_version} is Detectron2 {release.version} " in changes
+    for file, old, new, count in release.substitutions:
         assert old != new and count > 0
         assert f"{file} ({count}x): {old!r} -> {new!r}" in changes
 
 
-def test_no_substitution_leaves_text_that_a_later_one_counts():
-    for i, earlier in enumerate(build.SUBSTITUTIONS):
-        for later in build.SUBSTITUTIONS[i + 1 :]:
+@every_release
+def test_no_substitution_leaves_text_that_a_later_one_counts(release):
+    for i, earlier in enumerate(release.substitutions):
+        for later in release.substitutions[i + 1 :]:
             assert later.file != earlier.file or later.old not in earlier.new
 
 
@@ -99,14 +111,17 @@ def test_no_substitution_leaves_text_that_a_later_one_counts():
 
 @pytest.fixture
 def package_index(tmp_path):
-    """Address of a package index in the layout of PEP 503 whose detectron2-cdo is not the real one."""
-    (tmp_path / "simple/detectron2-cdo").mkdir(parents=True)
-    (tmp_path / "simple/detectron2-cdo/index.html").write_text(
-        '<a href="../../detectron2_cdo-0.4.tar.gz">older</a> '
-        '<a data-requires-python="&gt;=3.6" href="../../files/detectron2_cdo-0.5.tar.gz#sha256=0">0.5</a>'
-    )
+    """Address of a package index in the layout of PEP 503 whose Detectron2 is not the real one."""
     (tmp_path / "files").mkdir()
-    (tmp_path / "files/detectron2_cdo-0.5.tar.gz").write_bytes(b"something else")
+    for release in build.RELEASES.values():
+        page = tmp_path / "simple" / release.project / "index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text(
+            f'<a href="../../{release.project}-0.4.tar.gz">older</a> '
+            f'<a data-requires-python="&gt;=3.6" href="../../files/{release.sdist_name}#sha256=0">'
+            f"{release.version}</a>"
+        )
+        (tmp_path / "files" / release.sdist_name).write_bytes(b"something else")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments):
@@ -122,32 +137,33 @@ def package_index(tmp_path):
 
 
 def test_wrong_sha256_stops_and_names_both(tmp_path):
-    sdist = tmp_path / "detectron2_cdo-0.5.tar.gz"
+    sdist = tmp_path / "pb1-detectron2-0.6.tar.gz"
     sdist.write_bytes(b"something else")
     done = run_script("--sdist", sdist, "--wheel-dir", tmp_path / "wheels")
     assert done.returncode == 1
-    assert str(sdist) in done.stderr and build.SDIST_SHA256 in done.stderr
+    assert str(sdist) in done.stderr and build.RELEASES["0.6"].sdist_sha256 in done.stderr
     assert hashlib.sha256(b"something else").hexdigest() in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "wheels").exists()
 
 
-def test_what_pips_own_package_index_serves_is_downloaded_and_verified(tmp_path, package_index):
-    done = run_script("--wheel-dir", tmp_path / "wheels", PIP_INDEX_URL=package_index, no_proxy="*")
-    assert (
-        f"Downloading {package_index[: -len('simple')]}files/detectron2_cdo-0.5.tar.gz"
-        in done.stdout
-    )
-    assert done.returncode == 1 and "sha256" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("version", [None, "0.6", "0.5"])
+def test_asked_release_is_downloaded_and_verified(tmp_path, package_index, version):
+    options = [] if version is None else ["--version", version]
+    wheel_dir = tmp_path / "wheels"
+    done = run_script(*options, "--wheel-dir", wheel_dir, PIP_INDEX_URL=package_index, no_proxy="*")
+    release = build.RELEASES[version or "0.6"]
+    files = f"{package_index[: -len('simple')]}files"
+    assert f"Downloading {files}/{release.sdist_name}" in done.stdout
+    assert done.returncode == 1 and release.sdist_sha256 in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_no_network_is_one_line_that_says_what_was_tried_and_what_helps(tmp_path):
     index = "http://127.0.0.1:9/simple/"  # nobody listens there
     done = run_script("--wheel-dir", tmp_path, PIP_INDEX_URL=index, no_proxy="*")
     assert done.returncode == 1
-    assert (
-        done.stderr.startswith(f"error: Cannot read {index}detectron2-cdo/ (")
-        and "--sdist" in done.stderr
-    )
+    assert done.stderr.startswith(f"error: Cannot read {index}pb1-detectron2/ (")
+    assert "--sdist" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -156,7 +172,7 @@ def test_package_index_is_read_whatever_the_width_of_the_terminal(monkeypatch, c
     index = "https://index.invalid/a-rather-long/name-of-an/index-that-some/would-break/simple"
     monkeypatch.setenv("PIP_INDEX_URL", index)
     monkeypatch.setenv("COLUMNS", columns)
-    assert build.find_package_index() == index
+    assert build.find_package_index("some.tar.gz") == index
 
 
 def test_pip_that_names_no_index_is_an_error_that_says_what_helps(monkeypatch):
@@ -166,7 +182,7 @@ def test_pip_that_names_no_index_is_an_error_that_says_what_helps(monkeypatch):
     with pytest.raises(
         build.BuildError, match=r"Cannot find pip's package index.*exit status 0.*--sdist"
     ):
-        build.find_package_index()
+        build.find_package_index("some.tar.gz")
 
 
 @pytest.mark.parametrize(
@@ -187,15 +203,15 @@ def test_pip_that_names_no_index_is_an_error_that_says_what_helps(monkeypatch):
     ],
 )
 def test_links_of_the_index_are_resolved(link, url):
-    assert (
-        build.find_sdist_url(f'<a href="{link}">x</a>', "https://a.invalid/simple/detectron2-cdo/")
-        == url
-    )
+    page_url = "https://a.invalid/simple/detectron2-cdo/"
+    page = f'<a href="{link}">x</a>'
+    assert build.find_sdist_url(page, page_url, "detectron2_cdo-0.5.tar.gz") == url
 
 
 def test_index_without_the_file_is_an_error_that_names_it():
     with pytest.raises(build.BuildError, match=r"lists no detectron2_cdo-0\.5\.tar\.gz.*--sdist"):
-        build.find_sdist_url('<a href="detectron2_cdo-0.5.tar.gz.asc">x</a>', "https://a.invalid/")
+        link = '<a href="detectron2_cdo-0.5.tar.gz.asc">x</a>'
+        build.find_sdist_url(link, "https://a.invalid/", "detectron2_cdo-0.5.tar.gz")
 
 
 # --- what is installed
@@ -208,7 +224,8 @@ def test_installed_detectron2_is_named_and_left_alone():
     assert done.returncode == 0, done.stderr
     assert (
         done.stdout
-        == f"Detectron2 {detectron2.__version__} in {folder} is installed: nothing to do\n"
+        == f"Detectron2 {detectron2.__version__} in {folder} is installed: nothing to do "
+        "(--force replaces it)\n"
     )
     assert read_all_times(folder) == before
 
@@ -243,13 +260,14 @@ def test_compiled_operation_raises_an_error_that_says_how_to_get_it():
 @needs_our_build
 def test_stock_training_script_is_upstreams_byte_for_byte():
     script = Path(importlib.util.find_spec("tools.train_net").origin)
-    assert hashlib.sha256(script.read_bytes()).hexdigest() == TRAIN_NET_SHA256
+    expected = TRAIN_NET_SHA256[get_installed_release().version]
+    assert hashlib.sha256(script.read_bytes()).hexdigest() == expected
 
 
 @needs_our_build
 def test_installed_files_are_those_the_table_makes():
     root = Path(detectron2.__file__).parents[1]
-    for file, old, new, _ in build.SUBSTITUTIONS:
+    for file, old, new, _ in get_installed_release().substitutions:
         text = (root / file).read_text(encoding="utf-8")
         assert new in text and (old in new or old not in text), (file, old)
 
