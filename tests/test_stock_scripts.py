@@ -15,10 +15,12 @@ from tests.data.make_data import CLASSES, write_coco, write_voc
 SHA256 = {
     "train_net.py": {
         "0.5": "a3e47504ec6a4ae1f651c686f7b6a3faec1bec0829511951e325b9c6eab2dd87",
+        "0.6": "b7733690163a935c0682cd682972a01c84e750c55ebc8d7336e02c68831072d6",
         "main": "1d52917d176f58bdf0c7da8f9d5ccdea6779a4af8014f888f86a0792a12d21a9",
     },
     "lazyconfig_train_net.py": {
         "0.5": "ea852f4ce6b7e7a5ac8873b7e3b13adb1305f27c236b636e561cd185786d0f1c",
+        "0.6": "db1ffefcecea7ccaf84b7d7fae9ce58d9a1bce30cdd5277c891aa0bdd692be6d",
         "main": "120aea2ee6b55f628d23e42301472f95dcd0dfa461764f66b856f23bc3e4a09e",
     },
 }
