@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from focal_det.data.findings import shorten
+from focal_det.engine.files import open_to_replace
 
 _MAX_NAMES = 5
 _DIVERGED = 1000  # times the loss of the first step, or 1 if that is less, as without objects
@@ -153,8 +154,8 @@ class StepGuard(HookBase):
             "batch": [_to_plain(x) for x in self._batch],
             "config": self._cfg.dump(),
         }
-        torch.save(content, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
+        with open_to_replace(file) as stream:
+            torch.save(content, stream)
         outputs = get_largest_outputs(model, self._batch)
         _wait_for(files, self._start_time)
         terms = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]

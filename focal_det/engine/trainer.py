@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import DefaultTrainer
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -23,6 +24,7 @@ from torch.utils.data import Sampler
 
 from focal_det.data.coco_cache import find_stale_cache
 from focal_det.engine.checkpointer import HealthyCheckpointer
+from focal_det.engine.files import report_full_disk_once
 from focal_det.engine.step_guard import SickStepError, StepGuard
 from focal_det.registry import describe_unknown
 
@@ -68,6 +70,12 @@ class Trainer(DefaultTrainer):
       shape are lost. Needs `cfg.SEED` to be what it was.
     """
 
+    def __init__(self, cfg: CfgNode) -> None:
+        # Detectron2 may scale batch and learning rate to the number of processes; a checkpoint
+        # keeps the config as it was given, to be compared at a resume.
+        self._given_config = cfg.dump()
+        super().__init__(cfg)
+
     def build_hooks(self) -> list:
         checkpointables = dict(self.checkpointer.checkpointables)
         if "state_dict" not in vars(
@@ -77,7 +85,12 @@ class Trainer(DefaultTrainer):
         self.checkpointer = HealthyCheckpointer(self.model, self.cfg.OUTPUT_DIR, **checkpointables)
         self._guard = StepGuard(self.cfg)
         self.checkpointer.find_sickness = self._guard.find_sickness
+        self.checkpointer.extra = {"config": self._given_config, **_get_class_names(self.cfg)}
         return [self._guard, *super().build_hooks()]
+
+    def train(self) -> Any:
+        with report_full_disk_once(Path(self.cfg.OUTPUT_DIR)):
+            return super().train()
 
     def run_step(self) -> None:
         try:
@@ -87,10 +100,44 @@ class Trainer(DefaultTrainer):
         except FloatingPointError:  # Detectron2's own, of the losses
             self._guard.stop()
 
-    def resume_or_load(self, resume: bool = True) -> None:
+    def after_train(self) -> None:
+        # Detectron2 evaluates after an exception in the last iteration, as after the end of a run;
+        # `iter` reaches `max_iter` in the second case only.
+        if self.iter < self.max_iter:
+            self._hooks = [x for x in self._hooks if not isinstance(x, EvalHook)]
+        super().after_train()
+
+    def resume_or_load(self, resume: bool = True, take_new_settings: bool = False) -> None:
+        """Load the last checkpoint or MODEL.WEIGHTS, and move on to the data that comes next.
+
+        Args:
+            take_new_settings: have a resumed run use the learning rate, momentum and weight decay
+                of the config; otherwise it has those in the checkpoint.
+        """
+        settings = [_get_settings(x) for x in self.optimizer.param_groups]
         super().resume_or_load(resume=resume)
-        if not resume or self.start_iter == 0 or self.cfg.SEED < 0:
+        if not resume or self.start_iter == 0:
             return
+        if take_new_settings:
+            self._set_settings(settings)
+        if self.start_iter >= self.max_iter:
+            logging.getLogger(LOGGER_NAME).info(
+                f"all {self.start_iter} iterations of this run are done, and nothing is left to "
+                "train; its model is evaluated again. To train longer, raise SOLVER.MAX_ITER"
+            )
+        elif self.cfg.SEED >= 0:
+            self._skip_data()
+
+    def _set_settings(self, settings: list[dict[str, Any]]) -> None:
+        for group, values in zip(self.optimizer.param_groups, settings):
+            group.update(values)
+        # The scheduler has its own copy of the learning rates that it multiplies.
+        self.scheduler.base_lrs = [x["initial_lr"] for x in self.optimizer.param_groups]
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
+            group["lr"] = lr
+
+    def _skip_data(self) -> None:
+        """Leave out the data that the run has been trained on before it was resumed."""
         log = logging.getLogger(LOGGER_NAME).info
         if self.cfg.DATALOADER.NUM_WORKERS == 0:
             log(f"drawing the batches of the first {self.start_iter} iterations again")
@@ -134,6 +181,18 @@ class Trainer(DefaultTrainer):
             _remove_stale_cache(dataset_name, Path(output_folder))
         comm.synchronize()
         return evaluators[kind]()
+
+
+def _get_class_names(cfg: CfgNode) -> dict[str, list[str]]:
+    """ "class_names" of the first training set that has any."""
+    metadata = [MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN]
+    names = next((x.thing_classes for x in metadata if x.get("thing_classes")), None)
+    return {} if names is None else {"class_names": [str(x) for x in names]}
+
+
+def _get_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Learning rate, momentum and the like of a parameter group, without the parameters."""
+    return {k: v for k, v in group.items() if k != "params"}
 
 
 def _remove_stale_cache(name: str, folder: Path) -> None:

@@ -1,14 +1,15 @@
 """Train and evaluate: the flags of Detectron2's tools/train_net.py, for installs that do not have that file."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from focal_det.host import LOGGER_NAME
 
-import yaml
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
@@ -16,9 +17,20 @@ from detectron2.utils import comm
 from torch import multiprocessing
 
 from focal_det.data.catalog import register_datasets
+from focal_det.data.findings import shorten
 from focal_det.engine.checkpointer import HealthyCheckpointer
+from focal_det.engine.files import DiskFullError
+from focal_det.engine.output_dir import (
+    find_changes,
+    find_last_checkpoint,
+    find_run_files,
+    read_earlier_config,
+    remove_run,
+)
+from focal_det.engine.processes import end_children_on_error, end_with_parent
 from focal_det.engine.step_guard import SickStepError
 from focal_det.engine.trainer import Trainer
+from focal_det.engine.weights_file import WeightsError
 from focal_det.env import load_config
 from focal_det.tools.check import describe_error, print_findings, run_checks
 
@@ -26,28 +38,32 @@ SICK = "sick: "  # is what the last message of a training begins with that the g
 _CHECKED_IMAGES = 200  # of each data set, before a training
 
 
-def run(args) -> Optional[dict]:
-    """One process of a training or evaluation; returns the metrics."""
+def run(args: argparse.Namespace) -> Optional[dict]:
+    """One process of a training run or an evaluation; returns the metrics.
+
+    Args:
+        args: of the command line, and what `main` has added: `earlier`, the config of the run that
+            OUTPUT_DIR holds, by full keys; `weights`, what is evaluated; `findings` of the checks.
+    """
+    end_with_parent()
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
-    is_drawn = cfg.SEED < 0
-    if is_drawn:
-        cfg.SEED = _get_seed(cfg, args)
+    seed_note = _set_seed(cfg, args)
+    if args.eval_only:
+        cfg.MODEL.WEIGHTS = args.weights
     cfg.freeze()
-    default_setup(cfg, args)
+    _set_up(cfg, args)
     log = logging.getLogger(LOGGER_NAME)
     if args.eval_only:
-        return _evaluate(cfg, args)
-    if is_drawn:
-        log.info(f"SEED was not set; this run has {cfg.SEED}, and --resume keeps it")
-    for (
-        finding
-    ) in args.findings:  # once more, where log.txt and the eye have them at the end of the settings
-        log.log(
-            logging.INFO if finding.startswith("note") else logging.WARNING, f"check: {finding}"
-        )
+        return _evaluate(cfg)
+    if seed_note:
+        log.info(seed_note)
+    for finding in args.findings:
+        # Once more, where log.txt and the eye have them at the end of the settings.
+        level = logging.INFO if finding.startswith("note") else logging.WARNING
+        log.log(level, f"check: {finding}")
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=args.resume, take_new_settings=args.allow_changes)
     results = trainer.train()
     if trainer.checkpointer.sickness:
         raise SickStepError(
@@ -56,32 +72,54 @@ def run(args) -> Optional[dict]:
     return results
 
 
-def _evaluate(cfg: CfgNode, args) -> dict:
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's set-up; an evaluation leaves the config.yaml of the run as it was."""
+    file = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    before = file.read_bytes() if args.eval_only and file.is_file() else None
+    default_setup(cfg, args)
+    if before is not None and comm.is_main_process():
+        file.write_bytes(before)
+
+
+def _evaluate(cfg: CfgNode) -> dict:
+    logging.getLogger(LOGGER_NAME).info(f"evaluating {cfg.MODEL.WEIGHTS}")
     model = Trainer.build_model(cfg)
-    HealthyCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=args.resume
-    )
+    checkpointer = HealthyCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.requires_all = True
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
 
 
-def _get_seed(cfg: CfgNode, args) -> int:
-    """A seed for a run that has none: another for each run, the same for all processes.
+def _set_seed(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """Give a run without SEED one that is the same in all its processes; return what to report.
 
-    That of the run in OUTPUT_DIR if this one resumes or evaluates it, as its config.yaml is written anew.
+    A resumed or evaluated run keeps the one it had.
     """
-    file = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    is_same_run = (args.resume or args.eval_only) and file.is_file()
-    before = yaml.safe_load(file.read_text())["SEED"] if is_same_run else -1
-    drawn = comm.shared_random_seed()  # by all processes, or they would wait for each other
-    return before if before >= 0 or args.eval_only else drawn
+    if cfg.SEED >= 0:
+        return ""
+    # Drawn by all processes, as they wait for each other there.
+    drawn = comm.shared_random_seed()
+    before = args.earlier.get("SEED", -1)
+    if before >= 0:
+        cfg.SEED = before
+        return f"SEED is not set; this run keeps {before}, which it was started with"
+    if args.eval_only:
+        return ""
+    cfg.SEED = drawn
+    if args.resume and args.earlier:
+        return (
+            f"SEED is not set, and the earlier part of this run has not recorded one; it goes on "
+            f"with {drawn}, in another order of the images"
+        )
+    return f"SEED was not set; this run has {drawn}, and --resume keeps it"
 
 
 def _check(cfg: CfgNode, resume: bool) -> list[str]:
     """Refuse to start what would stop or go wrong later, see `focal-det check`; return what else there is to say."""
-    if resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file():
+    if resume and find_last_checkpoint(Path(cfg.OUTPUT_DIR)):
         cfg = cfg.clone()
         cfg.MODEL.WEIGHTS = ""  # not read
     findings, _ = run_checks(cfg, images=_CHECKED_IMAGES, is_training=True)
@@ -95,28 +133,124 @@ def _check(cfg: CfgNode, resume: bool) -> list[str]:
     return [f"{x.severity}: {x}" for x in findings]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Entry point; see `--help`."""
+def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Refuse what would mix two runs; return the config of the run in OUTPUT_DIR if it goes on.
+
+    Raises:
+        ValueError: a used folder without --resume or --overwrite, or a resume with other settings.
+        WeightsError: a last checkpoint that cannot be read.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if args.resume or args.eval_only:
+        before = read_earlier_config(folder)
+        changes = find_changes(cfg, before) if args.resume and not args.eval_only else {}
+        if changes and not args.allow_changes:
+            shown = "".join(
+                f"\n  {k}: {old} before, {new} now" for k, (old, new) in changes.items()
+            )
+            raise ValueError(
+                f"--resume: the run in {folder} was trained with other settings:{shown}\nSet them "
+                "back, or go on with the new ones: --allow-changes"
+            )
+        return before
+    files = find_run_files(folder)
+    if files and args.machine_rank == 0 and not args.overwrite:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds a run ({shorten(files, 4)}). Go on with it: --resume. "
+            "Remove it and start anew: --overwrite. Or choose another OUTPUT_DIR"
+        )
+    return {}
+
+
+def _find_evaluated(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """The weights that --eval-only evaluates.
+
+    They are MODEL.WEIGHTS if the command line names them, or if they are not what the run in
+    OUTPUT_DIR has started from; else the last checkpoint of that run.
+
+    Raises:
+        ValueError: there are none; a model with random weights is not worth evaluating.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    is_named = "MODEL.WEIGHTS" in args.opts[0::2]
+    checkpoint = find_last_checkpoint(Path(cfg.OUTPUT_DIR))
+    has_other = bool(weights) and weights != args.earlier.get("MODEL.WEIGHTS", "")
+    if checkpoint and (args.resume or not (is_named or has_other)):
+        return str(checkpoint)
+    if weights and not args.resume:
+        return weights
+    raise ValueError(
+        f"--eval-only: there is nothing to evaluate. OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint"
+        f"{'' if args.resume else ', and MODEL.WEIGHTS is empty'}. Name a file: MODEL.WEIGHTS FILE"
+    )
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(
         epilog="Keys of focal_det: MODEL.FOCAL_DET; see focal_det/config.py."
     )
     parser.prog = "focal-det train"
-    what = f"start without checking config, annotations and {_CHECKED_IMAGES} images of each data set as `focal-det check` does"
-    parser.add_argument("--no-check", action="store_true", help=what)
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="start without checking config, annotations and "
+        f"{_CHECKED_IMAGES} images of each data set as `focal-det check` does",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove the run that OUTPUT_DIR holds, and start anew",
+    )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="let --resume go on with other settings than the run was started with",
+    )
     parser.add_argument(
         "--unsafe-yaml",
         action="store_true",
         help="let the config run code (!!python/...) when it is read",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuse flags that do not go together, or that this machine cannot follow.
+
+    Raises:
+        ValueError: names the flag.
+    """
     if not args.config_file.endswith((".yaml", ".yml")):
-        parser.error(
+        raise ValueError(
             f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run under Detectron2's "
             "tools/lazyconfig_train_net.py"
         )
+    if args.overwrite and (args.resume or args.eval_only):
+        raise ValueError(
+            "--overwrite starts a new run; it does not go with --resume or --eval-only"
+        )
+    num_gpus = torch.cuda.device_count()
+    if args.num_gpus > max(1, num_gpus):
+        raise ValueError(f"--num-gpus {args.num_gpus}, but torch finds {num_gpus} on this machine")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """All that can be refused before a process starts; adds `earlier`, `weights` and `findings`."""
+    _check_arguments(args)
+    cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    args.earlier = _check_output_dir(cfg, args)
+    args.weights = _find_evaluated(cfg, args) if args.eval_only else ""
+    args.findings = [] if args.eval_only or args.no_check else _check(cfg, args.resume)
+    if args.overwrite and args.machine_rank == 0:
+        remove_run(Path(cfg.OUTPUT_DIR))
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Entry point; see `--help`."""
+    parser = _make_parser()
+    args = parser.parse_args(argv)
     try:
-        cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
-        args.findings = [] if args.eval_only or args.no_check else _check(cfg, args.resume)
+        _prepare(args)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         parser.error(describe_error(error))
     machines = {
@@ -125,14 +259,30 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         "dist_url": args.dist_url,
     }
     try:
-        launch(run, args.num_gpus, **machines, args=(args,))
-    except SickStepError as error:
-        raise SystemExit(f"{SICK}{error}") from None
-    except multiprocessing.ProcessRaisedException as error:  # of one of several processes, as text
-        _, is_sick, message = str(error).partition(f"{SickStepError.__name__}: ")
-        if not is_sick:
+        with end_children_on_error():
+            launch(run, args.num_gpus, **machines, args=(args,))
+    except (SickStepError, WeightsError, OSError, multiprocessing.ProcessRaisedException) as error:
+        message = _describe_stop(error)
+        if not message:
             raise
-        raise SystemExit(f"{SICK}{message.rstrip()}") from None
+        raise SystemExit(message) from None
+
+
+def _describe_stop(error: Exception) -> str:
+    """What to say of an exception that a person can do something about; empty for others.
+
+    One of several processes hands it on as text, the traceback with the message at its end.
+    """
+    if isinstance(error, SickStepError):
+        return f"{SICK}{error}"
+    if isinstance(error, (WeightsError, DiskFullError)):
+        return f"focal-det train: {error}"
+    text = str(error)
+    for kind, prefix in ((SickStepError, SICK), (WeightsError, ""), (DiskFullError, "")):
+        _, is_kind, message = text.partition(f"{kind.__name__}: ")
+        if is_kind:
+            return f"{prefix}{message.rstrip()}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""Processes of one run end together: ranks with the process that started them, and it with them."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SECONDS_TO_END = 5.0  # for a process to follow SIGTERM, before it is killed
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that spawned it has ended, however that was.
+
+    Without it, the ranks of a run go on as orphans when their parent is killed. Does nothing in a
+    process that `multiprocessing` has not started.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait_for_parent() -> None:
+        parent.join()
+        os._exit(1)  # the main thread may be waiting for other ranks, for ever
+
+    threading.Thread(target=wait_for_parent, name="end_with_parent", daemon=True).start()
+
+
+@contextmanager
+def end_children_on_error() -> Iterator[None]:
+    """End the processes started inside when an exception, such as an interrupt, leaves the block.
+
+    Without it, `multiprocessing` waits for them when the interpreter ends.
+    """
+    try:
+        yield
+    except BaseException:
+        children = multiprocessing.active_children()
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join(_SECONDS_TO_END)
+            child.kill()
+        raise

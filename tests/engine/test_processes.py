@@ -1,0 +1,81 @@
+"""Ranks of a run end with the process that started them, and it with them; real processes and signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# As `focal-det train` on two GPUs, but that each rank is a run of its own: there is no GPU here.
+SCRIPT = """
+import sys
+from torch import multiprocessing
+from focal_det.tools import train
+
+def work(rank, args):
+    args.opts = [*args.opts, "OUTPUT_DIR", f"{sys.argv[2]}/rank{rank}"]
+    train.run(args)
+
+def launch(run, num_gpus, args, **machines):
+    multiprocessing.spawn(work, nprocs=2, args=args)
+
+train.launch = launch
+if __name__ == "__main__":
+    from focal_det.tools.__main__ import main
+    sys.exit(main(["train", "--no-check", "--config-file", sys.argv[1]]))
+"""
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def get_descendants(pid):
+    """Processes below one, however deep."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [x for child in map(int, children) for x in (child, *get_descendants(child))]
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_ranks_end_with_their_parent(number, digits):
+    config = digits.write_config(
+        DATASETS__TEST=[], SOLVER__MAX_ITER=100_000, DATALOADER__NUM_WORKERS=1
+    )
+    script = digits.folder / "two_ranks.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(config), str(digits.folder)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        files = [digits.folder / f"rank{i}" / "metrics.json" for i in range(2)]
+        assert wait_until(lambda: all(x.is_file() and x.stat().st_size for x in files), 240)
+        ranks = get_descendants(parent.pid)
+        assert len(ranks) >= 4  # two ranks, each with a data worker
+        parent.send_signal(number)
+        # 10 s on a quiet machine: data workers look for their parent every 5 s.
+        assert wait_until(lambda: not any(map(is_running, [parent.pid, *ranks])), 30)
+        expected = {signal.SIGINT: 130}.get(number, -number)
+        assert parent.wait(1) == expected
+    finally:
+        for pid in [parent.pid, *get_descendants(parent.pid)]:
+            if is_running(pid):
+                os.kill(pid, signal.SIGKILL)
