@@ -7,7 +7,7 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 os.environ["DETECTRON2_ENV_MODULE"] = "focal_det.env"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -150,6 +150,45 @@ def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:
             image[:, y0:y1, x0:x1] = 40.0 * label
         batch.append({"image": image, "instances": instances, "height": size, "width": size})
     return batch
+
+
+def assert_same_detections(
+    got: Any, want: Any, *, score_tol: float = 1e-5, box_tol: float = 1e-2
+) -> None:
+    """The detections of an image are the same, in any order.
+
+    The order of nearly equal scores depends on how floats were added: on the processor and on the
+    number of threads. So each detection of `want`, by falling score, takes the nearest box among
+    the detections of `got` that fit, and none may be left over on either side.
+
+    Args:
+        got, want: Instances with `pred_boxes`, `scores` and `pred_classes`.
+        score_tol: largest difference of two scores that fit.
+        box_tol: largest difference of two coordinates that fit, in pixels.
+    """
+    left = list(range(len(got)))
+    without_partner = []
+    for i in want.scores.argsort(descending=True).tolist():
+        distances = (got.pred_boxes.tensor[left] - want.pred_boxes.tensor[i]).abs().amax(dim=1)
+        fits = (got.scores[left] - want.scores[i]).abs() <= score_tol
+        fits &= got.pred_classes[left] == want.pred_classes[i]
+        fits &= distances <= box_tol
+        if fits.any():
+            del left[int(distances.masked_fill(~fits, float("inf")).argmin())]
+        else:
+            without_partner.append(i)
+    assert not left and not without_partner, (
+        f"{len(want)} detections wanted, {len(got)} got; without a partner: wanted "
+        f"{_describe(want, without_partner)}, got {_describe(got, left)}"
+    )
+
+
+def _describe(detections: Any, indices: list[int]) -> list[str]:
+    return [
+        f"class {int(detections.pred_classes[i])} {float(detections.scores[i]):.7f} "
+        f"{detections.pred_boxes.tensor[i].tolist()}"
+        for i in indices[:5]
+    ]
 
 
 def run_python(

@@ -6,6 +6,7 @@ import pytest
 
 from focal_det.data.digits import build_digits, get_digits_root
 from focal_det.tools.demo import Detector, _load_config, main
+from tests.conftest import assert_same_detections
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,7 @@ def test_batches_have_the_detections_of_single_pictures(pictures):
     images = [cv2.imread(x["file_name"]) for x in pictures]
     for together, image in zip(detector.detect(images), images):
         (alone,) = detector.detect([image])
-        assert together.pred_classes.tolist() == alone.pred_classes.tolist()
-        np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
+        assert_same_detections(together, alone)
 
 
 def test_a_video_has_as_many_frames_after_as_before(folder, tmp_path):
