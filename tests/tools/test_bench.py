@@ -24,6 +24,7 @@ def test_every_benchmark_runs_ours_and_the_peers(what, tmp_path, capsys):
     )
     assert [x.stem for x in tmp_path.glob("*.png")] == ([file.stem] if what == "loss" else [])
     content, output = json.loads(file.read_text()), capsys.readouterr().out
+    assert "small inputs favour the peers" in output and "one round is not a measurement" in output
     assert content["conditions"]["torch"] and str(file) in output
     for result in content["results"]:
         assert result["case"] in output and len(result["contenders"]) >= 2
