@@ -1,5 +1,10 @@
 """Importing is cheap, and what needs no Detectron2 works without it."""
 
+import detectron2
+import torch
+
+import focal_det
+from focal_det.tools.__main__ import main
 from tests.conftest import run_python
 
 BLOCK = "import sys\nfor name in {names}: sys.modules[name] = None\n"
@@ -64,3 +69,18 @@ def test_the_package_can_be_the_first_import_where_it_is_the_environment_module(
     run_python("-c", code + "assert get_cfg().MODEL.FOCAL_DET")
     code, output = run_python("-c", "import focal_det.head", check=False)
     assert code == 1 and "import detectron2 before this module of focal_det" in output
+
+
+def test_the_program_has_the_versions_of_its_hosts():
+    code = "from focal_det.tools.__main__ import main; assert main(['--version']) == 0"
+    _, output = run_blocked(code, "detectron2")
+    assert output.splitlines() == [
+        f"focal_det {focal_det.__version__}",
+        "detectron2 is not installed",
+        f"torch {torch.__version__}",
+    ]
+
+
+def test_the_program_has_the_version_of_detectron2(capsys):
+    assert main(["--version"]) == 0
+    assert f"\ndetectron2 {detectron2.__version__}\n" in capsys.readouterr().out

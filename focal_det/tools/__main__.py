@@ -19,8 +19,11 @@ def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
     argv = list(sys.argv[1:] if argv is None else argv)
     tools = _find_tools()
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: focal-det <program> [arguments]\n")
+        print("usage: focal-det <program> [arguments]\n       focal-det --version\n")
         print("\n".join(f"  {name:<10} {summary}" for name, summary in tools.items()))
+        return 0
+    if argv[0] == "--version":
+        print("\n".join(map(_describe_version, ("focal_det", "detectron2", "torch"))))
         return 0
     if argv[0] not in tools:
         print(describe_unknown("program", argv[0], tools), file=sys.stderr)
@@ -32,6 +35,13 @@ def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
     except KeyboardInterrupt:
         print(f"\nfocal-det {argv[0]}: interrupted", file=sys.stderr)
         return 130
+
+
+def _describe_version(package: str) -> str:
+    try:
+        return f"{package} {importlib.import_module(package).__version__}"
+    except ModuleNotFoundError:
+        return f"{package} is not installed"
 
 
 def _find_tools() -> dict[str, str]:
