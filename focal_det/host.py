@@ -1,5 +1,7 @@
 """The installed Detectron2: one clear error when there is none, and the few places where 0.5 and main differ for us."""
 
+import logging
+import re
 from collections.abc import Callable
 from typing import Union
 
@@ -8,6 +10,7 @@ Norm = Union[str, Callable]
 
 # A child of the logger that Detectron2's `default_setup` sends to the terminal and to OUTPUT_DIR/log.txt.
 LOGGER_NAME = "detectron2.focal_det"
+_COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def has_event_storage() -> bool:
@@ -44,6 +47,38 @@ def set_data_loader(trainer, data_loader) -> None:
         trainer.reset_data_loader(lambda: data_loader)
     else:
         trainer.data_loader, trainer._data_loader_iter = data_loader, iter(data_loader)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Another formatter's text without colour codes."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOR_CODE.sub("", self._formatter.format(record))
+
+
+def keep_log_files_plain(output_dir: str) -> None:
+    """Log without colour codes wherever the log is not a terminal; call it before `default_setup`.
+
+    Detectron2 colours the config with Pygments and the names of missing weights with termcolor,
+    in the messages themselves, so that log.txt has the codes, too.
+    """
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    rank = comm.get_rank()
+    # The same calls as in default_setup, which then gets these loggers from setup_logger's cache.
+    loggers = (
+        setup_logger(output_dir, distributed_rank=rank, name="fvcore"),
+        setup_logger(output_dir, distributed_rank=rank),
+    )
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        is_terminal = isinstance(handler, logging.StreamHandler) and handler.stream.isatty()
+        if handler.formatter is not None and not is_terminal:
+            handler.setFormatter(_PlainFormatter(handler.formatter))
 
 
 # Last: with DETECTRON2_ENV_MODULE=focal_det.env, importing Detectron2 imports modules that use this one.

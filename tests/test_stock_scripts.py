@@ -119,6 +119,7 @@ def test_focal_det_train_takes_the_same_flags(data, tmp_path):
     assert (
         "Starting training from iteration 2" in output and "Evaluation results for bbox" in output
     )
+    assert "\x1b" not in (out / "log.txt").read_text()
     tests = "('shapes_voc','shapes_voc_coco')"
     _, output = run_python(
         *command,

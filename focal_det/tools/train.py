@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from focal_det.host import LOGGER_NAME
+from focal_det.host import LOGGER_NAME, keep_log_files_plain
 
 import torch
 from detectron2.config import CfgNode
@@ -76,6 +76,7 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's set-up; an evaluation leaves the config.yaml of the run as it was."""
     file = Path(cfg.OUTPUT_DIR) / "config.yaml"
     before = file.read_bytes() if args.eval_only and file.is_file() else None
+    keep_log_files_plain(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     if before is not None and comm.is_main_process():
         file.write_bytes(before)
