@@ -28,8 +28,11 @@ def draw_detections(
     *,
     num_images: int = 12,
     score_thresh: float = 0.4,
-) -> None:
+) -> Figure:
     """Draw pairs of pictures, ground truth on the left and detections on the right.
+
+    A picture without detections has the best score of its image in its title; if there are none
+    in the whole data set, the figure's title says so.
 
     Args:
         dataset_name: a registered data set with annotations.
@@ -38,11 +41,14 @@ def draw_detections(
         num_images: how many images, taken at even distances.
         score_thresh: detections below this score are not drawn.
 
+    Returns:
+        The figure that was written.
+
     Raises:
         ValueError: the file has detections of images that the data set does not have.
     """
     records = DatasetCatalog.get(dataset_name)
-    detections = _read_results(results_file, score_thresh)
+    detections = _read_results(results_file)
     unknown = set(detections) - {x["image_id"] for x in records}
     if unknown:
         raise ValueError(
@@ -57,12 +63,30 @@ def draw_detections(
         left.axis("off")
         right.axis("off")
     for (left, right), record in zip(axes, records):
-        truth, found = _draw_pair(record, detections[record["image_id"]], dataset_name)
+        of_image = detections[record["image_id"]]
+        drawn = [x for x in of_image if x["score"] >= score_thresh]
+        truth, found = _draw_pair(record, drawn, dataset_name)
         left.imshow(truth)
         right.imshow(found)
         left.set_title(f"{Path(record['file_name']).name}: ground truth", fontsize=9)
-        right.set_title(f"detections, score ≥ {score_thresh}", fontsize=9)
+        absence = describe_absence([x["score"] for x in of_image], score_thresh)
+        right.set_title(absence or f"detections, score >= {score_thresh:g}", fontsize=9)
+    scores = [x["score"] for of_image in detections.values() for x in of_image]
+    absence = describe_absence(scores, score_thresh)
+    if absence:
+        figure.suptitle(absence)
     figure.savefig(out_file, dpi=130)
+    return figure
+
+
+def describe_absence(scores: Sequence[float], score_thresh: float) -> str:
+    """Text in place of detections if no score reaches the threshold; empty if one does."""
+    best = max(scores, default=None)
+    if best is None:
+        return "no detections at any score"
+    if best >= score_thresh:
+        return ""
+    return f"no detection with score >= {score_thresh:g}; best score {best:.3g}"
 
 
 def draw_ground_truth(
@@ -110,12 +134,11 @@ def _draw_objects(
     )
 
 
-def _read_results(results_file: Path, score_thresh: float) -> dict[Any, list[dict[str, Any]]]:
+def _read_results(results_file: Path) -> dict[Any, list[dict[str, Any]]]:
     """Detections by image id."""
     by_image = defaultdict(list)
     for detection in json.loads(results_file.read_text()):
-        if detection["score"] >= score_thresh:
-            by_image[detection["image_id"]].append(detection)
+        by_image[detection["image_id"]].append(detection)
     return by_image
 
 
@@ -142,6 +165,7 @@ def draw_boxes(
     class_names: Sequence[str],
     scores: Optional[Sequence[float]] = None,
     scale: float = 1.0,
+    caption: str = "",
 ) -> np.ndarray:
     """Draw labelled boxes with Detectron2's Visualizer, each class in a colour that is the same in all pictures.
 
@@ -151,6 +175,7 @@ def draw_boxes(
         classes: (M,) indices into `class_names`.
         scores: (M,) in [0, 1], added to the labels.
         scale: of the picture against the image.
+        caption: text at the upper edge.
 
     Returns:
         (scale H, scale W, 3) uint8 RGB.
@@ -160,6 +185,9 @@ def draw_boxes(
         labels = [f"{label} {100 * float(score):.0f}%" for label, score in zip(labels, scores)]
     colors = [colormaps["tab10"](int(i) % 10)[:3] for i in classes]
     visualizer = Visualizer(image, Metadata(), scale=scale)
+    if caption:
+        middle = (image.shape[1] / 2, 0)
+        visualizer.draw_text(caption.replace("; ", "\n"), middle, color="white")
     return visualizer.overlay_instances(
         boxes=np.asarray(boxes), labels=labels, assigned_colors=colors
     ).get_image()

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from focal_det import model_zoo
-from focal_det.analysis.detections import draw_boxes
+from focal_det.analysis.detections import describe_absence, draw_boxes
 from focal_det.env import load_config
 
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -83,6 +83,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         unreadable += _draw_video(detector, file, out_file, args.batch, counts)
     found = ", ".join(f"{name}: {count}" for name, count in counts.most_common()) or "none"
     print(f"detections with a score of at least {args.score_thresh}, by class: {found}")
+    if not counts:
+        print(describe_absence(detector.best_scores, args.score_thresh))
     print(f"pictures: {args.output.resolve()}")
     for file in unreadable:
         print(
@@ -98,6 +100,9 @@ class Detector:
     Args:
         cfg: with MODEL.WEIGHTS; INPUT.FORMAT is BGR or RGB.
         score_thresh: lowest score returned.
+
+    Attributes:
+        best_scores: the best score of each image drawn so far that has any detection.
     """
 
     def __init__(self, cfg: CfgNode, score_thresh: float) -> None:
@@ -105,6 +110,7 @@ class Detector:
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.is_rgb, self.score_thresh = cfg.INPUT.FORMAT == "RGB", score_thresh
+        self.best_scores: list[float] = []
         names = (
             MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
             if cfg.DATASETS.TEST
@@ -118,9 +124,12 @@ class Detector:
             else list(map(str, range(num_classes)))
         )
 
-    @torch.no_grad()
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
         """Detections above the threshold, on the CPU, of (H, W, 3) uint8 BGR images."""
+        return [x[x.scores >= self.score_thresh] for x in self._detect_all(images)]
+
+    @torch.no_grad()
+    def _detect_all(self, images: Sequence[np.ndarray]) -> list[Instances]:
         inputs = []
         for image in images:
             resized = self.resize.get_transform(image).apply_image(
@@ -130,21 +139,30 @@ class Detector:
                 np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
             )
             inputs.append({"image": tensor, "height": image.shape[0], "width": image.shape[1]})
-        detections = [x["instances"].to("cpu") for x in self.model(inputs)]
-        return [x[x.scores >= self.score_thresh] for x in detections]
+        return [x["instances"].to("cpu") for x in self.model(inputs)]
 
     def draw(self, images: Sequence[np.ndarray], counts: Counter) -> list[np.ndarray]:
         """The BGR images with their detections, which are added to the counts by class name."""
-        drawn = []
-        for image, detections in zip(images, self.detect(images)):
-            counts.update(self.class_names[i] for i in detections.pred_classes.tolist())
-            found = {"scores": detections.scores, "class_names": self.class_names}
-            boxes, scale = detections.pred_boxes.tensor, max(1.0, _MIN_SIDE / max(image.shape[:2]))
-            picture = draw_boxes(
-                image[:, :, ::-1], boxes, detections.pred_classes, scale=scale, **found
-            )
-            drawn.append(picture[:, :, ::-1])
-        return drawn
+        return [
+            self._draw(image, found, counts)
+            for image, found in zip(images, self._detect_all(images))
+        ]
+
+    def _draw(self, image: np.ndarray, found: Instances, counts: Counter) -> np.ndarray:
+        self.best_scores += found.scores[:1].tolist()  # they fall
+        caption = describe_absence(found.scores.tolist(), self.score_thresh)
+        found = found[found.scores >= self.score_thresh]
+        counts.update(self.class_names[i] for i in found.pred_classes.tolist())
+        picture = draw_boxes(
+            image[:, :, ::-1],
+            found.pred_boxes.tensor,
+            found.pred_classes,
+            class_names=self.class_names,
+            scores=found.scores,
+            scale=max(1.0, _MIN_SIDE / max(image.shape[:2])),
+            caption=caption,
+        )
+        return picture[:, :, ::-1]
 
 
 def _find_inputs(inputs: Iterable[Path], output: Path) -> tuple[dict[Path, Path], dict[Path, Path]]:
@@ -184,9 +202,7 @@ def _load_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file is None:
         cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(_DEFAULT)
     cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = min(
-        cfg.MODEL.RETINANET.SCORE_THRESH_TEST, args.score_thresh
-    )
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0  # the best score is shown where none is drawn
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             f"{args.config_file} names no MODEL.WEIGHTS; give the checkpoint of a training with --weights"

@@ -53,13 +53,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     dataset_name = _read_dataset_name(args.run / "config.yaml")
     draw_curves(read_metrics(args.run / "metrics.json"), args.run / "curves.png")
-    draw_detections(
+    figure = draw_detections(
         dataset_name,
         results_file,
         args.run / "detections.png",
         num_images=args.images,
         score_thresh=args.score_thresh,
     )
+    if figure.get_suptitle():
+        print(figure.get_suptitle())
     if args.record:
         args.record.parent.mkdir(parents=True, exist_ok=True)
         args.record.write_text(

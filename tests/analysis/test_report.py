@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from focal_det.analysis.curves import draw_curves, read_metrics
+from focal_det.analysis.detections import draw_detections
 from focal_det.analysis.record import get_figures
 from focal_det.tools.report import main
 from tests.data.make_data import write_coco
@@ -67,6 +68,22 @@ def test_a_score_threshold_decides_what_is_drawn(run):
     without = cv2.imread(str(run / "detections.png"))
     main([str(run), "--images", "4", "--score-thresh", "0.05"])
     assert (cv2.imread(str(run / "detections.png")) != without).any()
+
+
+def test_pictures_without_detections_show_the_best_score(run, capsys):
+    assert main([str(run), "--score-thresh", "0.95"]) == 0
+    assert "no detection with score >= 0.95; best score 0.9\n" in capsys.readouterr().out
+    results = run / "inference" / "coco_instances_results.json"
+    figure = draw_detections("report_set", results, run / "a.png", score_thresh=0.4)
+    assert [x.get_title() for x in figure.axes[1:8:2]] == [
+        "detections, score >= 0.4",
+        "no detection with score >= 0.4; best score 0.1",
+        "no detections at any score",
+        "no detections at any score",
+    ]
+    assert not figure.get_suptitle()
+    results.write_text("[]")
+    assert main([str(run)]) == 0 and "no detections at any score\n" in capsys.readouterr().out
 
 
 def test_the_record_says_how_it_was_measured(run, tmp_path):

@@ -1,5 +1,7 @@
 """`focal-det demo`: the shipped model finds digits in pictures, folders and videos, and what is wrong is named."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -61,6 +63,18 @@ def test_a_folder_is_drawn_picture_by_picture(folder, tmp_path, capsys):
         and np.abs(cv2.resize(image, drawn.shape[1::-1]).astype(int) - drawn).max() > 100
     )
     assert "by class: " in capsys.readouterr().out
+
+
+def test_a_picture_without_detections_shows_the_best_score(folder, tmp_path, capsys):
+    file = next(folder.iterdir())
+    assert main([str(file), "--output", str(tmp_path), "--score-thresh", "1"]) == 0
+    output = capsys.readouterr().out
+    best = float(re.search(r"no detection with score >= 1; best score (0\.\d+)\n", output)[1])
+    assert 0.4 < best < 1
+    image, drawn = cv2.imread(str(file)), cv2.imread(str(tmp_path / file.name))
+    changed = np.abs(cv2.resize(image, drawn.shape[1::-1]).astype(int) - drawn).max(axis=2) > 100
+    # A caption along the upper edge and nothing else.
+    assert changed[:60].sum() > 500 and not changed[60:].any()
 
 
 def test_batches_have_the_detections_of_single_pictures(pictures):
