@@ -106,6 +106,19 @@ def check_datasets(names: Iterable[str], num_classes: int) -> None:
             )
 
 
+def read_class_names(name: str) -> list[str]:
+    """The classes of a data set, in the order of the class ids; none if they are not known.
+
+    Those of Detectron2's catalog, or of the annotations of a data set that focal_det registered,
+    which the catalog has only after the data set has been loaded.
+    """
+    metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
+    if metadata is None:
+        return []
+    spec = metadata.get("focal_det_spec")
+    return list(metadata.get("thing_classes") or (_read_classes(spec) if spec else []))
+
+
 def check_metadata(names: Iterable[str], num_classes: int) -> None:
     """Compare the number of classes of data sets that have been loaded, whoever registered them, with the model's.
 

@@ -94,7 +94,7 @@ def _look_at(
     try:
         with Image.open(file) as image:
             image.load()
-            is_deep = image.mode.startswith(("I", "F"))  # of which Pillow does not know all extrema
+            is_deep = _is_deep(image)
             pixels = np.asarray(image) if is_deep else np.reshape(image.getextrema(), (-1, 2)).T
             faults = [
                 x
@@ -123,6 +123,23 @@ def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[
     advice = "Training stops at them. Correct width and height in the annotations, and look whether the boxes fit."
     place = f"{record['file_name']} is {width} x {height}, the annotations say {expected[0]} x {expected[1]}"
     return "error", "images of another size than the annotations say", advice, place
+
+
+def find_value_fault(file: Path) -> Optional[Fault]:
+    """What `check_images` says of the pixels of an image file, if anything: values above 8 bits.
+
+    Raises:
+        Exception: of Pillow; the file cannot be decoded.
+    """
+    with Image.open(file) as image:
+        if not _is_deep(image):
+            return None  # without decoding it
+        return _find_value_fault(image.mode, np.asarray(image), str(file))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether pixels may have more than 8 bits; of these, Pillow does not know all extrema."""
+    return image.mode.startswith(("I", "F"))
 
 
 def _find_value_fault(mode: str, values: np.ndarray, file: str) -> Optional[Fault]:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
@@ -15,17 +15,24 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import (
+    convert_image_to_rgb,
+    convert_PIL_to_numpy,
+    read_image,
+)
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from focal_det import model_zoo
 from focal_det.analysis.detections import describe_absence, draw_boxes
+from focal_det.data.catalog import read_class_names
+from focal_det.data.check_images import find_value_fault
 from focal_det.env import load_config
+from focal_det.tools.check import describe_error
 
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -72,69 +79,78 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         )
     try:
         pictures, videos = _find_inputs(args.inputs, args.output)
-        cfg = _load_config(args)
+        detector = Detector(_load_config(args), args.score_thresh)
     except (ValueError, KeyError, FileNotFoundError) as error:
-        parser.error(str(error.args[0]))
-    detector = Detector(cfg, args.score_thresh)
-    counts, unreadable = Counter(), []
+        parser.error(describe_error(error))
+    if not detector.has_names:
+        num_classes = len(detector.class_names)
+        print(
+            f"neither the checkpoint nor a data set has names of {num_classes} classes: "
+            "numbers stand for them"
+        )
+    counts, faults = Counter(), []
     if pictures:
-        unreadable += _draw_pictures(detector, pictures, args.batch, counts)
+        faults += _draw_pictures(detector, pictures, args.batch, counts)
     for file, out_file in videos.items():
-        unreadable += _draw_video(detector, file, out_file, args.batch, counts)
+        faults += _draw_video(detector, file, out_file, args.batch, counts)
     found = ", ".join(f"{name}: {count}" for name, count in counts.most_common()) or "none"
     print(f"detections with a score of at least {args.score_thresh}, by class: {found}")
     if not counts:
         print(describe_absence(detector.best_scores, args.score_thresh))
     print(f"pictures: {args.output.resolve()}")
-    for file in unreadable:
-        print(
-            f"{file} cannot be read: it is damaged, or no image or video that OpenCV knows",
-            file=sys.stderr,
-        )
-    return int(bool(unreadable))
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return int(bool(faults))
 
 
 class Detector:
-    """A model with its test-time resizing, on batches of BGR images.
+    """A model with its test-time resizing, on batches of images as `read` returns them.
 
     Args:
-        cfg: with MODEL.WEIGHTS; INPUT.FORMAT is BGR or RGB.
+        cfg: with MODEL.WEIGHTS.
         score_thresh: lowest score returned.
 
+    Raises:
+        ValueError: the checkpoint has names of another number of classes.
+
     Attributes:
+        class_names: of the checkpoint, or else of the data set, or else numbers.
+        has_names: whether they are not numbers.
         best_scores: the best score of each image drawn so far that has any detection.
     """
 
     def __init__(self, cfg: CfgNode, score_thresh: float) -> None:
         self.model: nn.Module = build_model(cfg).eval()
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        checkpoint = DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-        self.is_rgb, self.score_thresh = cfg.INPUT.FORMAT == "RGB", score_thresh
+        self.input_format = cfg.INPUT.FORMAT
+        self.score_thresh = score_thresh
         self.best_scores: list[float] = []
-        names = (
-            MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
-            if cfg.DATASETS.TEST
-            else None
-        )
-        num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
-        # Names of another data set than the model was trained on would be wrong.
-        self.class_names = (
-            list(names)
-            if names and len(names) == num_classes
-            else list(map(str, range(num_classes)))
-        )
+        names = _find_class_names(cfg, checkpoint)
+        self.has_names = bool(names)
+        self.class_names = names or [str(i) for i in range(cfg.MODEL.RETINANET.NUM_CLASSES)]
+
+    def read(self, file: Path) -> np.ndarray:
+        """An image as training reads it: (H, W, C) in INPUT.FORMAT, turned as its EXIF says.
+
+        Raises:
+            Exception: of Pillow; the file cannot be decoded.
+        """
+        return read_image(str(file), self.input_format)
+
+    def convert_frame(self, frame: np.ndarray) -> np.ndarray:
+        """An (H, W, 3) uint8 BGR frame of a video in INPUT.FORMAT."""
+        return convert_PIL_to_numpy(Image.fromarray(frame[:, :, ::-1]), self.input_format)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Instances]:
-        """Detections above the threshold, on the CPU, of (H, W, 3) uint8 BGR images."""
+        """Detections above the threshold, on the CPU, of images in INPUT.FORMAT."""
         return [x[x.scores >= self.score_thresh] for x in self._detect_all(images)]
 
     @torch.no_grad()
     def _detect_all(self, images: Sequence[np.ndarray]) -> list[Instances]:
         inputs = []
         for image in images:
-            resized = self.resize.get_transform(image).apply_image(
-                image[:, :, ::-1] if self.is_rgb else image
-            )
+            resized = self.resize.get_transform(image).apply_image(image)
             tensor = torch.as_tensor(
                 np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
             )
@@ -142,7 +158,7 @@ class Detector:
         return [x["instances"].to("cpu") for x in self.model(inputs)]
 
     def draw(self, images: Sequence[np.ndarray], counts: Counter) -> list[np.ndarray]:
-        """The BGR images with their detections, which are added to the counts by class name."""
+        """BGR pictures of images and their detections, which are counted by class name."""
         return [
             self._draw(image, found, counts)
             for image, found in zip(images, self._detect_all(images))
@@ -154,7 +170,7 @@ class Detector:
         found = found[found.scores >= self.score_thresh]
         counts.update(self.class_names[i] for i in found.pred_classes.tolist())
         picture = draw_boxes(
-            image[:, :, ::-1],
+            convert_image_to_rgb(image, self.input_format),
             found.pred_boxes.tensor,
             found.pred_classes,
             class_names=self.class_names,
@@ -163,6 +179,21 @@ class Detector:
             caption=caption,
         )
         return picture[:, :, ::-1]
+
+
+def _find_class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str]:
+    """Names of the model's classes; none if neither checkpoint nor data sets have as many."""
+    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+    trained = [str(x) for x in checkpoint.get("class_names", [])]
+    if trained and len(trained) != num_classes:
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} has the names of {len(trained)} classes "
+            f"({', '.join(trained[:10])}), but MODEL.RETINANET.NUM_CLASSES is {num_classes}. "
+            f"Set it to {len(trained)}."
+        )
+    # Names of another data set than the model was trained on would be wrong.
+    of_sets = map(read_class_names, (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+    return trained or next((x for x in of_sets if len(x) == num_classes), [])
 
 
 def _find_inputs(inputs: Iterable[Path], output: Path) -> tuple[dict[Path, Path], dict[Path, Path]]:
@@ -214,32 +245,35 @@ def _load_config(args: argparse.Namespace) -> CfgNode:
 
 def _draw_pictures(
     detector: Detector, pictures: dict[Path, Path], batch: int, counts: Counter
-) -> list[Path]:
-    """Draw each image to its file; return those that cannot be read."""
-    unreadable = []
+) -> list[str]:
+    """Draw each image to its file; return what is wrong with those that are refused."""
+    faults = []
     with tqdm(total=len(pictures), unit="image") as progress:
         for some in _chunk(pictures.items(), batch):
-            images = {out_file: _read_picture(file) for file, out_file in some}
-            unreadable += [file for file, out_file in some if images[out_file] is None]
-            images = {out_file: image for out_file, image in images.items() if image is not None}
+            images = {}
+            for file, out_file in some:
+                try:
+                    images[out_file] = _read_picture(detector, file)
+                except ValueError as error:
+                    faults.append(str(error))
             for out_file, drawn in zip(
                 images, detector.draw(list(images.values()), counts) if images else []
             ):
                 out_file.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(out_file), drawn)
             progress.update(len(some))
-    return unreadable
+    return faults
 
 
 def _draw_video(
     detector: Detector, file: Path, out_file: Path, batch: int, counts: Counter
-) -> list[Path]:
-    """Draw the frames of a video to an mp4, a batch in memory at a time; return the file if it cannot be read."""
+) -> list[str]:
+    """Draw a video to an mp4, a batch of frames in memory at a time; return what is wrong with it."""
     video, writer = cv2.VideoCapture(str(file)), None
     num_frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     with tqdm(total=max(num_frames, 0) or None, unit="frame", desc=file.name) as progress:
         for some in _chunk(_read_frames(video), batch):
-            for drawn in detector.draw(some, counts):
+            for drawn in detector.draw([detector.convert_frame(x) for x in some], counts):
                 if writer is None:
                     out_file.parent.mkdir(parents=True, exist_ok=True)
                     code, rate = cv2.VideoWriter_fourcc(*"mp4v"), video.get(cv2.CAP_PROP_FPS) or 25
@@ -248,17 +282,26 @@ def _draw_video(
             progress.update(len(some))
     video.release()
     if writer is None:
-        return [file]
+        return [_describe_unreadable(file)]
     writer.release()
     return []
 
 
-def _read_picture(file: Path) -> Optional[np.ndarray]:
-    """(H, W, 3) uint8 BGR, or None; OpenCV would make a picture of half a file."""
+def _read_picture(detector: Detector, file: Path) -> np.ndarray:
+    """The image as in training; ValueError if `focal-det check` refuses it."""
     try:
-        return read_image(str(file), "BGR")
-    except (OSError, SyntaxError, ValueError):  # of Pillow
-        return None
+        fault = find_value_fault(file)
+        image = detector.read(file)
+    except Exception:  # Pillow has many ways to say it
+        raise ValueError(_describe_unreadable(file)) from None
+    if fault:
+        _, kind, advice, place = fault
+        raise ValueError(f"{place}: {kind} cannot be drawn. {advice}")
+    return image
+
+
+def _describe_unreadable(file: Path) -> str:
+    return f"{file} cannot be read: it is damaged, or no image or video that OpenCV knows"
 
 
 def _read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
