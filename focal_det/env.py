@@ -24,10 +24,11 @@ def load_config(
     """A Detectron2 config with focal_det's keys and data sets, from a yaml file and KEY VALUE pairs.
 
     Args:
+        config_file: see `find_config_file`.
         unsafe_yaml: let the file, or one it is based on, run code (`!!python/...`); Detectron2's own configs may do so anyway.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file here or among the shipped configs.
         KeyError: a key that does not exist; names the nearest one.
         ValueError: a file that runs code when it is read; names file, line and tag.
     """
@@ -36,12 +37,32 @@ def load_config(
 
     from focal_det.config import merge_file, merge_options
 
-    if "://" not in str(config_file) and not os.path.isfile(config_file):
-        raise FileNotFoundError(f"the config {config_file} does not exist")
     cfg = get_cfg()
-    merge_file(cfg, str(config_file), unsafe_yaml=unsafe_yaml)
+    merge_file(cfg, find_config_file(config_file), unsafe_yaml=unsafe_yaml)
     merge_options(cfg, options)
     return cfg
+
+
+def find_config_file(config_file: Union[str, os.PathLike]) -> str:
+    """A config's path: the file itself, or the shipped config of this name if there is no such file.
+
+    Args:
+        config_file: a path or URL, or a name such as "digits/focal_retinanet_tiny.yaml".
+
+    Raises:
+        FileNotFoundError: neither; names both folders and the nearest shipped config.
+    """
+    if "://" in str(config_file) or os.path.isfile(config_file):
+        return str(config_file)
+    from focal_det.model_zoo import get_config_file
+
+    try:
+        return get_config_file(str(config_file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the config {config_file} does not exist (working folder: {os.getcwd()}), "
+            f"and focal_det ships none of this name. {error}"
+        ) from None
 
 
 def setup_environment() -> None:

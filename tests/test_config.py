@@ -5,7 +5,9 @@ import yaml
 from detectron2.config import get_cfg
 
 from focal_det.config import add_focal_det_config, build_cls_loss, build_normalizer, merge_options
+from focal_det.env import load_config
 from focal_det.losses import FocalLoss
+from focal_det.model_zoo import get_config_file
 from focal_det.normalizers import GlobalPosCount
 
 
@@ -13,6 +15,23 @@ def test_gamma_alpha_and_prior_are_the_keys_of_detectron2(make_cfg):
     cfg = make_cfg("MODEL.RETINANET.FOCAL_LOSS_GAMMA", 1.5, "MODEL.RETINANET.FOCAL_LOSS_ALPHA", 0.5)
     loss = build_cls_loss(cfg)
     assert isinstance(loss, FocalLoss) and (loss.gamma, loss.alpha) == (1.5, 0.5)
+
+
+def test_a_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("digits/focal_retinanet_tiny.yaml").OUTPUT_DIR == "./output/digits"
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "focal_retinanet_tiny.yaml").write_text("OUTPUT_DIR: mine\n")
+    assert load_config("digits/focal_retinanet_tiny.yaml").OUTPUT_DIR == "mine"
+
+
+def test_a_config_that_is_nowhere_names_both_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as raised:
+        load_config("digits/focal_retinanet_tony.yaml")
+    shipped = get_config_file("Base-FocalRetinaNet.yaml").rsplit("/", 1)[0]
+    for words in (str(tmp_path), shipped, "Did you mean 'digits/focal_retinanet_tiny.yaml'?"):
+        assert words in str(raised.value)
 
 
 def test_the_node_is_small():

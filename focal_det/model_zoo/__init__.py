@@ -48,7 +48,7 @@ def get_config_file(config_path: str) -> str:
             for pattern in ("*.yaml", "*.py")
             for x in _CONFIGS.rglob(pattern)
         ]
-        raise FileNotFoundError(describe_unknown("config", config_path, known))
+        raise FileNotFoundError(describe_unknown(f"config in {_CONFIGS}:", config_path, known))
     return str(file)
 
 

@@ -16,7 +16,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from focal_det.config import flatten_config, merge_options
-from focal_det.env import load_config
+from focal_det.env import find_config_file, load_config
 from focal_det.model_zoo import get_config_file
 from focal_det.registry import describe_unknown
 
@@ -49,18 +49,19 @@ class Row:
 
 
 def get_base_file(base: str) -> Path:
-    """The config of a base by name, or a path to one.
+    """The config of a base by name, or any other config, see `find_config_file`.
 
     Raises:
         FileNotFoundError: neither; names the known bases.
     """
     if base in BASES:
         return Path(get_config_file(BASES[base]))
-    if not Path(base).is_file():
+    try:
+        return Path(find_config_file(base))
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"--base: {describe_unknown('base', base, BASES)} Or give the path of a config."
-        )
-    return Path(base)
+        ) from None
 
 
 def read_table(table: str, base: str) -> list[Row]:

@@ -22,7 +22,7 @@ from focal_det.analysis.detections import draw_ground_truth
 from focal_det.data.catalog import register_datasets
 from focal_det.data.check_images import check_images, check_overlap
 from focal_det.data.findings import SEVERITIES, Finding, Findings
-from focal_det.env import load_config
+from focal_det.env import find_config_file, load_config
 from focal_det.registry import describe_unknown
 from focal_det.tools import _check_anchors as check_anchors
 from focal_det.tools._check_anchors import TrainingSetReport
@@ -80,6 +80,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.images < 0:
         parser.error(f"--images must be >= 0, got {args.images}")
     try:
+        args.config_file = Path(find_config_file(args.config_file))
         cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         parser.error(describe_error(error))

@@ -31,7 +31,7 @@ from focal_det.engine.processes import end_children_on_error, end_with_parent
 from focal_det.engine.step_guard import SickStepError
 from focal_det.engine.trainer import Trainer
 from focal_det.engine.weights_file import WeightsError
-from focal_det.env import load_config
+from focal_det.env import find_config_file, load_config
 from focal_det.tools.check import describe_error, print_findings, run_checks
 
 SICK = "sick: "  # is what the last message of a training begins with that the guard has stopped
@@ -238,6 +238,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     """All that can be refused before a process starts; adds `earlier`, `weights` and `findings`."""
     _check_arguments(args)
+    args.config_file = find_config_file(args.config_file)
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     args.earlier = _check_output_dir(cfg, args)
     args.weights = _find_evaluated(cfg, args) if args.eval_only else ""

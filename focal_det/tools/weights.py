@@ -22,7 +22,7 @@ from focal_det.analysis.class_weights import (
     draw_class_weights,
 )
 from focal_det.data.catalog import sample_evenly
-from focal_det.env import load_config
+from focal_det.env import find_config_file, load_config
 from focal_det.tools._training_set import (
     build_anchor_setup,
     get_class_names,
@@ -135,10 +135,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="changes to X, written into Y.yaml as well",
     )
     args = parser.parse_args(argv)
-    if args.config_file.suffix not in (".yaml", ".yml") or not args.config_file.is_file():
-        parser.error(
-            f"--config-file must be a .yaml file that exists, got {args.config_file} (working folder: {Path.cwd()})"
-        )
+    if args.config_file.suffix not in (".yaml", ".yml"):
+        parser.error(f"--config-file must be a .yaml file, got {args.config_file}")
+    try:
+        args.config_file = Path(find_config_file(args.config_file))
+    except FileNotFoundError as error:
+        parser.error(f"--config-file: {error}")
     if args.write.suffix not in (".yaml", ".yml"):
         parser.error(f"--write must be a .yaml file, got {args.write}")
     if args.write.exists() and not args.write.read_text().startswith(f"# {_FIRST_LINE}"):

@@ -329,7 +329,7 @@ def test_a_file_that_the_program_did_not_write_is_left_alone(base, capsys):
     [
         (
             ["--config-file", "nowhere.yaml", "--write", "a.yaml"],
-            "must be a .yaml file that exists, got nowhere.yaml",
+            "the config nowhere.yaml does not exist",
         ),
         (["--config-file", __file__, "--write", "a.yaml"], "--config-file must be a .yaml file"),
         (["--config-file", BASE, "--write", "a.png"], "--write must be a .yaml file, got a.png"),
