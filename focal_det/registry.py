@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fvcore.common.registry import Registry
@@ -11,17 +11,30 @@ _MAX_KNOWN, _NUM_NEAREST = 20, 8
 
 
 def describe_unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """What it is that is unknown, the nearest match and what there is; of much, the nearest."""
+    """Error text for an unknown name: the closest match, then the known names (of many, the closest).
+
+    Names that differ in upper and lower case only are as close as can be.
+    """
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = _find_nearest(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    shown = (
-        known
-        if len(known) <= _MAX_KNOWN
-        else difflib.get_close_matches(name, known, n=_NUM_NEAREST, cutoff=0)
-    )
+    is_short = len(known) <= _MAX_KNOWN
+    shown = known if is_short else _find_nearest(name, known, n=_NUM_NEAREST, cutoff=0)
     more = f" and {len(known) - len(shown)} more" if len(shown) < len(known) else ""
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(shown) or 'none'}{more}."
+
+
+def _find_nearest(name: str, known: Sequence[str], *, n: int, cutoff: float) -> list[str]:
+    """The `n` most similar names, by similarity without case, then with it; none below `cutoff`."""
+    matcher = difflib.SequenceMatcher(b=name)
+    folded_matcher = difflib.SequenceMatcher(b=name.casefold())
+    similarities = {}
+    for other in known:
+        matcher.set_seq1(other)
+        folded_matcher.set_seq1(other.casefold())
+        similarities[other] = (folded_matcher.ratio(), matcher.ratio())
+    likely = [x for x in known if similarities[x][0] >= cutoff]
+    return sorted(likely, key=similarities.__getitem__, reverse=True)[:n]
 
 
 class ComponentRegistry(Registry):

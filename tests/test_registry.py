@@ -41,3 +41,8 @@ def test_nothing_near_and_nothing_known():
 def test_of_many_known_names_the_nearest_are_shown():
     text = describe_unknown("thing", "red_ball", [f"blue_{i}" for i in range(40)] + ["red_balls"])
     assert "Did you mean 'red_balls'? Known: red_balls, " in text and text.endswith(" and 33 more.")
+
+
+def test_a_name_in_another_case_gets_its_nearest():
+    assert "Did you mean 'RBC'?" in describe_unknown("class", "rbc", ["Platelets", "RBC", "WBC"])
+    assert "Did you mean 'relu'?" in describe_unknown("layer", "Relu", ["RELUU", "relu"])

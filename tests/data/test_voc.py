@@ -47,6 +47,8 @@ def test_boxes_without_area_are_reported_and_left_out(tmp_path, caplog):
     [
         (lambda r: write_annotation(r / "Annotations/1.xml", [("sqare", [1, 1, 9, 9])]), ValueError,
          r"1\.xml: Unknown class 'sqare'. Did you mean 'square'"),
+        (lambda r: write_annotation(r / "Annotations/1.xml", [("CIRCLE", [1, 1, 9, 9])]), ValueError,
+         r"1\.xml: Unknown class 'CIRCLE'. Did you mean 'circle'"),
         (lambda r: (r / "Annotations/1.xml").write_text("<annotation><size>"), ValueError, r"1\.xml is not a VOC annotation"),
         (lambda r: (r / "Annotations/1.xml").write_text("<annotation></annotation>"), ValueError, r"needs size/width"),
         (lambda r: (r / "Annotations/1.xml").unlink(), FileNotFoundError, r"1\.xml"),
