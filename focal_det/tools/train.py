@@ -221,6 +221,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     Raises:
         ValueError: names the flag.
     """
+    if not args.config_file:  # the stock parser lets it be left out
+        raise ValueError("--config-file is required: the .yaml config of the run")
     if not args.config_file.endswith((".yaml", ".yml")):
         raise ValueError(
             f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run under Detectron2's "

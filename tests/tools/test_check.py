@@ -192,6 +192,14 @@ def test_that_the_check_itself_fails_has_an_exit_code_of_its_own(config, monkeyp
     assert "RuntimeError: not foreseen" in capsys.readouterr().err
 
 
+def test_train_without_a_config_names_the_argument(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train([])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--config-file is required" in error and "''" not in error
+
+
 def test_an_interrupt_is_told_in_a_line(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
