@@ -277,7 +277,7 @@ def _read_classes(spec: dict[str, Any]) -> list[str]:
         return spec["classes"]
     try:
         classes = list(_read_coco_classes(spec["json"], os.stat(spec["json"]).st_mtime_ns))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"Data set {spec['name']}: {spec['json']} is not COCO json with categories ({error!r})"
         ) from error

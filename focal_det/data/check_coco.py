@@ -1,5 +1,6 @@
 """Checks of a COCO json before anything is trained on it: the file, its images and its categories."""
 
+import csv
 import json
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
@@ -8,6 +9,8 @@ from typing import Any, Optional
 from focal_det.data.check_annotations import MAX_SIDE, check_annotations, is_id, is_number, is_whole
 from focal_det.data.findings import Findings, shorten
 
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
+_NUM_LOOKED_AT = 5  # lines of a file whose format is guessed
 _PARTS = ("images", "categories", "annotations")
 
 
@@ -17,23 +20,8 @@ def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optio
     Args:
         is_train: whether there must be annotations; those of a test set may be kept from us.
     """
-    what = "annotation files that are not json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        findings.add(
-            "error", what, "Save them as UTF-8.", f"{file}: {error.reason} (byte {error.start})"
-        )
-        return None
-    except json.JSONDecodeError as error:
-        where = f"{file}: {error.msg} at line {error.lineno}, column {error.colno} (character {error.pos} of {len(error.doc)})"
-        is_marked = error.doc.startswith("\ufeff")
-        advice = (
-            "Save it as UTF-8 without a byte order mark."
-            if is_marked
-            else "The file is damaged or cut off: get it again."
-        )
-        findings.add("error", what, advice, where)
+    content = _parse(file, findings)
+    if content is None:
         return None
     needed = _PARTS if is_train else _PARTS[:2]
     missing = [
@@ -62,6 +50,63 @@ def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optio
             )
             content[part] = [x for x in content[part] if isinstance(x, dict)]
     return content
+
+
+def _parse(file: Path, findings: Findings) -> Optional[Any]:
+    """The content of a json file, or None with a finding that says what the file is instead."""
+    what = "annotation files that are not json"
+    with file.open("rb") as opened:
+        start = opened.read(max(map(len, _COMPRESSED)))
+    for signature, kind in _COMPRESSED.items():
+        if start.startswith(signature):
+            findings.add("error", what, "Unpack it.", f"{file} is {kind}-compressed")
+            return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        findings.add(
+            "error", what, "Save them as UTF-8.", f"{file}: {error.reason} (byte {error.start})"
+        )
+    except json.JSONDecodeError as error:
+        place, advice = _explain(error)
+        findings.add("error", what, advice, f"{file}{place}")
+    except RecursionError:
+        advice = "COCO annotations need less than ten levels: correct what writes the file."
+        findings.add("error", "annotation files that are nested too deep", advice, str(file))
+    return None
+
+
+def _explain(error: json.JSONDecodeError) -> tuple[str, str]:
+    """What follows the name of the file that does not parse as JSON, and advice."""
+    kind = _guess_format(error)
+    if kind:
+        return f" is not JSON, it looks like {kind}", "Convert it to COCO json."
+    length = len(error.doc)
+    where = f"line {error.lineno}, column {error.colno} (character {error.pos} of {length})"
+    place = f": {error.msg} at {where}"
+    if error.doc.startswith("\ufeff"):
+        return place, "Save it as UTF-8 without a byte order mark."
+    if error.doc.strip() and not error.doc.lstrip().startswith(("{", "[")):
+        return place, "Give a file of COCO annotations in JSON."
+    return place, "The file is damaged or cut off: get it again."
+
+
+def _guess_format(error: json.JSONDecodeError) -> str:
+    """The format of a text that does not parse as JSON; empty if it may be damaged JSON or unknown."""
+    lines = error.doc.split("\n", _NUM_LOOKED_AT)[:_NUM_LOOKED_AT]
+    lines = [x for x in map(str.strip, lines) if x]
+    if not lines:
+        return ""
+    if lines[0].startswith("<"):
+        return "XML or HTML"
+    if lines[0].startswith(("{", "[", "\ufeff")):
+        is_json_lines = error.msg == "Extra data" and lines[0].startswith("{")
+        return "JSON Lines" if is_json_lines else ""
+    for delimiter in ",;\t":
+        num_columns = {len(row) for row in csv.reader(lines, delimiter=delimiter)}
+        if len(num_columns) == 1 and num_columns != {1}:
+            return "CSV"
+    return ""
 
 
 def check_coco(

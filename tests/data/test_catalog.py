@@ -166,9 +166,10 @@ def test_classes_that_the_json_does_not_have_are_named(tmp_path):
         check_datasets(["cells"], 2)
 
 
-def test_a_json_without_categories_is_named(tmp_path):
+@pytest.mark.parametrize("content", ['{"images": [', "[" * 100_000], ids=["cut off", "deep"])
+def test_a_json_without_categories_is_named(content, tmp_path):
     write_coco(tmp_path)
-    (tmp_path / "coco.json").write_text('{"images": [')
+    (tmp_path / "coco.json").write_text(content)
     register_datasets([coco_block(tmp_path)], source="test")
     with pytest.raises(ValueError, match=r"cells: .*coco\.json is not COCO json"):
         check_datasets(["cells"], 2)

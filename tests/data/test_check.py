@@ -1,6 +1,9 @@
 """Checks of data: each fault that is made is found, with its place and what to do, and nothing else is."""
 
+import bz2
+import gzip
 import json
+import lzma
 import math
 import shutil
 
@@ -437,6 +440,49 @@ def test_an_encoding_that_pycocotools_cannot_read_is_told(encoding, message, coc
     findings = Findings()
     assert read_coco(file, findings) is None
     assert message in str(next(iter(findings)))
+
+
+def read(file, content: bytes):
+    """The finding about an annotation file of that content."""
+    file.write_bytes(content)
+    findings = Findings()
+    assert read_coco(file, findings) is None
+    (found,) = findings
+    assert found.severity == "error" and str(file) in str(found)
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("pack", "kind"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")]
+)
+def test_a_compressed_json_is_to_be_unpacked(pack, kind, tmp_path):
+    found = read(tmp_path / "coco.json", pack(b'{"images": []}'))
+    assert f"is {kind}-compressed" in found and "Unpack it" in found and "UTF-8" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("file,xmin,ymin,xmax,ymax\na.png,1,2,3,4\nb.png,5,6,7,8\n", "CSV"),
+        ("a.png;1;2\nb.png;3;4\n", "CSV"),
+        ("<annotation><size></size></annotation>", "XML or HTML"),
+        ('{"id": 1}\n{"id": 2}\n', "JSON Lines"),
+    ],
+)
+def test_an_annotation_file_of_another_format_is_named(text, kind, tmp_path):
+    found = read(tmp_path / "coco.json", text.encode())
+    assert f"looks like {kind}" in found and "Convert it to COCO" in found
+    assert "damaged" not in found
+
+
+def test_text_that_is_no_json_is_not_called_damaged(tmp_path):
+    found = read(tmp_path / "coco.json", b"0 0.5 0.5 0.1 0.1\n")
+    assert "damaged" not in found and "line 1" in found
+
+
+def test_a_json_that_is_nested_too_deep_is_found(tmp_path):
+    found = read(tmp_path / "coco.json", b"[" * 100_000 + b"]" * 100_000)
+    assert "nested too deep" in found
 
 
 FOR_A_PERSON = {x for x in FAULTS if x.startswith(("image", "file names", "categories"))} | {

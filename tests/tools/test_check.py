@@ -567,6 +567,14 @@ def test_images_are_decoded_as_many_as_asked_and_all_looked_for(config, capsys):
     assert "image files without content" in capsys.readouterr().out
 
 
+def test_annotations_nested_too_deep_are_an_error_of_the_data(config, capsys):
+    file = config.parent / "coco.json"
+    nested = "[" * 100_000 + "]" * 100_000
+    file.write_text(file.read_text().replace('"iscrowd": 0', f'"segmentation": {nested}', 1))
+    assert run(config, "--dataset", "cells") == 2
+    assert f"nested too deep: {file}" in capsys.readouterr().out
+
+
 def test_what_is_wrong_with_all_is_told_and_no_copy_is_written(config, capsys):
     file = config.parent / "coco.json"
     content = json.loads(file.read_text())
