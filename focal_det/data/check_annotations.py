@@ -3,6 +3,7 @@
 import json
 import math
 import numbers
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ from focal_det.data.findings import Findings, shorten
 MAX_SIDE = 1e6  # pixels; a larger coordinate is no place in an image
 CUT = "boxes that reach out of the image"
 TWICE = "objects given more than once"
+INVALID_NAME = (
+    "images with an invalid file name",
+    "No file can have such a name: correct it, or take the image out.",
+)
 _NOT_NUMBERS = "boxes that are not four finite numbers"
 _SLACK = 1  # pixel that a box may reach out, as rounding has it
 _OUTSIDE = "boxes outside of the image"
@@ -310,3 +315,11 @@ def is_whole(value: Any) -> bool:
 
 def is_id(value: Any) -> bool:
     return isinstance(value, str) or is_whole(value)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether the system can have a file of that name; a NUL or half a surrogate pair is in none."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False

@@ -6,7 +6,15 @@ from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any, Optional
 
-from focal_det.data.check_annotations import MAX_SIDE, check_annotations, is_id, is_number, is_whole
+from focal_det.data.check_annotations import (
+    INVALID_NAME,
+    MAX_SIDE,
+    check_annotations,
+    is_file_name,
+    is_id,
+    is_number,
+    is_whole,
+)
 from focal_det.data.findings import Findings, shorten
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
@@ -224,7 +232,7 @@ def check_coco_images(
         if not is_id(image["id"]):
             advice = "Ids are whole numbers, or text."
             findings.add(
-                "error", "images whose id is no id", advice, f"{place}: id is {image['id']!r}"
+                "error", "images with an invalid id", advice, f"{place}: id is {image['id']!r}"
             )
             continue
         has_size = all(
@@ -232,7 +240,11 @@ def check_coco_images(
         )
         if not has_size or not isinstance(image["file_name"], str) or not image["file_name"]:
             advice = "file_name is text, width and height are pixels."
-            findings.add("error", "images whose name or size is none", advice, place)
+            findings.add("error", "images with an invalid file name or size", advice, place)
+            continue
+        if not is_file_name(image["file_name"]):
+            place = f"{file}: image {image['id']}, {image['file_name']!r}"
+            findings.add("error", *INVALID_NAME, place)
             continue
         if image["id"] in by_id:
             place = f"{file}: id {image['id']} of {by_id[image['id']]['file_name']} and {image['file_name']}"

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from focal_det.data.catalog import sample_evenly
+from focal_det.data.check_annotations import INVALID_NAME, is_file_name
 from focal_det.data.findings import Findings
 
 _GET_AGAIN = "Training would stop when it comes to them: get them again, or take them out of the annotations."
@@ -37,6 +38,7 @@ def check_images(
     Returns:
         Names of the files by path, and again by what they contain, as far as they were decoded.
     """
+    records = [x for x in records if _has_file_name(x, findings)]
     decoded, files, flat = set(sample_evenly(range(len(records)), num_decoded)), {}, []
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         outcomes = pool.map(lambda i: _look_at(records[i], i in decoded), range(len(records)))
@@ -67,6 +69,14 @@ def check_images(
             f"{folder}: {len(decoded)} of {len(records)}",
         )
     return files
+
+
+def _has_file_name(record: Mapping[str, Any], findings: Findings) -> bool:
+    name = str(record["file_name"])
+    if is_file_name(name):
+        return True
+    findings.add("error", *INVALID_NAME, f"{name!r} (image {record.get('image_id')})")
+    return False
 
 
 def _look_at(

@@ -16,6 +16,7 @@ from focal_det.host import LOGGER_NAME
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
+from focal_det.data.check_annotations import is_file_name
 from focal_det.registry import describe_unknown
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
@@ -92,7 +93,11 @@ def _read_split(root: Path, split: str, name: str) -> list[str]:
         raise FileNotFoundError(
             f"Data set {name}: {path} does not exist. {describe_unknown('split', split, known)}"
         )
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    names = [line.split()[:1] for line in path.read_text().splitlines()]
+    for number, name in enumerate(names, start=1):
+        if name and not is_file_name(name[0]):
+            raise ValueError(f"{path}, line {number}: {name[0]!r} is not a file name")
+    return [x for name in names for x in name]
 
 
 def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, Any]:

@@ -96,10 +96,15 @@ FAULTS = {
         "error",
     ),
     "image ids of different types": (lambda c: c["images"][0].update(id="a"), "int, str", "error"),
-    "images whose id is no id": (lambda c: c["images"][0].update(id=1e30), "id is 1e+30", "error"),
-    "images whose name or size": (
+    "images with an invalid id": (lambda c: c["images"][0].update(id=1e30), "id is 1e+30", "error"),
+    "images with an invalid file name or size": (
         lambda c: c["images"][0].update(width="96"),
         '"width": "96"',
+        "error",
+    ),
+    "images with an invalid file name": (
+        lambda c: c["images"][1].update(file_name="1\0.png"),
+        "image 2, '1\\x00.png'",
         "error",
     ),
     "image files listed more than once": (
@@ -548,6 +553,16 @@ def test_images_are_decoded(tmp_path):
         "3.jpg is 96 x 50, the annotations say 96 x 96"
         in found["images of another size than the annotations say"]
     )
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "\ud800.png"])
+def test_a_file_name_that_no_file_can_have_is_found(name):
+    findings = Findings()
+    record = {"file_name": name, "image_id": 7, "height": 96, "width": 96, "annotations": []}
+    assert check_images([record], findings) == {}
+    (found,) = findings
+    assert found.what == "images with an invalid file name" and found.severity == "error"
+    assert repr(name) in str(found) and "image 7" in str(found)
 
 
 def test_pixels_of_more_than_8_bits_are_told(tmp_path):

@@ -53,6 +53,8 @@ def test_boxes_without_area_are_reported_and_left_out(tmp_path, caplog):
         (lambda r: (r / "Annotations/1.xml").write_text("<annotation></annotation>"), ValueError, r"needs size/width"),
         (lambda r: (r / "Annotations/1.xml").unlink(), FileNotFoundError, r"1\.xml"),
         (lambda r: (r / "JPEGImages/1.jpg").unlink(), FileNotFoundError, r"JPEGImages has no image 1"),
+        (lambda r: (r / "ImageSets/Main/train.txt").write_text("0\n1\0\n"), ValueError,
+         r"train\.txt, line 2: '1\\x00' is not a file name"),
         (lambda r: (r / "ImageSets/Main/train.txt").unlink(), FileNotFoundError, r"train\.txt does not exist.*Known: val"),
     ],
 )  # fmt: skip

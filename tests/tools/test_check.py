@@ -575,6 +575,24 @@ def test_annotations_nested_too_deep_are_an_error_of_the_data(config, capsys):
     assert f"nested too deep: {file}" in capsys.readouterr().out
 
 
+def test_a_nul_in_a_file_name_is_found_with_its_image(config, capsys):
+    file = config.parent / "coco.json"
+    file.write_text(file.read_text().replace("1.png", "1\\u0000.png"))
+    assert run(config) == 2
+    output = capsys.readouterr().out
+    assert f"{file}: image 2, '1\\x00.png'" in output and "\0" not in output
+
+
+def test_a_nul_in_a_voc_list_is_found_with_its_line(tmp_path, capsys):
+    write_voc(tmp_path)
+    names = {"name": "cells", "format": "voc", "root": str(tmp_path), "split": "train"}
+    config = write_config(tmp_path, {**names, "classes": CLASSES})
+    file = tmp_path / "ImageSets" / "Main" / "train.txt"
+    file.write_text("0\n1\0\n2\n3\n")
+    assert run(config) == 2
+    assert f"{file}, line 2: '1\\x00' is not a file name" in capsys.readouterr().out
+
+
 def test_what_is_wrong_with_all_is_told_and_no_copy_is_written(config, capsys):
     file = config.parent / "coco.json"
     content = json.loads(file.read_text())
