@@ -6,8 +6,9 @@ Detectron2 reads it as one pixel wide.
 """
 
 import logging
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,6 +20,7 @@ from detectron2.utils.logger import log_first_n
 from focal_det.data.check_annotations import is_file_name
 from focal_det.registry import describe_unknown
 
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
 
 
@@ -72,6 +74,37 @@ def read_voc(
             ]
         records.append({**record, "annotations": kept})
     return records, without_area
+
+
+def find_evaluation_faults(root: Path, split: str) -> Iterator[str]:
+    """What training can read and Detectron2's VOC evaluator cannot, with file and line or object.
+
+    The evaluator reads every file of the split: it takes a whole line of the list for a name, wants
+    `pose`, `truncated` and `difficult` of each object, and whole numbers.
+    """
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if len(line.split()) != 1:
+            yield f"{path}, line {number}: {line!r} is not just a name"
+            continue
+        file = root / "Annotations" / f"{line.strip()}.xml"
+        try:
+            objects = ElementTree.parse(file).findall("object")
+        except (OSError, ValueError, ElementTree.ParseError):
+            continue  # not even training can read it, which is reported elsewhere
+        for index, node in enumerate(objects):
+            for fault in _find_object_faults(node):
+                yield f"{file}, object {index}: {fault}"
+
+
+def _find_object_faults(node: ElementTree.Element) -> Iterator[str]:
+    for key in ("pose", "truncated", "difficult", *(f"bndbox/{x}" for x in _CORNERS)):
+        name, found = key.split("/")[-1], node.find(key)
+        if found is None:
+            yield f"no {name}"
+        elif key != "pose" and not re.fullmatch(r"\s*[+-]?\d+\s*", found.text or ""):
+            yield f"{name} {found.text or ''!r} is not a whole number"
 
 
 def report_boxes_without_area(name: str, boxes: Sequence[str]) -> None:
@@ -131,6 +164,4 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
 
 def _read_object(node: ElementTree.Element) -> tuple[str, list[float]]:
     box = node.find("bndbox")
-    return node.find("name").text.strip(), [
-        float(box.find(key).text) for key in ("xmin", "ymin", "xmax", "ymax")
-    ]
+    return node.find("name").text.strip(), [float(box.find(key).text) for key in _CORNERS]

@@ -25,7 +25,7 @@ from focal_det.data.coco_cache import find_stale_cache
 from focal_det.data.digits import build_digits
 from focal_det.data.findings import Findings
 from focal_det.data.fix_coco import fix_coco
-from focal_det.data.voc import read_voc
+from focal_det.data.voc import find_evaluation_faults, read_voc
 from focal_det.engine.trainer import Trainer
 from focal_det.tools._training_set import GetRecords, get_num_classes
 
@@ -56,7 +56,17 @@ def check_dataset(
     check_records(
         records, name, len(classes) or get_num_classes(cfg) or sys.maxsize, findings, **use
     )
+    if is_test and metadata.get("evaluator_type") == "pascal_voc" and metadata.get("dirname"):
+        _check_voc_evaluation(Path(metadata.dirname), metadata.get("split", ""), findings)
     return [x for x in records if x.get("file_name")], list(classes)
+
+
+def _check_voc_evaluation(root: Path, split: str, findings: Findings) -> None:
+    advice = (
+        "Evaluation would crash: correct them, or evaluate with COCO metrics (evaluator: coco)."
+    )
+    for place in find_evaluation_faults(root, split):
+        findings.add("error", "annotations that VOC evaluation cannot read", advice, place)
 
 
 def _check_json(

@@ -583,14 +583,60 @@ def test_a_nul_in_a_file_name_is_found_with_its_image(config, capsys):
     assert f"{file}: image 2, '1\\x00.png'" in output and "\0" not in output
 
 
+def write_voc_config(folder, **changes):
+    """A config that trains and tests on a correct VOC data set, by VOC's own metrics."""
+    write_voc(folder)
+    names = {"name": "cells", "format": "voc", "root": str(folder), "split": "train"}
+    return write_config(folder, {**names, "classes": CLASSES, **changes})
+
+
 def test_a_nul_in_a_voc_list_is_found_with_its_line(tmp_path, capsys):
-    write_voc(tmp_path)
-    names = {"name": "cells", "format": "voc", "root": str(tmp_path), "split": "train"}
-    config = write_config(tmp_path, {**names, "classes": CLASSES})
+    config = write_voc_config(tmp_path)
     file = tmp_path / "ImageSets" / "Main" / "train.txt"
     file.write_text("0\n1\0\n2\n3\n")
     assert run(config) == 2
     assert f"{file}, line 2: '1\\x00' is not a file name" in capsys.readouterr().out
+
+
+VOC_FAULTS = {
+    "no pose": ("<pose>Unspecified</pose>", ""),
+    "no truncated": ("<truncated>0</truncated>", ""),
+    "no difficult": ("<difficult>0</difficult>", ""),
+    "difficult '' is not a whole number": (
+        "<difficult>0</difficult>",
+        "<difficult></difficult>",
+    ),
+    "xmin '31.0' is not a whole number": ("<xmin>31</xmin>", "<xmin>31.0</xmin>"),
+}
+
+
+@pytest.mark.parametrize("words", [(), ("--dataset", "cells")], ids=["all", "one"])
+@pytest.mark.parametrize("fault", VOC_FAULTS)
+def test_what_the_voc_evaluator_cannot_read_is_named(fault, words, tmp_path, capsys):
+    config = write_voc_config(tmp_path)
+    file = tmp_path / "Annotations" / "3.xml"
+    file.write_text(file.read_text().replace(*VOC_FAULTS[fault]))
+    assert run(config, *words) == 2
+    line = f"annotations that VOC evaluation cannot read: {file}, object 0: {fault}"
+    assert line in capsys.readouterr().out
+
+
+def test_coco_metrics_need_no_pose_of_a_voc_set(tmp_path, capsys):
+    config = write_voc_config(tmp_path, evaluator="coco")
+    for file in (tmp_path / "Annotations").glob("*.xml"):
+        text = file.read_text().replace("<pose>Unspecified</pose>", "")
+        file.write_text(text.replace("<truncated>0</truncated><difficult>0</difficult>", ""))
+    assert run(config) == 0
+    assert "cannot read" not in capsys.readouterr().out
+
+
+def test_a_class_list_as_test_set_is_named_for_the_voc_evaluator(tmp_path, capsys):
+    """Its lines are name and flag, which the evaluator takes for the name of a file."""
+    config = write_voc_config(tmp_path)
+    file = tmp_path / "ImageSets" / "Main" / "train.txt"
+    file.write_text("0  1\n1 -1\n3  1\n")
+    assert run(config) == 2
+    assert f"{file}, line 1: '0  1' is not just a name" in capsys.readouterr().out
 
 
 def test_what_is_wrong_with_all_is_told_and_no_copy_is_written(config, capsys):
@@ -613,15 +659,7 @@ def test_what_is_wrong_with_all_is_told_and_no_copy_is_written(config, capsys):
 
 
 def test_a_voc_box_without_area_and_an_annotation_that_is_none_are_told(tmp_path, capsys):
-    write_voc(tmp_path)
-    block = {
-        "name": "cells",
-        "format": "voc",
-        "root": str(tmp_path),
-        "split": "train",
-        "classes": CLASSES,
-    }
-    config = write_config(tmp_path, block)
+    config = write_voc_config(tmp_path)
     write_annotation(tmp_path / "Annotations" / "1.xml", [("circle", [20, 20, 19, 40])])
     assert run(config) == 1
     assert "boxes without area: cells: 1 (circle" in capsys.readouterr().out
