@@ -10,10 +10,10 @@ from fvcore.common.registry import Registry
 _MAX_KNOWN, _NUM_NEAREST = 20, 8
 
 
-def describe_unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def describe_unknown(kind: str, name: str, known: Iterable[str], *, advice: str = "") -> str:
     """Error text for an unknown name: the closest match, then the known names (of many, the closest).
 
-    Names that differ in upper and lower case only are as close as can be.
+    `advice` comes before both. Names that differ in upper and lower case only are as close as can be.
     """
     known = sorted(known)
     nearest = _find_nearest(name, known, n=1, cutoff=0.5)
@@ -21,7 +21,7 @@ def describe_unknown(kind: str, name: str, known: Iterable[str]) -> str:
     is_short = len(known) <= _MAX_KNOWN
     shown = known if is_short else _find_nearest(name, known, n=_NUM_NEAREST, cutoff=0)
     more = f" and {len(known) - len(shown)} more" if len(shown) < len(known) else ""
-    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(shown) or 'none'}{more}."
+    return f"Unknown {kind} {name!r}.{advice and ' '}{advice}{hint} Known: {', '.join(shown) or 'none'}{more}."
 
 
 def _find_nearest(name: str, known: Sequence[str], *, n: int, cutoff: float) -> list[str]:

@@ -64,7 +64,7 @@ def register_datasets_file(path: str) -> None:
 def register_datasets(
     blocks: Sequence[Mapping[str, Any]], *, source: str, base: Path = Path()
 ) -> None:
-    """Check blocks (see the module) and register them.
+    """Check blocks (see the module) and register them; a wrong one is no obstacle to the others.
 
     Args:
         blocks: one mapping per data set.
@@ -73,17 +73,25 @@ def register_datasets(
 
     Raises:
         ValueError: a key or value that is missing, unknown or of the wrong type, or a name that is taken by another data set.
-        FileNotFoundError: a path that does not exist.
+        FileNotFoundError: a path that does not exist. Of several errors, the first, after the other blocks are registered.
     """
+    errors = []
     if not isinstance(blocks, (list, tuple)):
         raise ValueError(f"{source} must be a list of data sets, got {type(blocks).__name__}")
     for index, block in enumerate(blocks):
-        if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-            raise ValueError(
-                f"{source}: entry {index} must be a mapping with a 'name', got {block!r}"
-            )
-        where = f"{source}: data set {block['name']!r}"
-        _register(_resolve(dict(block), where, base), where)
+        try:
+            _register_block(block, index, source, base)
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def describe_unregistered(name: str) -> str:
+    """Error text for a data set that nobody registered; a forgotten file of data sets comes first."""
+    file = os.environ.get("FOCAL_DET_DATASETS")
+    advice = "" if file else "FOCAL_DET_DATASETS is not set: set it to the yaml file that has it."
+    return describe_unknown("data set", name, DatasetCatalog.list(), advice=advice)
 
 
 def check_datasets(names: Iterable[str], num_classes: int) -> None:
@@ -217,6 +225,13 @@ def _check_class_names(classes: Any, where: str) -> list[str]:
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{where}: classes must be a list of different names, got {classes!r}")
     return names
+
+
+def _register_block(block: Any, index: int, source: str, base: Path) -> None:
+    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
+        raise ValueError(f"{source}: entry {index} must be a mapping with a 'name', got {block!r}")
+    where = f"{source}: data set {block['name']!r}"
+    _register(_resolve(dict(block), where, base), where)
 
 
 def _register(spec: dict[str, Any], where: str) -> None:

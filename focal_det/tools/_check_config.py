@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
 from focal_det.config import find_not_finite, flatten_config
+from focal_det.data.catalog import describe_unregistered
 from focal_det.data.findings import Findings, shorten
 from focal_det.engine.checkpointer import HealthyCheckpointer
 from focal_det.registry import describe_unknown
@@ -30,13 +31,16 @@ _EVALUATORS = ("coco", "lvis", "pascal_voc")
 _FEW_WEIGHTS = 0.25  # of the model's tensors, below which it is a warning; a small ResNet is a third of a RetinaNet's
 
 
-def check_config(cfg: CfgNode, findings: Findings, *, is_training: bool) -> None:
+def check_config(
+    cfg: CfgNode, findings: Findings, *, is_training: bool, dataset: Optional[str] = None
+) -> None:
     """Check that the data sets are there, and values by themselves and against each other.
 
     Args:
+        dataset: check only that this data set is there, instead of all.
         is_training: whether this machine is about to train it.
     """
-    _check_names(cfg, findings)
+    _check_names(cfg, findings, dataset)
     for key, value in find_not_finite(cfg).items():
         findings.add(
             "error", "numbers that are not finite", "Give them a number.", f"{key}: {value}"
@@ -83,7 +87,7 @@ def _check_other_architectures(values: dict[str, Any], findings: Findings) -> No
         findings.add("warning", "keys of another architecture", advice, shorten(changed))
 
 
-def _check_names(cfg: CfgNode, findings: Findings) -> None:
+def _check_names(cfg: CfgNode, findings: Findings, dataset: Optional[str]) -> None:
     known, architecture = DatasetCatalog.list(), cfg.MODEL.META_ARCHITECTURE
     if architecture not in META_ARCH_REGISTRY:
         place = describe_unknown("MODEL.META_ARCHITECTURE", architecture, dict(META_ARCH_REGISTRY))
@@ -92,10 +96,12 @@ def _check_names(cfg: CfgNode, findings: Findings) -> None:
         )
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
+            if dataset and name != dataset:
+                continue
             if name not in known:
                 file = os.environ.get("FOCAL_DET_DATASETS", "not set")
                 advice = f"Register it: in FOCAL_DET_DATASETS ({file}), MODEL.FOCAL_DET.DATASETS or code of yours."
-                place = f"DATASETS.{key}: {describe_unknown('data set', name, known)}"
+                place = f"DATASETS.{key}: {describe_unregistered(name)}"
                 findings.add("error", "data sets that nobody registered", advice, place)
             elif (
                 key == "TEST" and MetadataCatalog.get(name).get("evaluator_type") not in _EVALUATORS

@@ -19,11 +19,10 @@ from detectron2.data import DatasetCatalog
 
 from focal_det.analysis.class_weights import draw_class_weights
 from focal_det.analysis.detections import draw_ground_truth
-from focal_det.data.catalog import register_datasets
+from focal_det.data.catalog import describe_unregistered, register_datasets
 from focal_det.data.check_images import check_images, check_overlap
 from focal_det.data.findings import SEVERITIES, Finding, Findings
 from focal_det.env import find_config_file, load_config
-from focal_det.registry import describe_unknown
 from focal_det.tools import _check_anchors as check_anchors
 from focal_det.tools._check_anchors import TrainingSetReport
 from focal_det.tools._check_config import check_classes, check_config, check_model
@@ -81,7 +80,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error(f"--images must be >= 0, got {args.images}")
     try:
         args.config_file = Path(find_config_file(args.config_file))
-        cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+        cfg = _load_config(args)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         parser.error(describe_error(error))
     try:
@@ -92,6 +91,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         traceback.print_exc()
         print("focal-det check itself has failed, which is a fault of its own", file=sys.stderr)
         return 3
+
+
+def _load_config(args: argparse.Namespace) -> CfgNode:
+    """The config; that a block of FOCAL_DET_DATASETS is wrong is no matter if --dataset is another."""
+    try:
+        return load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    except (OSError, ValueError):
+        if args.dataset not in DatasetCatalog.list():
+            raise
+    return load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace) -> int:
@@ -147,18 +156,13 @@ def run_checks(
     try:
         register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     except (OSError, ValueError) as error:
-        findings.add(
-            "error",
-            "data sets that cannot be registered",
-            "Correct MODEL.FOCAL_DET.DATASETS.",
-            str(error),
-        )
-        return findings, None
+        if dataset not in DatasetCatalog.list():  # else another one is wrong
+            what = "data sets that cannot be registered"
+            findings.add("error", what, "Correct MODEL.FOCAL_DET.DATASETS.", str(error))
+            return findings, None
     if dataset and dataset not in DatasetCatalog.list():
-        raise ValueError(
-            f"--dataset: {describe_unknown('data set', dataset, DatasetCatalog.list())}"
-        )
-    check_config(cfg, findings, is_training=is_training)
+        raise ValueError(f"--dataset: {describe_unregistered(dataset)}")
+    check_config(cfg, findings, is_training=is_training, dataset=dataset)
     _check_datasets(cfg, dataset, get_records, images, findings)
     if dataset or findings.get("error"):
         return findings, None

@@ -357,7 +357,8 @@ def test_row_23_weights_that_do_not_exist(digits, capsys, fault):
 
 def test_row_37_a_test_set_that_nobody_registered(digits, capsys, fault):
     code, output = run_check(digits.write_config(DATASETS__TEST=["copi"]), capsys)
-    assert code == 2 and "DATASETS.TEST: Unknown data set 'copi'. Did you mean 'copy'" in output
+    assert code == 2 and "DATASETS.TEST: Unknown data set 'copi'." in output
+    assert "Did you mean 'copy'" in output
     trainer = make_trainer(DefaultTrainer, digits, DATASETS__TEST=["copi"])
     trainer.run_step = lambda: None
     with pytest.raises(KeyError) as error:

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from focal_det.engine.trainer import Trainer
-from focal_det.env import load_config
+from focal_det.env import load_config, setup_environment
 from focal_det.model_zoo import get_config_file
 from focal_det.registry import CLS_LOSS_REGISTRY
 from focal_det.tools.__main__ import main as focal_det_main
@@ -67,7 +67,7 @@ def test_correct_data_and_config_pass(config, capsys):
         (["MODEL.RETINANET.NUM_CLASSES", "7"], "Set MODEL.RETINANET.NUM_CLASSES to 2", 2),
         (
             ["DATASETS.TEST", "('cels',)"],
-            "DATASETS.TEST: Unknown data set 'cels'. Did you mean 'cells'",
+            "it. Did you mean 'cells'",
             2,
         ),
         (["SOLVER.BASE_LR", "float('nan')"], "SOLVER.BASE_LR", 2),
@@ -190,6 +190,69 @@ def test_that_the_check_itself_fails_has_an_exit_code_of_its_own(config, monkeyp
     monkeypatch.setattr("focal_det.tools.check.run_checks", fail)
     assert run(config) == 3
     assert "RuntimeError: not foreseen" in capsys.readouterr().err
+
+
+def test_a_forgotten_data_set_file_is_the_first_hint(config, monkeypatch, capsys):
+    assert run(config, "DATASETS.TEST", "('blood_cells_test',)") == 2
+    output = capsys.readouterr().out
+    hint = output.index("FOCAL_DET_DATASETS is not set")
+    assert "DATASETS.TEST: Unknown data set 'blood_cells_test'. FOCAL_DET_DATASETS" in output
+    assert hint < output.index("Known: ") and hint < 200
+    file = config.parent / "sets.yaml"
+    file.write_text("DATASETS: []")
+    monkeypatch.setenv("FOCAL_DET_DATASETS", str(file))
+    assert run(config, "DATASETS.TEST", "('cels',)") == 2
+    output = capsys.readouterr().out
+    assert output.index("Did you mean 'cells'") < output.index(f"FOCAL_DET_DATASETS ({file})")
+
+
+def test_an_unknown_data_set_argument_has_the_hint_first(config, capsys):
+    with pytest.raises(SystemExit):
+        run(config, "--dataset", "blood_cells_test")
+    error = capsys.readouterr().err
+    assert "--dataset: Unknown data set 'blood_cells_test'. FOCAL_DET_DATASETS" in error
+    assert error.index("FOCAL_DET_DATASETS is not set") < error.index("Known: ")
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TEST", "DATASETS.TRAIN"])
+def test_one_data_set_is_checked_though_another_is_not_registered(key, config, capsys):
+    assert run(config, "--dataset", "cells", key, "('nobodys',)") == 0
+    assert "nobodys" not in capsys.readouterr().out
+
+
+def test_one_data_set_is_checked_though_another_has_no_evaluator(config, tmp_path, capsys):
+    register("own", load_records(tmp_path), evaluator_type="citiscapes")
+    assert run(config, "--dataset", "cells", "DATASETS.TEST", "('own',)") == 0
+
+
+@pytest.mark.parametrize("place", ["config", "file"])
+def test_one_data_set_is_checked_though_another_block_is_wrong(place, config, monkeypatch, capsys):
+    content = yaml.safe_load(config.read_text())
+    blocks = content["MODEL"]["FOCAL_DET"]["DATASETS"]
+    wrong = {**blocks[0], "name": "wrong", "json": "nowhere.json"}
+    if place == "config":
+        blocks.insert(0, wrong)
+    else:
+        blocks.clear()
+        file = config.parent / "sets.yaml"
+        good = {"name": "cells", "format": "coco", "json": "coco.json", "images": "images"}
+        file.write_text(yaml.safe_dump({"DATASETS": [wrong, good]}))
+        monkeypatch.setenv("FOCAL_DET_DATASETS", str(file))
+        steps = [setup_environment]  # once a process, as without DETECTRON2_ENV_MODULE
+        monkeypatch.setattr(
+            "focal_det.env.ensure_environment", lambda: steps.pop()() if steps else None
+        )
+    config.write_text(yaml.safe_dump(content))
+    assert run(config, "--dataset", "cells") == 0
+    capsys.readouterr()
+    if place == "config":
+        assert run(config) == 2
+        assert "data set 'wrong': json is 'nowhere.json'" in capsys.readouterr().out
+        return
+    steps.append(setup_environment)
+    with pytest.raises(SystemExit):
+        run(config)
+    assert "data set 'wrong': json is 'nowhere.json'" in capsys.readouterr().err
 
 
 def test_train_without_a_config_names_the_argument(capsys):
@@ -515,7 +578,7 @@ def test_a_terminal_gets_colours_and_a_file_does_not(config, monkeypatch, capsys
     run(config, *words)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "\033[31merror   \033[0mdata sets that nobody registered"
-    assert lines[1] == "        - DATASETS.TEST: Unknown data set 'cels'. Did you"
+    assert lines[1] == "        - DATASETS.TEST: Unknown data set 'cels'."
     assert all(len(x) <= 60 or "/" in x for x in lines if x.startswith(" "))  # paths are not broken
 
 
