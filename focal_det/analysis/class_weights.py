@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from focal_det.analysis.anchor_fit import get_objects
+from focal_det.data.findings import MAX_NAME, to_line
 from focal_det.labeling import check_gt_classes
 from focal_det.registry import describe_unknown
 
@@ -47,6 +48,11 @@ class ClassWeights:
     priors: np.ndarray
     scalar_alpha: float
     scalar_prior: float
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names as they are shown: without control characters, long ones shortened."""
+        return [to_line(x, MAX_NAME) for x in self.class_names]
 
     @property
     def order(self) -> np.ndarray:
@@ -178,7 +184,7 @@ def draw_class_weights(weights: ClassWeights, out_file: Path, *, title: str) -> 
         axes.set_axisbelow(True)
     if named:
         left.barh(rows, weights.counts[order], color="tab:blue", alpha=0.75)
-        left.set_yticks(rows, [weights.class_names[i] for i in order], fontsize=8 if small else 10)
+        left.set_yticks(rows, [weights.labels[i] for i in order], fontsize=8 if small else 10)
         for row, count in enumerate(weights.counts[order]):
             left.text(
                 1.1 * max(count, 0.7), row, str(count), va="center", fontsize=7 if small else 9

@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from focal_det.data.catalog import sample_evenly
+from focal_det.data.findings import MAX_NAME, to_line
 
 _TILE = 420  # longer side of a picture in the grid, in pixels
 
@@ -68,7 +69,8 @@ def draw_detections(
         truth, found = _draw_pair(record, drawn, dataset_name)
         left.imshow(truth)
         right.imshow(found)
-        left.set_title(f"{Path(record['file_name']).name}: ground truth", fontsize=9)
+        name = to_line(Path(record["file_name"]).name, MAX_NAME)
+        left.set_title(f"{name}: ground truth", fontsize=9)
         absence = describe_absence([x["score"] for x in of_image], score_thresh)
         right.set_title(absence or f"detections, score >= {score_thresh:g}", fontsize=9)
     scores = [x["score"] for of_image in detections.values() for x in of_image]
@@ -108,10 +110,8 @@ def draw_ground_truth(
     for axes, record, image in zip(figure.axes, records, images):
         if image is not None:
             axes.imshow(_draw_objects(image, record, class_names))
-        axes.set_title(
-            f"{Path(record['file_name']).name}{': cannot be read' if image is None else ''}",
-            fontsize=9,
-        )
+        name = to_line(Path(record["file_name"]).name, MAX_NAME)
+        axes.set_title(f"{name}{': cannot be read' if image is None else ''}", fontsize=9)
     figure.savefig(out_file, dpi=110)
 
 
@@ -180,7 +180,7 @@ def draw_boxes(
     Returns:
         (scale H, scale W, 3) uint8 RGB.
     """
-    labels = [class_names[int(i)] for i in classes]
+    labels = [to_line(class_names[int(i)], MAX_NAME) for i in classes]
     if scores is not None:
         labels = [f"{label} {100 * float(score):.0f}%" for label, score in zip(labels, scores)]
     colors = [colormaps["tab10"](int(i) % 10)[:3] for i in classes]

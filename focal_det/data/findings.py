@@ -1,11 +1,14 @@
 """What a check found: kinds with a severity and advice, how often, and the first few places."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 SEVERITIES = ("error", "warning", "note")
 _MAX_PLACES = 3
+_MAX_LINE = 2000  # characters of a place
+MAX_NAME = 80  # characters of a class name or of another value among several
 
 
 @dataclass
@@ -51,11 +54,15 @@ class Findings:
         self._by_kind: dict[tuple[str, str], Finding] = {}
 
     def add(self, severity: str, what: str, advice: str, place: str) -> None:
-        """Count one place of a kind, which severity and text name."""
+        """Count one place of a kind, which severity and text name.
+
+        Place and advice may hold names from files: what is kept of them is safe to print.
+        """
+        advice = to_line(advice)
         finding = self._by_kind.setdefault((severity, what), Finding(severity, what, advice))
         finding.count += 1
         if len(finding.places) < _MAX_PLACES:
-            finding.places.append(place)
+            finding.places.append(to_line(place))
 
     def get(self, severity: str) -> list[Finding]:
         return [x for x in self._by_kind.values() if x.severity == severity]
@@ -69,7 +76,24 @@ class Findings:
         return 2 if self.get("error") else int(bool(self.get("warning")))
 
 
+def to_line(text: str, most: int = _MAX_LINE) -> str:
+    """A text from a file as one line for terminals, pages and pictures.
+
+    Control characters, which a terminal would obey, become escapes such as `\\x1b`; of a text longer
+    than `most`, the middle is left out.
+    """
+    if len(text) > most:
+        text = f"{text[: most // 2]}...{text[3 + len(text) - most + most // 2 :]}"
+    text = " ".join(text.splitlines())
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(character: str) -> str:
+    is_shown = character.isprintable() or unicodedata.category(character) == "Zs"
+    return character if is_shown else ascii(character)[1:-1]
+
+
 def shorten(values: Sequence[Any], most: int = 8) -> str:
-    """The first values, and how many more there are."""
-    shown = ", ".join(map(str, values[:most]))
+    """The first values, and how many more there are; long ones without their middle."""
+    shown = ", ".join(to_line(str(x), MAX_NAME) for x in values[:most])
     return f"{shown} and {len(values) - most} more" if len(values) > most else shown

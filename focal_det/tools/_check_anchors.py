@@ -154,7 +154,7 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
 
 def add_findings(report: TrainingSetReport, findings: Findings) -> None:
     """What is wrong or could be better."""
-    fit, counts, names = report.fit, report.weights.counts, report.class_names
+    fit, counts, names = report.fit, report.weights.counts, report.weights.labels
     absent = [names[i] for i in np.flatnonzero(counts == 0)]
     if absent:
         advice = "They cannot be learnt, and evaluation leaves them out or counts them as missed."
@@ -203,7 +203,9 @@ def describe(report: TrainingSetReport) -> list[str]:
     low, median, high = (f"{x:.0f}" for x in np.quantile(per_image, (0.25, 0.5, 0.75)))
     size = f"shorter side {report.size} px" if report.size else "not resized"
     with_own = int(fit.has_positive.sum())
-    counts = [f"{report.class_names[i]} {report.weights.counts[i]}" for i in report.weights.order]
+    counts = [
+        f"{report.weights.labels[i]} {report.weights.counts[i]}" for i in report.weights.order
+    ]
     after = (
         ""
         if report.loss_after is None
@@ -238,7 +240,7 @@ def _describe_lost(report: TrainingSetReport) -> str:
     worst = int(shares.argmax())
     return (
         f"{small} smaller than the median of {np.median(sides):.0f} px and {large} larger; most of class "
-        f"{report.class_names[worst]}, {_percent(shares[worst])} of it"
+        f"{report.weights.labels[worst]}, {_percent(shares[worst])} of it"
     )
 
 
@@ -305,7 +307,7 @@ def write_suggestion(
 
 def draw(report: TrainingSetReport, file: Path) -> None:
     fits = {"now": report.fit, **({"suggested": report.fit_after} if report.fit_after else {})}
-    draw_anchor_fit(fits, report.class_names, report.level_names, file)
+    draw_anchor_fit(fits, report.weights.labels, report.level_names, file)
 
 
 def to_json(report: TrainingSetReport) -> dict[str, Any]:

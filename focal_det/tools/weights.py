@@ -187,7 +187,7 @@ def _warn(cfg: CfgNode, weights: ClassWeights, fit: AnchorFit) -> None:
             f"without a positive anchor in the images looked at (--images), with pi = 1 / {fit.num_anchors}",
         ),
     ):
-        names = [name for name, value in zip(weights.class_names, values) if value == 0]
+        names = [name for name, value in zip(weights.labels, values) if value == 0]
         if names:
             warn(f"Classes {message}: {', '.join(names)}")
     warn_unread(cfg)
@@ -213,14 +213,14 @@ def warn_unread(cfg: CfgNode) -> None:
 
 def _make_table(weights: ClassWeights) -> list[str]:
     """A line of column names, then one per class by falling number of objects."""
-    width = max(5, *(len(x) for x in weights.class_names))
+    width = max(5, *(len(x) for x in weights.labels))
     lines = [
         f"{'id':>4}  {'class':<{width}}  {'objects':>8}  {'share':>8}  {'alpha':>8}  {'pi':>10}"
     ]
     for i in weights.order:
         count, alpha = weights.counts[i], weights.alphas[weights.method][i]
         numbers = f"{count:>8}  {100 * count / weights.counts.sum():>6.2f} %  {_round(alpha):>8}  {_round(weights.priors[i]):>10}"
-        lines.append(f"{i:>4}  {weights.class_names[i]:<{width}}  {numbers}")
+        lines.append(f"{i:>4}  {weights.labels[i]:<{width}}  {numbers}")
     return lines
 
 
@@ -238,7 +238,7 @@ def _shorten(table: list[str]) -> list[str]:
 def describe_imbalance(weights: ClassWeights) -> str:
     """How many times the objects of the least frequent class that has any the most frequent one has."""
     order = [i for i in weights.order if weights.counts[i]]
-    most, least = (weights.class_names[i] for i in (order[0], order[-1]))
+    most, least = (weights.labels[i] for i in (order[0], order[-1]))
     ratio = weights.counts[order[0]] / weights.counts[order[-1]]
     return f"{len(weights.counts)} classes; {ratio:.4g} times as many of class {most} as of {least}"
 

@@ -18,7 +18,7 @@ from focal_det.data.check_annotations import describe_box_fault
 from focal_det.data.check_coco import check_coco, read_coco
 from focal_det.data.check_images import check_images, check_overlap
 from focal_det.data.check_records import check_records
-from focal_det.data.findings import Findings
+from focal_det.data.findings import Findings, shorten
 from focal_det.data.fix_coco import fix_coco
 from tests.data.make_data import write_coco, write_images
 
@@ -222,6 +222,22 @@ def test_a_test_set_may_be_without_annotations(is_train, coco):
     check_coco(content, file, findings, is_train=False)
     (found,) = findings
     assert found.severity == "warning" and "there are no figures" in str(found)
+
+
+def test_no_control_character_gets_out_of_a_finding():
+    findings = Findings()
+    findings.add("error", "faults", "Mend \x1b[2Jthem.", "a\x1b[31m\0b\x9b\u202e\ud800\nc é 猫")
+    (found,) = findings
+    assert found.places == [r"a\x1b[31m\x00b\x9b\u202e\ud800 c é 猫"]
+    assert "\x1b" not in str(found) and "\\x1b[2Jthem" in found.advice
+
+
+def test_a_long_place_and_long_names_are_shortened():
+    findings = Findings()
+    findings.add("error", "faults", "", "start " + 20_000 * "x" + " end")
+    (found,) = findings
+    assert len(str(found)) < 3000 and " end" in str(found) and "start" in str(found)
+    assert shorten(["a" * 20_000, "b"]).endswith("aaa, b") and len(shorten(["a" * 20_000])) < 100
 
 
 EMPTY = [

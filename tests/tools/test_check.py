@@ -530,6 +530,43 @@ def test_an_image_that_was_not_decoded_and_is_broken_does_not_hide_the_page(
     assert (tmp_path / "page" / "images.png").is_file()
 
 
+def rename_classes(config, *names):
+    file = config.parent / "coco.json"
+    content = json.loads(file.read_text())
+    for category, name in zip(content["categories"], names):
+        category["name"] = name
+    file.write_text(json.dumps(content))
+
+
+def test_escape_codes_in_names_reach_no_terminal_and_no_page(config, tmp_path, capsys):
+    rename_classes(config, "\x1b[31mred", "b\x07\x9b2J\ud800\nell")
+    (config.parent / "images" / "2.png").rename(config.parent / "images" / "\x1b[2J.png")
+    file = config.parent / "coco.json"
+    file.write_text(file.read_text().replace("2.png", "\\u001b[2J.png"))
+    out = tmp_path / "better.yaml"
+    assert run(config, "--report", str(tmp_path / "page"), "--write", str(out)) == 0
+    output = capsys.readouterr().out
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    for text in (output, page, out.read_text(encoding="utf-8")):
+        assert r"\x1b[31mred 2" in text and r"b\x07\x9b2J\ud800 ell 2" in text
+        assert not set(text) & {"\x1b", "\x07", "\x9b"}
+    assert r"\x1b[2J.png" in output  # an image of a single colour
+    assert load_config(out).MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+
+
+def test_long_class_names_are_shortened_on_the_page(config, tmp_path, capsys):
+    rename_classes(config, 20_000 * "a", 19_999 * "a" + "b")
+    assert run(config, "--report", str(tmp_path / "page")) == 0
+    page, output = (tmp_path / "page" / "index.html").read_text(), capsys.readouterr().out
+    assert len(page) < 10_000 and len(output) < 10_000
+    for name in ("images.png", "classes.png", "anchors.png"):
+        height, width, _ = cv2.imread(str(tmp_path / "page" / name)).shape
+        assert height * width < 4e6
+    assert run(config, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)["training_set"]
+    assert list(figures["objects_per_class"].values()) == [2, 2]  # whole names: two classes
+
+
 def test_the_page_has_findings_figures_and_pictures(small_boxes, tmp_path, capsys):
     assert run(small_boxes, "--report", str(tmp_path / "page")) == 1
     page = (tmp_path / "page" / "index.html").read_text()
