@@ -3,7 +3,7 @@
 Shapes: M boxes, R anchors of an image, K classes, L levels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,15 +127,12 @@ def measure_anchors(
 
     Args:
         records: Detectron2's dataset dicts with "height" and "width".
-        progress: what the progress bar says; none if empty.
+        progress: what the progress bar on a terminal says; none if empty.
 
     Raises:
         ValueError: a record without size, or a class id outside 0..K-1.
     """
-    images = [
-        _label_image(x, setup)
-        for x in tqdm(records, desc=progress, unit=" images", disable=not progress, leave=False)
-    ]
+    images = [_label_image(x, setup) for x in _show_progress(records, progress)]
     num_classes = setup.num_classes
     boxes, levels = [x["boxes"] for x in images], [x["levels"] for x in images]
     classes = torch.cat([x["labels"] for x in images])
@@ -150,6 +147,66 @@ def measure_anchors(
         classes=torch.cat([x["classes"] for x in images]).numpy(),
         iou_thresh=setup.matcher.thresholds[-2],
     )
+
+
+def _show_progress(records: Sequence[Mapping[str, Any]], what: str) -> Iterable:
+    is_disabled = None if what else True  # None: shown on a terminal only
+    return tqdm(records, desc=what, unit=" images", disable=is_disabled, leave=False)
+
+
+def resize_boxes(
+    records: Sequence[Mapping[str, Any]], resize: Augmentation, *, progress: str = ""
+) -> tuple[Tensor, Tensor]:
+    """The boxes of images as training has them; no image is opened, flips and crops are left out.
+
+    Args:
+        records, progress: as for `measure_anchors`.
+
+    Returns:
+        (M, 4) float32 XYXY in pixels of the resized image, and (M, 2) its height and width.
+    """
+    objects = [_resize_objects(x, resize) for x in _show_progress(records, progress)]
+    boxes = torch.cat([torch.zeros(0, 4), *(x.gt_boxes.tensor for x in objects)])
+    sizes = torch.tensor([x.image_size for x in objects], dtype=torch.int64).reshape(-1, 2)
+    num_boxes = torch.tensor([len(x) for x in objects], dtype=torch.int64)
+    return boxes, sizes.repeat_interleave(num_boxes, dim=0)
+
+
+def compute_best_iou(boxes: Tensor, image_sizes: Tensor, setup: AnchorSetup) -> Tensor:
+    """The largest IoU of each box with any anchor, from one anchor of each shape.
+
+    The overlap with an anchor of a given shape shrinks with the distance of the centres, across and
+    down, each by itself. So no anchor of that shape overlaps a box more than the one in the nearest
+    column and the nearest row.
+
+    Args:
+        boxes, image_sizes: of `resize_boxes`.
+        setup: with Detectron2's DefaultAnchorGenerator.
+
+    Returns:
+        (M,) in [0, 1]; but for rounding, `AnchorFit.best_iou`.
+    """
+    best, generator = boxes.new_zeros(len(boxes)), setup.generator
+    height, width = image_sizes.unbind(dim=1)
+    maps = get_feature_sizes((height, width), setup.strides, setup.size_divisibility)
+    for shapes, stride, (rows, columns) in zip(generator.cell_anchors, setup.strides, maps):
+        last_cell = torch.stack([columns, rows], dim=1) - 1
+        for shape in shapes:
+            distance = (boxes[:, :2] + boxes[:, 2:] - shape[:2] - shape[2:]) / 2
+            cell = (distance / stride - generator.offset).round()
+            cell = torch.minimum(cell, last_cell).clamp(min=0)
+            anchors = shape + ((cell + generator.offset) * stride).repeat(1, 2)
+            best = torch.maximum(best, _compute_paired_iou(anchors, boxes))
+    return best
+
+
+def _compute_paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """(M,) IoU of each of (M, 4) boxes with the other of the same row."""
+    top_left = torch.maximum(boxes[:, :2], others[:, :2])
+    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
+    inter = (bottom_right - top_left).clamp(min=0).prod(dim=1)
+    area, other_area = ((x[:, 2:] - x[:, :2]).prod(dim=1) for x in (boxes, others))
+    return inter / (area + other_area - inter)
 
 
 def _label_image(record: Mapping[str, Any], setup: AnchorSetup) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
-import numpy as np
-from tqdm import tqdm
+import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
-from focal_det.analysis.anchor_fit import Anchors, AnchorSetup, measure_anchors
+import numpy as np
+
+from focal_det.analysis.anchor_fit import Anchors, AnchorSetup, compute_best_iou, resize_boxes
 
 # Factors of the sizes that are tried, the nearest first, so that of equals the smallest change is taken.
 _SCALES = sorted((2 ** (x / 2) for x in range(-6, 4)), key=lambda x: abs(math.log(x)))
@@ -30,39 +31,41 @@ def suggest_anchors(
     There are as many in a cell as before, so that a checkpoint's head still fits.
 
     Args:
-        records: images to try them on; the more there are, the longer it takes.
+        records: images to try them on.
+        setup: with Detectron2's DefaultAnchorGenerator.
         anchors: those of `setup`.
         may_add_level: whether the backbone can have a level of half the smallest stride.
 
     Returns:
         None if nothing reaches 1 % more boxes.
     """
-    start = measure_anchors(records, setup)
-    if not len(start.best_iou):
+    boxes, image_sizes = resize_boxes(records, setup.resize, progress="other anchors")
+    if not len(boxes):
         return None
-    progress = tqdm(
-        total=len(_SCALES) + 2 * may_add_level, desc="other anchors", unit=" trials", leave=False
-    )
+
+    def measure(setup: AnchorSetup) -> float:
+        """Share of the boxes reached."""
+        is_reached = compute_best_iou(boxes, image_sizes, setup) >= setup.matcher.thresholds[-2]
+        return float(is_reached.double().mean())
 
     def try_all(
         trials: Sequence[Anchors], best: tuple[Anchors, float], gain: float
     ) -> tuple[Anchors, float]:
         found = best
         for trial in trials:
-            score = measure_anchors(records, setup.with_anchors(trial)).score
+            score = measure(setup.with_anchors(trial))
             found = (trial, score) if score > found[1] else found
-            progress.update()
         return found if found[1] >= best[1] + gain else best
 
     best = try_all(
-        [_scale(anchors, x) for x in _SCALES if x != 1], (anchors, start.score), MIN_GAIN
+        [_scale(anchors, x) for x in _SCALES if x != 1], (anchors, measure(setup)), MIN_GAIN
     )
     num = len(anchors.aspect_ratios)
-    ratios = np.quantile(start.sides[:, 1] / start.sides[:, 0], (np.arange(num) + 0.5) / num)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).numpy().T
+    ratios = np.quantile(height / width, (np.arange(num) + 0.5) / num)
     best = try_all([replace(best[0], aspect_ratios=[_round(x) for x in ratios])], best, MIN_GAIN)
     if may_add_level:
         best = try_all([_add_level(anchors), _add_level(best[0])], best, _MIN_GAIN_OF_LEVEL)
-    progress.close()
     return best[0] if best[0] is not anchors else None
 
 

@@ -40,7 +40,7 @@ from focal_det.tools._training_set import (
 )
 from focal_det.tools.weights import describe_imbalance, get_weight_values
 
-_TRIED_IMAGES = 60  # that other anchors are tried on
+_MAX_BOXES = 20_000  # whose anchors are labelled, unless a single image has more
 _MAX_ALPHA = 0.95
 _LOST_SHARE = 0.1  # of the boxes unreached, from which it is a warning
 _MAX_CLASSES = 12  # whose objects are told in words
@@ -78,17 +78,22 @@ def measure_training_set(
     """Count and label a training set.
 
     Args:
-        num_images: whose anchors are labelled, at even distances; 0 for all.
+        num_images: whose anchors are labelled, at even distances; 0 for all. Fewer if they have very many boxes.
         suggest: whether to look for better anchors.
     """
     records, class_names = read_training_set(cfg, get_records), get_class_names(cfg)
     counts, sample = count_objects(records, len(class_names)), sample_evenly(records, num_images)
     if not any(map(get_objects, sample)):  # few images have any
         sample = sample_evenly([x for x in records if get_objects(x)], num_images)
+    num_boxes = sum(len(get_objects(x)) for x in sample)
+    if num_boxes > _MAX_BOXES:
+        sample = sample_evenly(sample, max(1, len(sample) * _MAX_BOXES // num_boxes))
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
     anchors = _suggest(cfg, sample, setup) if suggest else None
-    fit_after = measure_anchors(sample, setup.with_anchors(anchors)) if anchors else None
+    fit_after = None
+    if anchors:
+        fit_after = measure_anchors(sample, setup.with_anchors(anchors), progress="better anchors")
     if (
         fit_after and fit_after.score < fit.score + MIN_GAIN
     ):  # better on the images that it was found on only
@@ -147,9 +152,7 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
         cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone" and levels[0] == "p3"
     )
     anchors = Anchors(sizes, list(node.ASPECT_RATIOS[0]), setup.strides)
-    return suggest_anchors(
-        sample_evenly(sample, _TRIED_IMAGES), setup, anchors, may_add_level=may_add_level
-    )
+    return suggest_anchors(sample, setup, anchors, may_add_level=may_add_level)
 
 
 def add_findings(report: TrainingSetReport, findings: Findings) -> None:

@@ -9,6 +9,7 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes
+from torch import Tensor
 
 from focal_det.analysis.anchor_fit import AnchorSetup, label_record
 from focal_det.config import build_cls_loss, build_normalizer
@@ -27,18 +28,21 @@ def compute_expected_loss(
         records: a batch.
     """
     cls_loss, num_classes = build_cls_loss(cfg), setup.num_classes
-    bias, sums, num_pos = cls_loss.bias(get_prior_prob(cfg), num_classes), [], []
+    bias = cls_loss.bias(get_prior_prob(cfg), num_classes)
+    images: dict[int, tuple[Tensor, Tensor]] = {}  # a batch repeats the images of a small set
     for record in records:
-        objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
-        boxes = (
-            objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
-        )
-        targets = DenseTargets.from_labels(labels[None], boxes[None], num_classes)
-        targets = replace(
-            targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels))
-        )
-        sums.append(compute_initial_loss(cls_loss, bias, targets))
-        num_pos.append(targets.num_pos)
+        if id(record) not in images:
+            targets = _build_targets(record, setup)
+            sums = compute_initial_loss(cls_loss, bias, targets)
+            images[id(record)] = (sums, targets.num_pos)
+    sums, num_pos = (torch.cat(x) for x in zip(*(images[id(record)] for record in records)))
     if cls_loss.self_normalized:
-        return float(torch.cat(sums).mean())
-    return float((torch.cat(sums) / build_normalizer(cfg)(torch.cat(num_pos))).sum())
+        return float(sums.mean())
+    return float((sums / build_normalizer(cfg)(num_pos)).sum())
+
+
+def _build_targets(record: dict[str, Any], setup: AnchorSetup) -> DenseTargets:
+    objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
+    boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
+    targets = DenseTargets.from_labels(labels[None], boxes[None], setup.num_classes)
+    return replace(targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels)))

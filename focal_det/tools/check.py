@@ -32,7 +32,7 @@ from focal_det.tools.weights import warn_unread
 
 _COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
 _END = "\033[0m"
-_LABELLED_IMAGES = 200  # whose anchors are labelled
+_LABELLED_IMAGES = 200  # whose anchors are labelled, and at most --images
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -44,7 +44,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         type=int,
         default=0,
         metavar="N",
-        help="decode N images of each data set (default: all)",
+        help="decode N images of each data set (default: all) and look at the anchors of at most N "
+        f"(default: {_LABELLED_IMAGES})",
     )
     parser.add_argument("--json", action="store_true", help="print findings and figures as json")
     parser.add_argument(
@@ -104,7 +105,17 @@ def _load_config(args: argparse.Namespace) -> CfgNode:
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace) -> int:
-    findings, report = run_checks(cfg, images=args.images, dataset=args.dataset, suggest=True)
+    findings = Findings()
+    words = {"images": args.images, "dataset": args.dataset}
+    try:
+        _, report = run_checks(cfg, **words, suggest=True, findings=findings)
+    except KeyboardInterrupt:
+        if args.report:
+            advice = "The rest was not checked: run it again."
+            findings.add("warning", "checks that were interrupted", advice, str(args.config_file))
+            _write_page(args.report, args.config_file, findings, None)
+            print(f"\npage:    {args.report / 'index.html'}", file=sys.stderr)
+        raise
     if report and args.write:
         check_anchors.write_suggestion(report, cfg, args.config_file, args.opts, args.write)
         warn_unread(cfg)
@@ -137,14 +148,16 @@ def run_checks(
     dataset: Optional[str] = None,
     suggest: bool = False,
     is_training: bool = False,
+    findings: Optional[Findings] = None,
 ) -> tuple[Findings, Optional[TrainingSetReport]]:
     """Check a config, its data sets, its model and its weights.
 
     Args:
-        images: how many of each data set to decode, at even distances; 0 for all.
+        images: how many of each data set to decode, at even distances; 0 for all. No more are labelled either.
         dataset: check the data of this data set, instead of those of the config, and nothing else but the config.
         suggest: also look for anchors that fit better.
         is_training: whether this machine is about to train.
+        findings: to add to, for a caller that wants what was found before an interrupt.
 
     Returns:
         What was found; and what was measured of the training set, if there are no errors and the model is a RetinaNet.
@@ -152,7 +165,8 @@ def run_checks(
     Raises:
         ValueError: an unknown `dataset`.
     """
-    findings, get_records = Findings(), functools.cache(_load)  # a large json takes long
+    findings = Findings() if findings is None else findings
+    get_records = functools.cache(_load)  # a large json takes long
     try:
         register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     except (OSError, ValueError) as error:
@@ -176,7 +190,7 @@ def run_checks(
         )
     elif not findings.get("error"):
         report = check_anchors.measure_training_set(
-            cfg, get_records, _LABELLED_IMAGES, suggest=suggest
+            cfg, get_records, min(images or _LABELLED_IMAGES, _LABELLED_IMAGES), suggest=suggest
         )
         check_anchors.add_findings(report, findings)
         return findings, report

@@ -12,10 +12,12 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 from focal_det.analysis.anchor_fit import (
     Anchors,
+    compute_best_iou,
     draw_anchor_fit,
     get_feature_sizes,
     label_record,
     measure_anchors,
+    resize_boxes,
 )
 from focal_det.analysis.anchor_suggestion import suggest_anchors
 from focal_det.tools._training_set import build_anchor_setup
@@ -116,6 +118,47 @@ def test_the_measures_are_those_of_the_matrix_of_overlaps(setup):
         fit.positives_per_image[1] == 0
         and fit.positives_per_level.sum() == fit.positives.sum() == fit.positives_per_image[0]
     )
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("size", [(256, 256), (97, 130), (33, 800), (1, 1)])
+def test_best_iou_from_the_nearest_cells_is_that_of_all_anchors(size, offset, make_cfg):
+    sizes = [[20, 33.3], [64], [100, 150], [256], [700]]
+    words = ["MODEL.ANCHOR_GENERATOR.OFFSET", offset, "MODEL.ANCHOR_GENERATOR.SIZES", sizes]
+    setup = build_anchor_setup(make_cfg("INPUT.MIN_SIZE_TRAIN", (0,), *words))
+    rng, (height, width) = np.random.default_rng(0), size
+    corners = rng.uniform(-0.2, 1.2, (300, 2, 2)) * (width, height)
+    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+    middle = np.clip(boxes[:, :2], 0, [width, height])
+    small = np.concatenate([middle, middle + rng.uniform(0.1, 30, (300, 2))], axis=1)
+    on_grid = [
+        [0, 0, 8, 8],
+        [0, 0, width, height],
+        [4, 4, 12, 12],
+        [8, 8, 8.001, 9],
+        [60, 0, 68, 8],
+    ]
+    record = make_record(*boxes.tolist(), *small.tolist(), *on_grid)
+    record.update(height=height, width=width)
+    record["annotations"][0]["iscrowd"] = 1
+    fit = measure_anchors([record, make_record(), record], replace(setup, num_classes=2))
+    found, sizes_of_images = resize_boxes([record, make_record(), record], setup.resize)
+    best = compute_best_iou(found, sizes_of_images, setup)
+    assert len(best) == len(fit.best_iou) > (0 if size == (1, 1) else 700)
+    np.testing.assert_allclose(best.numpy(), fit.best_iou, rtol=1e-5, atol=1e-6)
+    assert (found[:, 2:] - found[:, :2]).tolist() == fit.sides.tolist()
+
+
+def test_better_anchors_are_looked_for_without_labelling(setup, monkeypatch):
+    """Which took a minute for 120 images, and forever for images of thousands of boxes."""
+
+    def fail(*args):
+        raise AssertionError("the search has labelled all anchors")
+
+    monkeypatch.setattr("focal_det.analysis.anchor_fit.match_anchors", fail)
+    records = [make_record(*[[i, j, i + 9, j + 9] for i in range(99) for j in range(50)])]
+    found = suggest_anchors(records, setup, get_anchors(setup), may_add_level=True)
+    assert found.strides[0] == 4 or max(found.sizes[0]) < 32
 
 
 def test_a_box_whose_anchors_others_take_has_no_positive(setup):

@@ -12,6 +12,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from focal_det.analysis.anchor_fit import label_record
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config, setup_environment
 from focal_det.model_zoo import get_config_file
@@ -565,6 +566,66 @@ def test_long_class_names_are_shortened_on_the_page(config, tmp_path, capsys):
     assert run(config, "--json") == 0
     figures = json.loads(capsys.readouterr().out)["training_set"]
     assert list(figures["objects_per_class"].values()) == [2, 2]  # whole names: two classes
+
+
+def count_labelled(monkeypatch):
+    """The records whose anchors a check labels, from now on."""
+    labelled = []
+
+    def label(record, setup):
+        labelled.append(record)
+        return label_record(record, setup)
+
+    monkeypatch.setattr("focal_det.analysis.anchor_fit.label_record", label)
+    monkeypatch.setattr("focal_det.tools._expected_loss.label_record", label)
+    return labelled
+
+
+def test_no_more_images_are_labelled_than_asked_for(small_boxes, monkeypatch, capsys):
+    labelled = count_labelled(monkeypatch)
+    assert run(small_boxes, "--images", "2") == 1
+    # The first fit, and the loss of a batch; with and without what is suggested.
+    assert len({id(x) for x in labelled}) == 2 and len(labelled) <= 8
+    assert "anchors (2 images" in capsys.readouterr().out
+
+
+def test_of_images_with_very_many_boxes_fewer_are_labelled(config, monkeypatch, capsys):
+    file = config.parent / "coco.json"
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]
+    content["annotations"] = [
+        {**first, "id": i + 1, "image_id": i % 4 + 1, "bbox": [i % 60, i // 60, 20, 20 + i / 999]}
+        for i in range(400)
+    ]
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr("focal_det.tools._check_anchors._MAX_BOXES", 200)
+    labelled = count_labelled(monkeypatch)
+    run(config)
+    assert len({id(x) for x in labelled}) == 2
+    assert "anchors (2 images" in capsys.readouterr().out
+
+
+def test_the_search_for_anchors_shows_its_progress_on_a_terminal(small_boxes, monkeypatch, capsys):
+    run(small_boxes)
+    assert "anchors:" not in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    run(small_boxes)
+    error = capsys.readouterr().err
+    assert "\ranchors:" in error and "\rother anchors:" in error
+
+
+def test_the_page_is_written_though_the_search_is_interrupted(
+    config, tmp_path, monkeypatch, capsys
+):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("focal_det.tools._check_anchors.suggest_anchors", interrupt)
+    words = ["--config-file", str(config), "--report", str(tmp_path / "page")]
+    assert focal_det_main(["check", *words]) == 130
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "data sets with empty images" in page and "checks that were interrupted" in page
+    assert str(tmp_path / "page" / "index.html") in capsys.readouterr().err
 
 
 def test_the_page_has_findings_figures_and_pictures(small_boxes, tmp_path, capsys):
