@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from focal_det.data.catalog import sample_evenly
 from focal_det.data.findings import MAX_NAME, to_line
 
+_MAX_BOXES = 200  # of ground truth in a picture; each takes milliseconds
 _TILE = 420  # longer side of a picture in the grid, in pixels
 
 
@@ -108,10 +109,15 @@ def draw_ground_truth(
     for axes in figure.subplots(num_rows, 3, squeeze=False).flat:
         axes.axis("off")
     for axes, record, image in zip(figure.axes, records, images):
-        if image is not None:
-            axes.imshow(_draw_objects(image, record, class_names))
-        name = to_line(Path(record["file_name"]).name, MAX_NAME)
-        axes.set_title(f"{name}{': cannot be read' if image is None else ''}", fontsize=9)
+        title, objects = to_line(Path(record["file_name"]).name, MAX_NAME), record["annotations"]
+        shown = sample_evenly(objects, _MAX_BOXES)
+        if len(shown) < len(objects):
+            title += f": {len(shown)} of {len(objects)} boxes"
+        if image is None:
+            title += ": cannot be read"
+        else:
+            axes.imshow(_draw_objects(image, {**record, "annotations": shown}, class_names))
+        axes.set_title(title, fontsize=9)
     figure.savefig(out_file, dpi=110)
 
 

@@ -40,7 +40,7 @@ from focal_det.tools._training_set import (
 )
 from focal_det.tools.weights import describe_imbalance, get_weight_values
 
-_MAX_BOXES = 20_000  # whose anchors are labelled, unless a single image has more
+_MAX_BOXES = 10_000  # whose anchors are labelled, unless a single image has more
 _MAX_ALPHA = 0.95
 _LOST_SHARE = 0.1  # of the boxes unreached, from which it is a warning
 _MAX_CLASSES = 12  # whose objects are told in words

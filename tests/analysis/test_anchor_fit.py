@@ -145,7 +145,7 @@ def test_best_iou_from_the_nearest_cells_is_that_of_all_anchors(size, offset, ma
     found, sizes_of_images = resize_boxes([record, make_record(), record], setup.resize)
     best = compute_best_iou(found, sizes_of_images, setup)
     assert len(best) == len(fit.best_iou) > (0 if size == (1, 1) else 700)
-    np.testing.assert_allclose(best.numpy(), fit.best_iou, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(best.numpy(), fit.best_iou, rtol=0, atol=3e-7)
     assert (found[:, 2:] - found[:, :2]).tolist() == fit.sides.tolist()
 
 

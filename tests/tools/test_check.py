@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from focal_det.analysis.anchor_fit import label_record
+from focal_det.analysis.detections import draw_boxes, draw_ground_truth
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config, setup_environment
 from focal_det.model_zoo import get_config_file
@@ -626,6 +627,21 @@ def test_the_page_is_written_though_the_search_is_interrupted(
     page = (tmp_path / "page" / "index.html").read_text()
     assert "data sets with empty images" in page and "checks that were interrupted" in page
     assert str(tmp_path / "page" / "index.html") in capsys.readouterr().err
+
+
+def test_of_very_many_boxes_in_an_image_some_are_drawn(tmp_path, monkeypatch):
+    """Thousands take half a minute, and hide the image."""
+    (record, *_) = load_records(tmp_path)
+    record["annotations"] = 500 * record["annotations"][:1]
+    drawn = []
+
+    def draw(image, boxes, *args, **kwargs):
+        drawn.append(len(boxes))
+        return draw_boxes(image, boxes, *args, **kwargs)
+
+    monkeypatch.setattr("focal_det.analysis.detections.draw_boxes", draw)
+    draw_ground_truth([record], CLASSES, tmp_path / "images.png")
+    assert drawn == [200]
 
 
 def test_the_page_has_findings_figures_and_pictures(small_boxes, tmp_path, capsys):
