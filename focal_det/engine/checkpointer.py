@@ -9,6 +9,7 @@ from focal_det.host import LOGGER_NAME
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from focal_det.data.findings import shorten
 from focal_det.engine.files import open_to_replace
@@ -128,6 +129,23 @@ class HealthyCheckpointer(DetectionCheckpointer):
         if self.requires_all and self.num_matched < self.num_tensors:
             raise WeightsError(_describe_lacking([x for x in names if x in lacking], shapes))
         return incompatible
+
+
+def load_trained(model: nn.Module, weights: str) -> dict[str, Any]:
+    """Load a trained model to use it: every parameter must be in the file.
+
+    Args:
+        weights: file or URL; MODEL.WEIGHTS of a config.
+
+    Returns:
+        What a checkpoint holds besides, such as "class_names".
+
+    Raises:
+        WeightsError: the file holds no weights, or not those of all parameters; names it.
+    """
+    checkpointer = HealthyCheckpointer(model)
+    checkpointer.requires_all = True
+    return checkpointer.resume_or_load(weights, resume=False)
 
 
 def _refuse_not_finite(model: dict[str, Any]) -> None:

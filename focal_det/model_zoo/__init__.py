@@ -15,13 +15,13 @@ from typing import Any, Optional
 from focal_det.host import LOGGER_NAME
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from focal_det.config import add_focal_det_config
+from focal_det.engine.checkpointer import HealthyCheckpointer
 from focal_det.registry import describe_unknown
 
 _PACKAGE = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def get(config_path: str, trained: bool = False, device: Optional[str] = None) -
     if trained and "://" in weights:  # else it has been checked
         weights = PathManager.get_local_path(weights)
         _check_sha256(Path(weights), _get_entry(config_path)["sha256"])
-    DetectionCheckpointer(model).load(weights)
+    HealthyCheckpointer(model).load(weights)
     return model
 
 

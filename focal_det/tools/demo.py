@@ -13,7 +13,6 @@ import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 import cv2
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import (
     convert_image_to_rgb,
@@ -31,6 +30,7 @@ from focal_det import model_zoo
 from focal_det.analysis.detections import describe_absence, draw_boxes
 from focal_det.data.catalog import read_class_names
 from focal_det.data.check_images import find_value_fault
+from focal_det.engine.checkpointer import load_trained
 from focal_det.env import load_config
 from focal_det.tools.check import describe_error
 
@@ -121,7 +121,7 @@ class Detector:
 
     def __init__(self, cfg: CfgNode, score_thresh: float) -> None:
         self.model: nn.Module = build_model(cfg).eval()
-        checkpoint = DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        checkpoint = load_trained(self.model, cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         self.score_thresh = score_thresh

@@ -12,7 +12,6 @@ from typing import Any, Optional
 import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
@@ -25,6 +24,7 @@ from focal_det.analysis.loss_cdf import SIDES, LossHistogram, draw_loss_cdf, sum
 from focal_det.box_loss import iou_of_predictions
 from focal_det.config import build_cls_loss
 from focal_det.data.catalog import sample_evenly
+from focal_det.engine.checkpointer import load_trained
 from focal_det.env import load_config
 from focal_det.losses import CLS_LOSS_REGISTRY, PointwiseClsLoss
 from focal_det.losses.cls_loss import split_levels
@@ -57,9 +57,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         losses = _build_losses(args, cfg)
         model = build_model(cfg).eval()
         records, dataset = _load_records(cfg, args)
+        load_trained(model, cfg.MODEL.WEIGHTS)
     except (ValueError, KeyError, FileNotFoundError) as error:
         parser.error(str(error.args[0]))
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     histograms: Histograms = defaultdict(lambda: {side: LossHistogram() for side in SIDES})
     names = MetadataCatalog.get(dataset).get("thing_classes") or [
         str(i) for i in range(cfg.MODEL.RETINANET.NUM_CLASSES)

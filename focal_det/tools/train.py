@@ -18,7 +18,7 @@ from torch import multiprocessing
 
 from focal_det.data.catalog import register_datasets
 from focal_det.data.findings import shorten
-from focal_det.engine.checkpointer import HealthyCheckpointer
+from focal_det.engine.checkpointer import load_trained
 from focal_det.engine.files import DiskFullError
 from focal_det.engine.output_dir import (
     find_changes,
@@ -85,9 +85,7 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _evaluate(cfg: CfgNode) -> dict:
     logging.getLogger(LOGGER_NAME).info(f"evaluating {cfg.MODEL.WEIGHTS}")
     model = Trainer.build_model(cfg)
-    checkpointer = HealthyCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpointer.requires_all = True
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+    load_trained(model, cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
