@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -132,6 +133,19 @@ def clean_catalog(monkeypatch):
         DatasetCatalog.pop(name)
         MetadataCatalog.get(name)  # makes it, if the data set had none
         MetadataCatalog.pop(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB; skips where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    can_mount = sys.platform == "linux" and shutil.which("mount")
+    if not can_mount or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a small tmpfs here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:

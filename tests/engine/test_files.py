@@ -2,27 +2,12 @@
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 
 from focal_det.engine.files import DiskFullError, open_to_replace, report_full_disk_once
-from tests.conftest import run_python
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 24 MB; skips where this user may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("cannot mount a small tmpfs here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(folder, leave=0):
@@ -76,29 +61,3 @@ def test_writers_of_a_run_are_silent_on_a_full_disk(small_disk, capfd):
         logger.removeHandler(handler)
     output = "".join(capfd.readouterr())
     assert "Traceback" not in output and "Logging error" not in output
-
-
-def test_run_on_a_full_disk_ends_with_a_line_and_resumes(digits, small_disk):
-    """Checkpoints of some 3 MB: there is room for one, and the second is not written."""
-    out = small_disk / "out"
-    config = digits.write_config(
-        DATASETS__TEST=[],
-        OUTPUT_DIR=str(out),
-        SOLVER__MAX_ITER=3,
-        SOLVER__CHECKPOINT_PERIOD=1,
-        MODEL__RESNETS__STEM_OUT_CHANNELS=4,
-        MODEL__RESNETS__RES2_OUT_CHANNELS=16,
-        MODEL__RESNETS__WIDTH_PER_GROUP=4,
-        MODEL__FPN__OUT_CHANNELS=32,
-    )
-    command = ["-m", "focal_det.tools", "train", "--no-check", "--config-file", str(config)]
-    fill(small_disk, leave=4_000_000)
-    code, output = run_python(*command, check=False)
-    assert code == 1 and "Traceback" not in output
-    last = output.rstrip().splitlines()[-1]
-    assert last.startswith(f"focal-det train: the disk is full: {out}/model_")
-    assert "--resume" in last
-    assert {x.suffix for x in out.iterdir() if x.name.startswith("model_")} == {".pth"}
-    (small_disk / "filler").unlink()
-    _, output = run_python(*command, "--resume")
-    assert "Starting training from iteration 1" in output

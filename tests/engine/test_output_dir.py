@@ -95,14 +95,6 @@ def test_eval_only_leaves_the_config_of_the_run(finished):
 # --- a used folder
 
 
-def test_a_used_folder_is_refused_and_untouched(finished, capsys):
-    config, out = finished
-    before = {x.name: x.read_bytes() for x in out.iterdir() if x.is_file()}
-    message = refuse(capsys, config)
-    assert str(out) in message and "--resume" in message and "--overwrite" in message
-    assert {x.name: x.read_bytes() for x in out.iterdir() if x.is_file()} == before
-
-
 def test_overwrite_leaves_nothing_of_the_earlier_run(digits, finished):
     config, out = finished
     (out / "model_0000099.pth").write_bytes(b"of the earlier run")
@@ -115,19 +107,6 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(digits, finished):
 
 def test_overwrite_and_resume_exclude_each_other(finished, capsys):
     assert "--overwrite starts a new run" in refuse(capsys, finished[0], "--resume", "--overwrite")
-
-
-@pytest.mark.parametrize("tag", [None, "", "model_0000007.pth"])
-def test_resume_without_a_usable_tag_takes_the_newest_checkpoint(tag, digits, capsys):
-    config = digits.write_config(DATASETS__TEST=[], SOLVER__CHECKPOINT_PERIOD=1)
-    run(config)
-    out = digits.folder / "out"
-    (out / "last_checkpoint").unlink()
-    if tag is not None:
-        (out / "last_checkpoint").write_text(tag)
-    run(config, "--resume", "SOLVER.MAX_ITER", "4")
-    assert "Starting training from iteration 2" in read_log(digits)
-    assert "is the newest checkpoint that can be read" in capsys.readouterr().out
 
 
 def test_newest_checkpoint_is_by_iteration_and_readable(tmp_path):
@@ -226,26 +205,6 @@ def test_seed_that_nobody_recorded_is_reported_as_new(digits):
 def test_a_finished_run_says_that_nothing_is_left(digits, finished):
     run(finished[0], "--resume")
     assert "all 2 iterations of this run are done, and nothing is left to train" in read_log(digits)
-
-
-def test_no_evaluation_after_a_failure_in_the_last_iteration(digits, monkeypatch):
-    config = digits.write_config()
-    evaluated = []
-    monkeypatch.setattr(Trainer, "test", staticmethod(lambda *args: evaluated.append(args) or {}))
-    step = Trainer.run_step
-
-    def fail_at_the_end(trainer):
-        if trainer.iter == 1:
-            raise RuntimeError("out of luck")
-        step(trainer)
-
-    monkeypatch.setattr(Trainer, "run_step", fail_at_the_end)
-    with pytest.raises(RuntimeError, match="out of luck"):
-        run(config)
-    assert not evaluated
-    monkeypatch.setattr(Trainer, "run_step", step)
-    run(config, "--overwrite")
-    assert len(evaluated) == 1
 
 
 def test_checkpoints_hold_class_names_and_config(finished):

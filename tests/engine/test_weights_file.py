@@ -60,20 +60,6 @@ def test_weights_cannot_run_code_in_train_or_check(suffix, digits, capsys, tmp_p
     assert not made.exists()
 
 
-def test_a_tag_cannot_run_code(digits, tmp_path, capsys):
-    """A `last_checkpoint` that names a pickle."""
-    config = digits.write_config(DATASETS__TEST=[])
-    out = digits.folder / "out"
-    out.mkdir()
-    write(out / "model.pkl", RunsCode(tmp_path / "made"))
-    (out / "last_checkpoint").write_text("model.pkl")
-    with pytest.raises(SystemExit) as error:
-        train(["--no-check", "--resume", "--config-file", str(config)])
-    message = capsys.readouterr().err
-    assert error.value.code == 2 and "model.pkl" in message and "makedirs" in message
-    assert not (tmp_path / "made").exists()
-
-
 # --- forms that must load
 
 
