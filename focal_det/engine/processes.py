@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ _SECONDS_TO_END = 5.0  # for a process to follow SIGTERM, before it is killed
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that spawned it has ended, however that was.
+    """End this process and its data workers when the one that spawned it has ended, or asks it to.
 
-    Without it, the ranks of a run go on as orphans when their parent is killed. Does nothing in a
-    process that `multiprocessing` has not started.
+    Without it, the ranks of a run go on as orphans when their parent is killed, and the data workers
+    of a rank that gets SIGTERM stay for seconds. Does nothing in a process that `multiprocessing`
+    has not started.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -21,9 +23,16 @@ def end_with_parent() -> None:
 
     def wait_for_parent() -> None:
         parent.join()
-        os._exit(1)  # the main thread may be waiting for other ranks, for ever
+        _end()
 
+    signal.signal(signal.SIGTERM, lambda number, frame: _end())
     threading.Thread(target=wait_for_parent, name="end_with_parent", daemon=True).start()
+
+
+def _end() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(1)  # the main thread may be waiting for other ranks, for ever
 
 
 @contextmanager

@@ -264,27 +264,27 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         with end_children_on_error():
             launch(run, args.num_gpus, **machines, args=(args,))
     except (SickStepError, WeightsError, OSError, multiprocessing.ProcessRaisedException) as error:
-        message = _describe_stop(error)
-        if not message:
+        kind, message = _find_stop(error)
+        if kind is None:
             raise
-        raise SystemExit(message) from None
+        if kind is WeightsError:
+            parser.error(message)
+        prefix = SICK if kind is SickStepError else "focal-det train: "
+        raise SystemExit(f"{prefix}{message}") from None
 
 
-def _describe_stop(error: Exception) -> str:
-    """What to say of an exception that a person can do something about; empty for others.
+def _find_stop(error: Exception) -> tuple[Optional[type[Exception]], str]:
+    """Kind and message of an exception that a person can do something about; None for others.
 
     One of several processes hands it on as text, the traceback with the message at its end.
     """
-    if isinstance(error, SickStepError):
-        return f"{SICK}{error}"
-    if isinstance(error, (WeightsError, DiskFullError)):
-        return f"focal-det train: {error}"
-    text = str(error)
-    for kind, prefix in ((SickStepError, SICK), (WeightsError, ""), (DiskFullError, "")):
-        _, is_kind, message = text.partition(f"{kind.__name__}: ")
+    for kind in (SickStepError, WeightsError, DiskFullError):
+        if isinstance(error, kind):
+            return kind, str(error)
+        _, is_kind, message = str(error).partition(f"{kind.__name__}: ")
         if is_kind:
-            return f"{prefix}{message.rstrip()}"
-    return ""
+            return kind, message.rstrip()
+    return None, ""
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def test_an_interrupt_is_told_in_a_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("focal_det.tools.check.load_config", interrupt)
-    assert focal_det_main(["check", "--config-file", "x.yaml"]) == 130
+    assert focal_det_main(["check", "--config-file", "digits/focal_retinanet_tiny.yaml"]) == 130
     assert capsys.readouterr().err == "\nfocal-det check: interrupted\n"
 
 
