@@ -45,7 +45,7 @@ class EMAPosCount(OptionalBuffers):
         """The average with `count`, (), in it; kept in training only."""
         average = self.momentum * self.average + (1 - self.momentum) * count.clamp(min=1)
         if self.training:
-            self.average.copy_(average)
+            self.average = average
         return average
 
 

@@ -1,5 +1,7 @@
 """Normalizers: the divisor, its state and its invariance to the number of processes."""
 
+import copy
+
 import pytest
 import torch
 from torch import distributed, multiprocessing, nn
@@ -99,6 +101,24 @@ def test_divisors_are_float32_and_positive_and_the_counts_are_left_alone(normali
     divisor = normalizer()(num_pos)
     assert divisor.dtype == torch.float32 and divisor.shape in ((), (3,)) and (divisor > 0).all()
     assert num_pos.tolist() == [0, 3, 0]
+
+
+@pytest.mark.parametrize(
+    "normalizer", [cls for _, cls in NORMALIZER_REGISTRY], ids=lambda x: x.__name__
+)
+def test_compiled_equals_eager_over_three_steps(normalizer):
+    eager = normalizer()
+    compiled = copy.deepcopy(eager)
+    compiled.compile(backend="aot_eager")
+    for counts in ([3, 4], [0, 0], [500, 1]):
+        grads = []
+        for module in (eager, compiled):
+            sums = torch.ones(2, requires_grad=True)
+            loss = (sums / module(torch.tensor(counts))).sum()
+            grads.append(torch.autograd.grad(loss, sums)[0])
+        torch.testing.assert_close(*grads)
+        torch.testing.assert_close(compiled.state_dict(), eager.state_dict())
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(

@@ -92,5 +92,6 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
             step[1] += (neg * (labels >= 0)[:, None]).sum(dim=0)
             step[1].index_add_(0, class_idxs, -neg_own.to(step.dtype))
         step = sum_over_processes(step * torch.stack([pos_weight, neg_weight]))
-        self.pos_grad += step[0]
-        self.neg_grad += step[1]
+        # New tensors: the backward of this step reads the old ones again where torch.compile recomputes.
+        self.pos_grad = self.pos_grad + step[0]
+        self.neg_grad = self.neg_grad + step[1]

@@ -86,7 +86,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
             counts,
         )
         if self.training:
-            self.counts.copy_(average)
+            self.counts = average
         return average * (counts > 0).sum()
 
 
