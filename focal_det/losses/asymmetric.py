@@ -66,7 +66,7 @@ def _shifted_term(x: Tensor, gamma: float, shift: float) -> Tensor:
     if shift == 0:
         return focal_term(x, gamma)
     p, not_p = torch.exp(F.logsigmoid(x)), torch.exp(F.logsigmoid(-x))
-    counts = p > shift
+    counts = ~(p <= shift)  # NaN counts, so that it shows in the loss
     p_m = torch.where(counts, p - shift, 0.5)
     # 1 - p_m = (1 - p) + shift, of which the more precise form depends on which of p and 1 - p is small.
     cross_entropy = torch.where(p < 0.5, -torch.log1p(-p_m), -torch.log(not_p + shift))
