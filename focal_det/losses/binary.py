@@ -33,14 +33,14 @@ def sum_over_classes(
         negative_term: from logits (..., K) to losses of the same shape.
 
     Returns:
-        (...) sums in nats; 0 where ignored.
+        (...) sums in nats; 0 where ignored, with a gradient of 0, whatever the logits are.
 
     Raises:
         ValueError: shapes do not fit, logits are not floating point; for CPU tensors also a label outside {-1, 0..K}.
     """
     num_classes = logits.shape[-1]
     check_logits_and_labels(logits, labels, num_classes)
-    logits = to_float(logits)
+    logits = blank_ignored(to_float(logits), labels)
     terms = negative_term(logits)
     # One entry per anchor is the class itself; where the anchor has none, the entry is written back as it was.
     pos_mask = (labels >= 0) & (labels < num_classes)
@@ -49,6 +49,14 @@ def sum_over_classes(
     entry = torch.where(pos_mask.unsqueeze(-1), positive, terms.gather(-1, class_idxs))
     per_anchor = terms.scatter(-1, class_idxs, entry).sum(dim=-1)
     return torch.where(labels >= 0, per_anchor, 0.0)
+
+
+def blank_ignored(logits: Tensor, labels: Tensor) -> Tensor:
+    """(..., C) logits with 0 where (...) labels are -1: what is there, NaN included, reaches neither a loss nor a gradient.
+
+    Leaving the loss of these anchors out would not do: the gradient would be 0 times a slope that is NaN or infinite.
+    """
+    return logits.masked_fill((labels < 0).unsqueeze(-1), 0.0)
 
 
 def of_class(weight: Weight, class_idxs: Tensor) -> Weight:

@@ -89,7 +89,7 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
             neg_own = torch.where(pos_mask, neg.gather(1, class_idxs[:, None])[:, 0], 0.0)
             pos_own = torch.where(pos_mask, focal_slope(-own, gamma[class_idxs]), 0.0)
             step[0].index_add_(0, class_idxs, pos_own.to(step.dtype))
-            step[1] += (neg * (labels >= 0)[:, None]).sum(dim=0)
+            step[1] += torch.where((labels >= 0)[:, None], neg, 0.0).sum(dim=0)
             step[1].index_add_(0, class_idxs, -neg_own.to(step.dtype))
         step = sum_over_processes(step * torch.stack([pos_weight, neg_weight]))
         # New tensors: the backward of this step reads the old ones again where torch.compile recomputes.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from focal_det.losses.arguments import check_alpha, check_logits_and_labels, check_number, to_float
-from focal_det.losses.binary import focal_term, get_sides
+from focal_det.losses.binary import blank_ignored, focal_term, get_sides
 from focal_det.losses.cls_loss import PointwiseClsLoss, get_priors
 from focal_det.registry import CLS_LOSS_REGISTRY
 
@@ -35,7 +35,7 @@ def softmax_focal_loss_per_anchor(
     check_number("gamma", gamma, "[0, inf)")
     background = logits.shape[-1] - 1
     check_logits_and_labels(logits, labels, background)
-    logits = to_float(logits)
+    logits = blank_ignored(to_float(logits), labels)
     label_idxs = labels.clamp(min=0).unsqueeze(-1)
     others = logits - logits.gather(-1, label_idxs)
     z = others.scatter(-1, label_idxs, -torch.inf).logsumexp(dim=-1)

@@ -209,6 +209,31 @@ def test_ignored_anchors_cost_nothing_and_get_no_gradient(name, args):
 
 
 @every_loss
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_ignored_logits_may_be_non_finite(name, args, value):
+    # Twice, so that a state would show it.
+    loss, logits, targets = make_scene(name, args, size=6.0)
+    twin, ignored = copy.deepcopy(loss), targets.gt_labels == -1
+    filled = logits.masked_fill(ignored[..., None], value)
+    filled[..., 0] = logits[..., 0]  # in some classes only
+    for _ in range(2):
+        values, grad = value_and_grad(loss, filled, targets)
+        want, want_grad = value_and_grad(twin, logits, targets)
+        torch.testing.assert_close(values, want)
+        torch.testing.assert_close(grad, want_grad)
+        assert (grad[ignored] == 0).all()
+    torch.testing.assert_close(loss.state_dict(), twin.state_dict())
+
+
+@every_loss
+def test_a_logit_that_counts_and_is_nan_gives_nan(name, args):
+    loss, logits, targets = make_scene(name, args)
+    targets.gt_labels[0, 0] = NUM_CLASSES
+    logits[0, 0, 0] = math.nan
+    assert loss(split(logits), targets)[0].isnan()
+
+
+@every_loss
 def test_background_alone_and_one_class(name, args):
     if "alpha_per_class" in args:
         args = {}

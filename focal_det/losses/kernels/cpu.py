@@ -1,8 +1,9 @@
 """Focal loss and FL* on the CPU: plain torch on pieces of the logits that stay in the cache.
 
 Nearly all terms are negatives; a piece of them goes through a dozen operations into buffers of its size. The entries of positives
-and the rows of ignored anchors are left out of that by a weight of zero, and positives are computed apart: nothing is subtracted
-from a sum, so no large term leaves its rounding error behind.
+and the rows of ignored anchors are left out of that by zeros in these buffers (a weight of zero would not do: it makes NaN of a
+logit that is infinite), and positives are computed apart: nothing is subtracted from a sum, so no large term leaves its rounding
+error behind.
 """
 
 from functools import partial
@@ -21,8 +22,10 @@ _PIECE_OF_THREAD = 2**14
 # Above this logit p is 1 and softplus the logit itself, in float32; below it exp is finite.
 _LARGE_LOGIT = 80.0
 
-# From a piece's logits, four buffers of its shape, what puts zeros into the weights, and where the derivatives go, to the sum.
-Negatives = Callable[[Tensor, list[Tensor], Callable[[Tensor], None], Optional[Tensor]], Tensor]
+# Puts zeros into buffers of a piece where an anchor is ignored or has its own class.
+Skip = Callable[[Tensor, Tensor, Tensor], None]
+# From a piece's logits, four buffers of its shape, what puts zeros into three of them, and where the derivatives go, to the sum.
+Negatives = Callable[[Tensor, list[Tensor], Skip, Optional[Tensor]], Tensor]
 # From logits (P,) of positives to losses and derivatives.
 Positives = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -42,16 +45,14 @@ def focal_sums_and_grad(
         (N,) float32; (N, R, K) in the dtype of the logits, or None without `with_grad`.
     """
 
-    def negatives(
-        x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]
-    ) -> Tensor:
+    def negatives(x: Tensor, buffers: list[Tensor], skip: Skip, out: Optional[Tensor]) -> Tensor:
         p, cross_entropy, weight, rest = buffers
         _sigmoid_and_softplus(x, p, cross_entropy, weight, rest)
         if not _power(p, gamma, out=weight):
             torch.sub(x, cross_entropy, out=weight)  # log p
             weight.mul_(gamma).exp_()
         weight.mul_(neg_weight)
-        skip(weight)
+        skip(p, cross_entropy, weight)
         total = torch.dot(weight.flatten(), cross_entropy.flatten())
         if out is not None:  # w p^gamma (p + gamma (1 - p) CE)
             cross_entropy.addcmul_(p, cross_entropy, value=-1)
@@ -77,15 +78,13 @@ def focal_star_sums_and_grad(
 ) -> tuple[Tensor, Optional[Tensor]]:
     """Sums of FL* per image, and their derivatives; see `focal_sums_and_grad`."""
 
-    def negatives(
-        x: Tensor, buffers: list[Tensor], skip: Callable[[Tensor], None], out: Optional[Tensor]
-    ) -> Tensor:
+    def negatives(x: Tensor, buffers: list[Tensor], skip: Skip, out: Optional[Tensor]) -> Tensor:
         p, cross_entropy, weight, z = buffers
         torch.mul(x, gamma, out=z)
         z.sub_(beta)
         _sigmoid_and_softplus(z, p, cross_entropy, weight, z)
         weight.fill_(neg_weight)
-        skip(weight)
+        skip(p, cross_entropy, weight)
         total = torch.dot(weight.flatten(), cross_entropy.flatten()) / gamma
         if out is not None:
             torch.mul(p, weight, out=out)
@@ -162,26 +161,29 @@ def _sum_negatives(
         torch.empty(min(num_rows, num_anchors), num_classes) for _ in range(4 if is_float32 else 6)
     ]
     skipped = torch.nonzero(labels < num_classes)[:, 0]  # ignored, or with a class
+    is_ignored = labels[skipped] < 0
+    ignored, own = skipped[is_ignored], skipped[~is_ignored]
     starts = torch.arange(0, num_anchors + num_rows, num_rows)
-    bounds = torch.searchsorted(skipped, starts).tolist()
+    ignored_bounds = torch.searchsorted(ignored, starts).tolist()
+    own_bounds = torch.searchsorted(own, starts).tolist()
     totals = []
     for index, start in enumerate(starts[:-1].tolist()):
         piece = logits[start : start + num_rows]
-        rows = skipped[bounds[index] : bounds[index + 1]]
+        ignored_rows = ignored[ignored_bounds[index] : ignored_bounds[index + 1]]
+        own_rows = own[own_bounds[index] : own_bounds[index + 1]]
+        skip = partial(_zero_out, ignored_rows - start, own_rows - start, labels[own_rows])
         views = [x[: len(piece)] for x in buffers]
         x = piece if is_float32 else views[4].copy_(piece)
         out = None if grad is None else grad[start : start + num_rows]
         target = out if out is None or is_float32 else views[5]
-        totals.append(
-            negatives(x, views[:4], partial(_zero_out, rows - start, labels[rows]), target)
-        )
+        totals.append(negatives(x, views[:4], skip, target))
         if target is not out:
             out.copy_(target)
     return torch.stack(totals).double().sum().float()
 
 
-def _zero_out(rows: Tensor, labels: Tensor, weight: Tensor) -> None:
-    """Put zeros at the own class of positives and in the rows of ignored anchors."""
-    is_ignored = labels < 0
-    weight[rows[is_ignored]] = 0
-    weight[rows[~is_ignored], labels[~is_ignored]] = 0
+def _zero_out(ignored: Tensor, own: Tensor, classes: Tensor, *buffers: Tensor) -> None:
+    """Put zeros into the rows of ignored anchors, and at the classes of those that have one."""
+    for buffer in buffers:
+        buffer[ignored] = 0
+        buffer[own, classes] = 0

@@ -162,6 +162,16 @@ def test_a_large_wrong_term_leaves_nothing_behind_in_the_sum():
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("loss", [FocalLoss(), FocalLoss(gamma=3.3), FocalStarLoss()], ids=repr)
+def test_an_infinite_logit_of_the_own_class_costs_nothing(loss, monkeypatch):
+    logits, labels = torch.randn(1, 6, 4), torch.tensor([[0, 3, -1, 4, 2, 1]])
+    logits[0, [0, 1, 4], [0, 3, 2]] = torch.inf
+    fast = loss.per_image(logits.requires_grad_(), labels)
+    assert torch.autograd.grad(fast.sum(), logits)[0].isfinite().all()
+    monkeypatch.setattr(kernels, "is_supported", lambda x: False)
+    torch.testing.assert_close(fast, loss.per_image(logits, labels))
+
+
 def test_it_needs_no_more_memory_than_the_gradient():
     logits, labels = torch.randn(400_000, 80, requires_grad=True), torch.full((400_000,), 80)
 
