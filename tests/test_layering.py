@@ -7,7 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "focal_det"
 ROWS = [
-    ["__init__", "registry", "targets", "processes", "buffers", "normalizers", "losses"],
+    [
+        *["__init__", "registry", "targets", "processes", "transforms", "buffers"],
+        *["normalizers", "losses"],
+    ],
     ["host", "labeling", "matching", "box_loss"],
     ["head"],
     ["data", "analysis"],

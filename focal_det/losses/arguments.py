@@ -56,7 +56,8 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
     """Refuse CPU values outside [low, high] or NaN; on other devices the look would wait for the device."""
     if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
         return
-    smallest, largest = values.aminmax()
+    # Under torch.func.vmap the values of all examples, as a comparison of each cannot be branched on.
+    smallest, largest = torch.func.debug_unwrap(values).aminmax()
     if not (smallest >= low and largest <= high):
         raise ValueError(
             f"{name} must be in [{low}, {high}], got values from {smallest} to {largest}"

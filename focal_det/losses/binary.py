@@ -6,13 +6,14 @@ exponentials of them: so value and gradient are finite and precise at every fini
 probability rounds to 1.
 """
 
-from typing import Callable, Optional, Union
+from typing import Callable, Union
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from focal_det.losses.arguments import check_logits_and_labels, to_float
+from focal_det.transforms import is_forward_mode
 
 Weight = Union[float, Tensor]  # one for all classes, or (K,)
 
@@ -82,17 +83,41 @@ def focal_slope(z: Tensor, gamma: Weight) -> Tensor:
     return torch.exp(gamma * log_p_z) * (torch.exp(log_p_z) - gamma * torch.exp(log_p_t) * log_p_t)
 
 
+def keep_for_derivatives(ctx, *tensors: Tensor) -> None:
+    """Keep tensors of an `autograd.Function` for its backward, and for its `jvp` if one will be asked for.
+
+    torch lets go of what it keeps for backward after the backward, but of what it keeps for `jvp` with the result only.
+    """
+    ctx.save_for_backward(*tensors)
+    if is_forward_mode():
+        ctx.save_for_forward(*tensors)
+
+
 class _FocalTerm(torch.autograd.Function):
     """Keeps z alone for backward, where automatic differentiation would keep five tensors of its size."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, z: Tensor, gamma: Weight) -> Tensor:
-        gamma_tensor: Optional[Tensor] = gamma if isinstance(gamma, Tensor) else None
-        ctx.save_for_backward(z, gamma_tensor)
-        ctx.gamma = None if isinstance(gamma, Tensor) else gamma
+    def forward(z: Tensor, gamma: Weight) -> Tensor:
         return torch.exp(gamma * F.logsigmoid(z)) * -F.logsigmoid(-z)
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Weight], output: Tensor) -> None:
+        z, gamma = inputs
+        is_tensor = isinstance(gamma, Tensor)
+        ctx.gamma = None if is_tensor else gamma
+        keep_for_derivatives(ctx, *(inputs if is_tensor else (z,)))
+
+    @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        z, gamma = ctx.saved_tensors
-        return grad * focal_slope(z, ctx.gamma if gamma is None else gamma), None
+        return grad * _FocalTerm._slope(ctx), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _) -> Tensor:
+        return tangent * _FocalTerm._slope(ctx)
+
+    @staticmethod
+    def _slope(ctx) -> Tensor:
+        z, *gamma = ctx.saved_tensors
+        return focal_slope(z, gamma[0] if gamma else ctx.gamma)

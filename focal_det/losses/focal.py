@@ -17,7 +17,14 @@ from focal_det.losses.arguments import (
     check_tensor_range,
     to_float,
 )
-from focal_det.losses.binary import Weight, focal_term, get_sides, of_class, sum_over_classes
+from focal_det.losses.binary import (
+    Weight,
+    focal_term,
+    get_sides,
+    keep_for_derivatives,
+    of_class,
+    sum_over_classes,
+)
 from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
 
@@ -186,21 +193,34 @@ def _to_tensor(values: Sequence[float]) -> Optional[Tensor]:
 class _SoftFocalTerm(torch.autograd.Function):
     """(1 - p_t)^gamma CE(x, t) for t in [0, 1], with 1 - p_t = p (1 - t) + (1 - p) t."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, t: Tensor, gamma: float) -> Tensor:
-        ctx.save_for_backward(x, t)
-        ctx.gamma = gamma
+    def forward(x: Tensor, t: Tensor, gamma: float) -> Tensor:
         _, _, log_not_p_t, cross_entropy = _SoftFocalTerm._parts(x, t)
         return torch.exp(gamma * log_not_p_t) * cross_entropy
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        x, t, ctx.gamma = inputs
+        keep_for_derivatives(ctx, x, t)
+
+    @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * _SoftFocalTerm._slope(ctx), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_) -> Tensor:
+        return tangent * _SoftFocalTerm._slope(ctx)
+
+    @staticmethod
+    def _slope(ctx) -> Tensor:
         x, t = ctx.saved_tensors
         log_p, log_not_p, log_not_p_t, cross_entropy = _SoftFocalTerm._parts(x, t)
         # d log(1 - p_t) / dx = p (1 - p) (1 - 2 t) / (1 - p_t), and d CE / dx = p - t = (1 - t) p - t (1 - p).
         slope = ctx.gamma * (1 - 2 * t) * torch.exp(log_p + log_not_p - log_not_p_t) * cross_entropy
         slope = slope + (1 - t) * torch.exp(log_p) - t * torch.exp(log_not_p)
-        return grad * torch.exp(ctx.gamma * log_not_p_t) * slope, None, None
+        return torch.exp(ctx.gamma * log_not_p_t) * slope
 
     @staticmethod
     def _parts(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focal_det.losses.arguments import check_number, check_tensor_range
-from focal_det.losses.binary import focal_term, sum_over_classes
+from focal_det.losses.binary import focal_term, keep_for_derivatives, sum_over_classes
 from focal_det.losses.cls_loss import PointwiseClsLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
 
@@ -60,21 +60,34 @@ class QualityFocalLoss(PointwiseClsLoss):
 class _QualityTerm(torch.autograd.Function):
     """|d|^beta CE(x, y) with d = p - y; the derivative is sign(d) |d|^(beta - 1) (beta p (1 - p) CE + d^2), 0 at d = 0."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, beta: float) -> Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.beta = beta
+    def forward(x: Tensor, y: Tensor, beta: float) -> Tensor:
         distance, cross_entropy = _QualityTerm._parts(x, y)
         return distance.abs() ** beta * cross_entropy
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        x, y, ctx.beta = inputs
+        keep_for_derivatives(ctx, x, y)
+
+    @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * _QualityTerm._slope(ctx), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, *_) -> Tensor:
+        return tangent * _QualityTerm._slope(ctx)
+
+    @staticmethod
+    def _slope(ctx) -> Tensor:
         x, y = ctx.saved_tensors
         d, cross_entropy = _QualityTerm._parts(x, y)
         size = d.abs().clamp(min=torch.finfo(d.dtype).tiny)
         p_not_p = torch.exp(F.logsigmoid(x) + F.logsigmoid(-x))
         slope = size ** (ctx.beta - 1) * (ctx.beta * p_not_p * cross_entropy + d * d)
-        return grad * torch.sign(d) * slope, None, None
+        return torch.sign(d) * slope
 
     @staticmethod
     def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

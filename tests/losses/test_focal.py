@@ -7,6 +7,7 @@ import torch
 from fvcore.nn import sigmoid_focal_loss as fvcore_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_loss
 
@@ -151,13 +152,99 @@ def test_gradcheck_in_float64(gamma):
     logits = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([-1, 0, 1, 2, 3, 3])
     assert torch.autograd.gradcheck(
-        lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma), logits
+        lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma),
+        logits,
+        check_forward_ad=True,
+        check_batched_forward_grad=True,
+        check_batched_grad=True,
     )
     assert torch.autograd.gradgradcheck(
         lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma), logits
     )
     targets = torch.rand(6, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: sigmoid_focal_loss(x, targets, 0.25, gamma), logits)
+
+
+def jvp_by_dual_tensors(function, x, tangent):
+    """Value and tangent by forward-mode differentiation without torch.func."""
+    with forward_ad.dual_level():
+        return tuple(forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent))))
+
+
+# What is done with a function of (5, 3) logits to a number; `tangents` are (2, 5, 3).
+TRANSFORMS = {
+    "grad": lambda f, x, tangents: torch.func.grad(f)(x),
+    "jvp": lambda f, x, tangents: torch.func.jvp(f, (x,), (tangents[0],)),
+    "forward_ad": lambda f, x, tangents: jvp_by_dual_tensors(f, x, tangents[0]),
+    "hessian": lambda f, x, tangents: torch.func.hessian(f)(x),
+    "vmap": lambda f, x, tangents: torch.func.vmap(f)(tangents),
+    "vmap_of_grad": lambda f, x, tangents: torch.func.vmap(torch.func.grad(f))(tangents),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [0, 0.5, 2])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_function_transforms_equal_those_of_fvcore(transform, gamma, dtype):
+    logits, tangents = torch.randn(5, 3, dtype=dtype) * 3, torch.randn(2, 5, 3, dtype=dtype)
+    labels, soft = torch.tensor([-1, 0, 2, 3, 3]), torch.rand(5, 3, dtype=dtype)
+    hard, valid = one_hot(labels, 3).to(dtype), (labels >= 0)[:, None]
+    pairs = [
+        (
+            lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=gamma),
+            lambda x: (fvcore_loss(x, hard, 0.25, gamma) * valid).sum(),
+        )
+    ]
+    for y in (hard, soft):
+        pairs.append(
+            (
+                lambda x, y=y: sigmoid_focal_loss(x, y, 0.25, gamma, "sum"),
+                lambda x, y=y: fvcore_loss(x, y, 0.25, gamma, "sum"),
+            )
+        )
+    for ours, peer in pairs:
+        got, want = (transform(f, logits, tangents) for f in (ours, peer))
+        # fvcore computes in float32.
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, check_dtype=False)
+
+
+def test_a_compiled_jvp_equals_the_eager_one():
+    logits, labels = torch.randn(5, 3), torch.tensor([-1, 0, 2, 3, 3])
+
+    def tangent(x, v):
+        return torch.func.jvp(
+            lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=2), (x,), (v,)
+        )[1]
+
+    got = torch.compile(tangent, backend="aot_eager")(logits, logits)
+    torch.testing.assert_close(got, tangent(logits, logits))
+    torch.compiler.reset()
+
+
+def test_vmap_over_logits_and_labels_checks_the_labels():
+    logits, labels = torch.randn(4, 6, 3), torch.randint(-1, 4, (4, 6))
+
+    def loss(x, y):
+        return focal_loss_from_labels(x, y, alpha=0.25, gamma=2)
+
+    want = torch.stack([loss(x, y) for x, y in zip(logits, labels)])
+    torch.testing.assert_close(torch.func.vmap(loss)(logits, labels), want)
+    with pytest.raises(ValueError, match=r"labels must be in \[-1, 3\], got values from 4 to 4"):
+        torch.func.vmap(loss)(logits, torch.full((4, 6), 4))
+
+
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_transforms_are_finite_at_saturated_logits(target):
+    logits = torch.tensor([-1e4, -104, -30, 0, 30, 104, 1e4])
+    labels = torch.full((7,), 0 if target == 1 else 1)
+    for function in (
+        lambda x: focal_loss_from_labels(x[:, None], labels, alpha=0.25, gamma=0.5),
+        lambda x: sigmoid_focal_loss(x, torch.full_like(x, target), 0.25, 0.5, "sum"),
+    ):
+        for transform in TRANSFORMS.values():
+            results = transform(function, logits, torch.stack([logits, -logits]))
+            results = results if isinstance(results, tuple) else (results,)
+            assert all(x.isfinite().all() for x in results)
 
 
 def test_gamma_zero_equals_bce():

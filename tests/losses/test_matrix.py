@@ -150,8 +150,24 @@ def test_gradcheck_in_float64(name, args):
     def function(x):
         return loss(x.split([3, 1], dim=1), targets)
 
-    assert torch.autograd.gradcheck(function, logits)
+    assert torch.autograd.gradcheck(function, logits, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, logits)
+
+
+@every_loss
+def test_function_transforms_agree_with_autograd(name, args):
+    loss, logits, targets = make_scene(name, args, size=4.0)
+    loss, tangent = loss.eval(), torch.randn_like(logits)
+
+    def function(x):
+        return loss(split(x), targets).sum()
+
+    got = torch.func.grad(function)(logits)
+    value, got_tangent = torch.func.jvp(function, (logits,), (tangent,))
+    want_value, want = value_and_grad(loss, logits, targets)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(value, want_value.sum())
+    torch.testing.assert_close(got_tangent, (want * tangent).sum())
 
 
 @every_parameter

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from focal_det.losses.kernels import cpu
+from focal_det.transforms import is_transformed
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # float16 keeps this multiple of the gradient until backward knows its scale, as most of it is too small for float16.
@@ -19,8 +20,8 @@ _FLOAT16_SCALE = 4096.0
 
 
 def is_supported(logits: Tensor) -> bool:
-    """Whether there is a fast path for the device and dtype of the logits."""
-    if logits.dtype not in _DTYPES:
+    """Whether there is a fast path for the device and dtype of the logits; torch.func and forward mode have none."""
+    if logits.dtype not in _DTYPES or is_transformed():
         return False
     if logits.is_cuda:
         needed = (8, 0) if logits.dtype == torch.bfloat16 else (7, 0)
