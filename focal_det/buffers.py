@@ -1,8 +1,21 @@
-"""Buffers that a checkpoint may lack: state of our own, which stock checkpoints know nothing of."""
+"""State of our own, in buffers that a checkpoint may lack, as stock checkpoints know nothing of it."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from focal_det.transforms import is_transformed
+
+
+def is_training_step(module: nn.Module) -> bool:
+    """Whether a forward of a module is one of a step that trains, which alone moves its state.
+
+    It is in training mode with gradients enabled. A forward without gradients, such as those of
+    fvcore's PreciseBN, reads the state only, and so do the transforms of torch.func, which are of
+    pure functions. Whether the logits themselves require a gradient makes no difference.
+    """
+    return module.training and torch.is_grad_enabled() and not is_transformed()
 
 
 class OptionalBuffers(nn.Module):

@@ -10,7 +10,7 @@ the whole batch in one process, if every process has the same number of images.
 import torch
 from torch import Tensor, nn
 
-from focal_det.buffers import OptionalBuffers
+from focal_det.buffers import OptionalBuffers, is_training_step
 from focal_det.losses.arguments import check_number
 from focal_det.processes import get_num_processes, sum_over_processes
 from focal_det.registry import NORMALIZER_REGISTRY
@@ -21,7 +21,8 @@ class EMAPosCount(OptionalBuffers):
     """Exponential moving average of the positives of this process's batch, as in Detectron2's RetinaNet.
 
     Detectron2 keeps the average in a Python attribute, which a resumed run starts anew; here it is a buffer. A checkpoint
-    without the buffer loads without complaint and leaves it as it is. A batch without positives counts as one.
+    without the buffer loads without complaint and leaves it as it is. A batch without positives counts as one. The average moves in
+    training mode with gradients enabled only, not in the forwards of PreciseBN.
 
     Args:
         momentum: weight of the old average, in [0, 1).
@@ -42,9 +43,9 @@ class EMAPosCount(OptionalBuffers):
         return self._update(num_pos.sum())
 
     def _update(self, count: Tensor) -> Tensor:
-        """The average with `count`, (), in it; kept in training only."""
+        """The average with `count`, (), in it; kept in a step that trains only."""
         average = self.momentum * self.average + (1 - self.momentum) * count.clamp(min=1)
-        if self.training:
+        if is_training_step(self):
             self.average = average
         return average
 

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
 
 from focal_det.losses import CLS_LOSS_REGISTRY
 from tests.conftest import ROOT
@@ -186,6 +187,18 @@ def test_lists_per_class_reach_loss_and_head(make_cfg):
     )
     torch.testing.assert_close(model.cls_loss.alpha_per_class, torch.tensor(alphas))
     assert not [x for x in model.state_dict() if "per_class" in x or "prior" in x]
+
+
+@pytest.mark.parametrize("name", ["FocalLoss", "GHMCLoss", "EqualizedFocalLoss"])
+def test_precise_bn_moves_batch_norm_and_no_state_of_ours(name, make_cfg, batch):
+    model = build_model(make_cfg(NAME, name)).train()
+    model(batch)
+    before = copy.deepcopy(model.state_dict())
+    with EventStorage():
+        update_bn_stats(model, [batch] * 3, num_iters=3)
+    for key, value in model.state_dict().items():
+        of_batch_norm = key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(value, before[key]) != of_batch_norm, key
 
 
 @pytest.mark.parametrize("name", ["GHMCLoss", "EqualizedFocalLoss"])

@@ -27,12 +27,14 @@ def test_ema_in_one_process_follows_detectron2(ema):
 
 
 @pytest.mark.parametrize("ema", EMAS)
-def test_ema_stands_still_in_evaluation_and_keeps_earlier_divisors(ema):
+def test_ema_moves_in_training_steps_only_and_keeps_earlier_divisors(ema):
     normalizer = ema()
     first = normalizer(torch.tensor([10]))
     normalizer(torch.tensor([500]))
     assert first.item() == pytest.approx(91)
     before = normalizer.average.clone()
+    with torch.no_grad():
+        assert normalizer(torch.tensor([500])) > before
     normalizer.eval()(torch.tensor([500]))
     assert normalizer.average == before
 

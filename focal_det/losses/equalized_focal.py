@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focal_det.buffers import OptionalBuffers
+from focal_det.buffers import OptionalBuffers, is_training_step
 from focal_det.losses.arguments import check_alpha, check_integer, check_number, to_float
 from focal_det.losses.binary import focal_slope, get_sides
 from focal_det.losses.cls_loss import ClsLoss, split_levels
@@ -19,8 +19,9 @@ from focal_det.targets import DenseTargets
 class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
     """Focal loss whose focusing parameter and weight grow for classes that get little gradient from positives.
 
-    Class k has gamma_k = gamma + scale (1 - g_k) and weight gamma_k / gamma, with g_k in [0, 1] the gradient of its positives over
-    that of its negatives, accumulated over all earlier steps and processes. Before the first step g is 1: the focal loss.
+    Class k has gamma_k = gamma + scale (1 - g_k) and weight gamma_k / gamma, with g_k in [0, 1] the
+    gradient of its positives over that of its negatives, accumulated over all earlier training steps
+    of all processes (see `is_training_step`). Before the first step g is 1: the focal loss.
 
     Args:
         num_classes: K.
@@ -64,7 +65,7 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
                 x, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma
             )
             per_level.append(losses.sum(dim=1))
-        if self.training:
+        if is_training_step(self):
             self._accumulate(logits, targets, pos_weight, neg_weight, gamma)
         return torch.stack(per_level).sum(dim=0)
 

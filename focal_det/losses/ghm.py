@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focal_det.buffers import OptionalBuffers
+from focal_det.buffers import OptionalBuffers, is_training_step
 from focal_det.losses.arguments import (
     check_integer,
     check_logits_and_labels,
@@ -55,7 +55,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         return f"num_bins={self.num_bins}, momentum={self.momentum}"
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
-        density = self._update_density(logits, targets)
+        density = self._compute_density(logits, targets, keep=is_training_step(self))
         # A region without terms has none to divide.
         weights = 1 / density.clamp(min=torch.finfo(density.dtype).tiny)
         per_level = []
@@ -70,8 +70,10 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         return weights[get_gradient_bins(z.detach(), self.num_bins)] * focal_term(z, 0.0)
 
     @torch.no_grad()
-    def _update_density(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
-        """(M,) density in each region, from the moving average of the terms per image; that is kept in training only."""
+    def _compute_density(
+        self, logits: Sequence[Tensor], targets: DenseTargets, *, keep: bool
+    ) -> Tensor:
+        """(M,) density in each region, from the moving average of the terms per image, which is kept if `keep`."""
         levels = split_levels(logits, targets)
         total = sum(
             _count(to_float(x), labels, targets.num_classes, self.num_bins)
@@ -85,7 +87,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
             self.momentum * self.counts + (1 - self.momentum) * counts,
             counts,
         )
-        if self.training:
+        if keep:
             self.counts = average
         return average * (counts > 0).sum()
 

@@ -157,13 +157,15 @@ def test_gradcheck_in_float64(name, args):
 @every_loss
 def test_function_transforms_agree_with_autograd(name, args):
     loss, logits, targets = make_scene(name, args, size=4.0)
-    loss, tangent = loss.eval(), torch.randn_like(logits)
+    tangent, before = torch.randn_like(logits), copy.deepcopy(loss.state_dict())
 
     def function(x):
         return loss(split(x), targets).sum()
 
     got = torch.func.grad(function)(logits)
     value, got_tangent = torch.func.jvp(function, (logits,), (tangent,))
+    # They are of a pure function, so that nothing of them stays in a state.
+    torch.testing.assert_close(loss.state_dict(), before)
     want_value, want = value_and_grad(loss, logits, targets)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(value, want_value.sum())
@@ -334,8 +336,10 @@ def test_only_a_loss_that_says_so_has_state_and_that_in_training_only(name, args
     before = copy.deepcopy(loss.state_dict())
     assert bool(before) == loss.stateful
     loss.eval()(split(logits), targets)
+    with torch.no_grad():
+        loss.train()(split(logits), targets)
     assert all(torch.equal(v, before[k]) for k, v in loss.state_dict().items())
-    loss.train()(split(logits), targets)
+    loss(split(logits), targets)
     assert any(not torch.equal(v, before[k]) for k, v in loss.state_dict().items()) == loss.stateful
 
 
