@@ -3,8 +3,9 @@
 A normalizer is a module; `forward` takes `num_pos`, (N,) int64 positives per image, and returns a float32 divisor, () or (N,).
 Register one with `@NORMALIZER_REGISTRY.register()`; its arguments are the keys of `MODEL.FOCAL_DET.NORMALIZER.ARGS.<name>`.
 
-DistributedDataParallel averages gradients over processes. With all but EMAPosCount the average of the divided losses is that of
-the whole batch in one process, if every process has the same number of images.
+DistributedDataParallel averages gradients over processes. With all but EMAPosCount the average of
+the divided losses is that of the whole batch in one process, if every process has the same number of
+images; with GlobalEMAPosCount once it has forgotten `initial`, which is per process.
 """
 
 import torch
@@ -40,11 +41,11 @@ class EMAPosCount(OptionalBuffers):
         self.register_buffer("average", torch.tensor(float(initial)))
 
     def forward(self, num_pos: Tensor) -> Tensor:
-        return self._update(num_pos.sum())
+        return self._update(num_pos.sum().clamp(min=1))
 
     def _update(self, count: Tensor) -> Tensor:
-        """The average with `count`, (), in it; kept in a step that trains only."""
-        average = self.momentum * self.average + (1 - self.momentum) * count.clamp(min=1)
+        """The average with `count`, () and > 0, in it; kept in a step that trains only."""
+        average = self.momentum * self.average + (1 - self.momentum) * count
         if is_training_step(self):
             self.average = average
         return average
@@ -52,18 +53,23 @@ class EMAPosCount(OptionalBuffers):
 
 @NORMALIZER_REGISTRY.register()
 class GlobalEMAPosCount(EMAPosCount):
-    """EMAPosCount over the batches of all processes, divided by the number of processes; with one process it is EMAPosCount.
+    """EMAPosCount of the mean over all processes; with one process it is EMAPosCount.
+
+    The average is that of a process, the same in all of them, and so is `initial`: the first losses
+    are as large with any number of processes. A checkpoint of several processes from before this was so
+    holds the average of their total; the moving average forgets it within some dozens of steps.
 
     Args:
         momentum: weight of the old average, in [0, 1).
-        initial: average before the first step, positives over all processes; finite and >= 1.
+        initial: average before the first step, positives per process; finite and >= 1.
 
     Raises:
         ValueError: momentum or initial out of range.
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:
-        return self._update(sum_over_processes(num_pos.sum())) / get_num_processes()
+        total = sum_over_processes(num_pos.sum()).clamp(min=1)
+        return self._update(total / get_num_processes())
 
 
 @NORMALIZER_REGISTRY.register()

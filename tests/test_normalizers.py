@@ -140,8 +140,8 @@ STEPS = [[[5], [0]], [[0], [0]], [[1], [2]]]
 DIVISORS = {
     # 5 / 2; no positives anywhere count as 1: 1 / 2; 3 / 2
     "GlobalPosCount": [2.5, 0.5, 1.5],
-    # The average is 0.5 * 8 + 0.5 * 5 = 6.5, 0.5 * 6.5 + 0.5 * 1 = 3.75, 0.5 * 3.75 + 0.5 * 3 = 3.375; each is halved.
-    "GlobalEMAPosCount": [3.25, 1.875, 1.6875],
+    # It starts with 8 in each process, whatever their number: 0.5 * 8 + 0.5 * 2.5 = 5.25, and so on.
+    "GlobalEMAPosCount": [5.25, 2.875, 2.1875],
 }
 
 

@@ -15,14 +15,7 @@ EMA_ARGS = "MODEL.FOCAL_DET.NORMALIZER.ARGS.GlobalEMAPosCount"
 CASES = {
     "GlobalPosCount": [NORMALIZER, "GlobalPosCount"],
     # A short memory that starts near the counts of the batch, so that every step depends on the ones before.
-    "GlobalEMAPosCount": [
-        NORMALIZER,
-        "GlobalEMAPosCount",
-        f"{EMA_ARGS}.momentum",
-        0.5,
-        f"{EMA_ARGS}.initial",
-        10.0,
-    ],
+    "GlobalEMAPosCount": [NORMALIZER, "GlobalEMAPosCount", f"{EMA_ARGS}.momentum", 0.5],
     "PerImagePosCount": [NORMALIZER, "PerImagePosCount"],
     "Constant": [NORMALIZER, "Constant"],
     # Losses that gather statistics over the processes.
@@ -36,6 +29,8 @@ CASES = {
 }
 # What does, as in Detectron2.
 PER_PROCESS_CASES = {"EMAPosCount": [NORMALIZER, "EMAPosCount"]}
+# Average before the first step over all processes; the argument is that of each.
+EMA_INITIAL = 12.0
 # Batch norm would make a difference that is not the loss's.
 WITHOUT_BATCH_NORM = ["MODEL.RESNETS.NORM", "FrozenBN"]
 NUM_STEPS = 3
@@ -56,10 +51,12 @@ def make_images() -> list:
     )
 
 
-def build(cfg) -> torch.nn.Module:
+def build(cfg, num_processes: int = 1) -> torch.nn.Module:
     """The model of a case, with the same weights in every process; float64, so that only a real difference is one."""
     import detectron2.modeling
 
+    cfg = cfg.clone()
+    cfg.merge_from_list([f"{EMA_ARGS}.initial", EMA_INITIAL / num_processes])
     torch.manual_seed(0)
     return detectron2.modeling.build_model(cfg).double().train()
 
@@ -100,7 +97,7 @@ def _train_in_process(rank: int, cfgs: dict, folder) -> None:
         images = make_images()[rank * num_images : (rank + 1) * num_images]
         # As Detectron2's trainer does it, which leaves the buffers of each process alone.
         models = {
-            case: DistributedDataParallel(build(cfg), broadcast_buffers=False)
+            case: DistributedDataParallel(build(cfg, num_processes), broadcast_buffers=False)
             for case, cfg in cfgs.items()
         }
         torch.save(
