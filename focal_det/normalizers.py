@@ -21,9 +21,12 @@ from focal_det.registry import NORMALIZER_REGISTRY
 class EMAPosCount(OptionalBuffers):
     """Exponential moving average of the positives of this process's batch, as in Detectron2's RetinaNet.
 
-    Detectron2 keeps the average in a Python attribute, which a resumed run starts anew; here it is a buffer. A checkpoint
-    without the buffer loads without complaint and leaves it as it is. A batch without positives counts as one. The average moves in
-    training mode with gradients enabled only, not in the forwards of PreciseBN.
+    Detectron2 keeps the average in a Python attribute, which a resumed run starts anew; here it is a
+    buffer. Each of several processes has an average of its own, and the checkpoint has that of the
+    first: a resumed run starts from it in all of them. (GlobalEMAPosCount has the same average in all
+    processes and resumes exactly.) A checkpoint without the buffer loads without complaint and leaves
+    it as it is. A batch without positives counts as one. The average moves in training mode with
+    gradients enabled only, not in the forwards of PreciseBN.
 
     Args:
         momentum: weight of the old average, in [0, 1).

@@ -135,31 +135,66 @@ def test_values_out_of_range_are_named(normalizer, name, value):
 
 
 # Positives of the images of each of two processes, in three steps.
-STEPS = [[[5], [0]], [[0], [0]], [[1], [2]]]
+STEPS = [[[7], [0]], [[0], [0]], [[1], [2]]]
 # Mean over processes of (loss / divisor) = (sum of losses) / (divisor * 2), so twice a divisor is what the sum is divided by.
 DIVISORS = {
-    # 5 / 2; no positives anywhere count as 1: 1 / 2; 3 / 2
-    "GlobalPosCount": [2.5, 0.5, 1.5],
-    # It starts with 8 in each process, whatever their number: 0.5 * 8 + 0.5 * 2.5 = 5.25, and so on.
-    "GlobalEMAPosCount": [5.25, 2.875, 2.1875],
+    # 7 / 2; no positives anywhere count as 1: 1 / 2; 3 / 2
+    "GlobalPosCount": [3.5, 0.5, 1.5],
+    # It starts with 8 in each process, whatever their number: 0.5 * 8 + 0.5 * 3.5 = 5.75, and so on.
+    "GlobalEMAPosCount": [5.75, 3.125, 2.3125],
 }
 
 
-def _divide_in_process(rank, init_file, results):
+def _divide_in_process(rank, folder, results):
     distributed.init_process_group(
-        "gloo", init_method=f"file://{init_file}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder / 'init'}", rank=rank, world_size=2
     )
     normalizers = {
         "GlobalPosCount": GlobalPosCount(),
         "GlobalEMAPosCount": GlobalEMAPosCount(momentum=0.5, initial=8.0),
+        "EMAPosCount": EMAPosCount(momentum=0.5, initial=8.0),
     }
-    results[rank] = {
+    divisors = {
         k: [f(torch.tensor(step[rank])).item() for step in STEPS] for k, f in normalizers.items()
     }
+    results[rank] = {"divisors": divisors, "resumed": _save_and_resume(normalizers, folder)}
     distributed.destroy_process_group()
 
 
-def test_global_divisors_are_the_same_in_every_process(tmp_path):
+def _save_and_resume(normalizers, folder):
+    """Averages after Detectron2 has saved and loaded a model with these normalizers."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    DetectionCheckpointer(nn.ModuleDict(normalizers), str(folder)).save("model")
+    distributed.barrier()
+    resumed = nn.ModuleDict(
+        {"GlobalEMAPosCount": GlobalEMAPosCount(), "EMAPosCount": EMAPosCount()}
+    )
+    DetectionCheckpointer(resumed, str(folder)).load(str(folder / "model.pth"))
+    return {k: f.average.item() for k, f in resumed.items()}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Per process, the divisors of three steps, and the averages that it resumes from."""
     results = multiprocessing.get_context("spawn").Manager().dict()
-    multiprocessing.spawn(_divide_in_process, (tmp_path / "init", results), nprocs=2)
-    assert dict(results) == {0: DIVISORS, 1: DIVISORS}
+    multiprocessing.spawn(
+        _divide_in_process, (tmp_path_factory.mktemp("processes"), results), nprocs=2
+    )
+    return [results[rank] for rank in range(2)]
+
+
+def test_global_divisors_are_the_same_in_every_process(two_processes):
+    for result in two_processes:
+        assert {k: result["divisors"][k] for k in DIVISORS} == DIVISORS
+
+
+def test_every_process_resumes_from_the_average_of_the_first(two_processes):
+    # From 8 to 7.5, 4.25, 2.625 in the first, and to 4.5, 2.75, 2.375 in the second.
+    assert [x["divisors"]["EMAPosCount"][-1] for x in two_processes] == [2.625, 2.375]
+    assert [x["resumed"]["EMAPosCount"] for x in two_processes] == [2.625, 2.625]
+
+
+def test_a_global_average_resumes_exactly_in_every_process(two_processes):
+    for result in two_processes:
+        assert result["resumed"]["GlobalEMAPosCount"] == DIVISORS["GlobalEMAPosCount"][-1]
