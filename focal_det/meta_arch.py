@@ -265,7 +265,10 @@ class FocalRetinaNet(RetinaNet):
                 prior_bias=self._get_prior_bias(),
                 **names,
             )
-        initial_loss = self._get_initial_loss(targets, divisor) if self._is_first_step else None
+        initial_loss = None
+        if self._is_first_step:
+            level_sizes = [x.shape[1] for x in pred_logits]
+            initial_loss = self._get_initial_loss(targets, divisor, level_sizes)
         loss_cls = self._normalize(self.cls_loss(pred_logits, targets), divisor)
         if initial_loss is not None and targets.pos_idxs[0].numel():
             report_first_loss(loss_cls.item(), initial_loss.item())
@@ -280,7 +283,9 @@ class FocalRetinaNet(RetinaNet):
     def _normalize(self, cls_sums: Tensor, divisor: Tensor) -> Tensor:
         return cls_sums.mean() if self.cls_loss.self_normalized else (cls_sums / divisor).sum()
 
-    def _get_initial_loss(self, targets: DenseTargets, divisor: Tensor) -> Optional[Tensor]:
+    def _get_initial_loss(
+        self, targets: DenseTargets, divisor: Tensor, level_sizes: Sequence[int]
+    ) -> Optional[Tensor]:
         """What `loss_cls` is with every score at the prior, or None if `cls_score` does not start there.
 
         The same on all processes, as a loss may gather statistics over them.
@@ -288,7 +293,8 @@ class FocalRetinaNet(RetinaNet):
         bias = self._get_prior_bias()
         if bias is None or not torch.equal(self.head.cls_score.bias, self.head.prior_bias):
             return None
-        return self._normalize(compute_initial_loss(self.cls_loss, bias, targets), divisor)
+        sums = compute_initial_loss(self.cls_loss, bias, targets, level_sizes)
+        return self._normalize(sums, divisor)
 
     def inference(
         self,

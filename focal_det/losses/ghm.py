@@ -1,6 +1,7 @@
 """Gradient harmonizing mechanism for classification: "Gradient Harmonized Single-stage Detector", arXiv 1811.05181."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from focal_det.processes import sum_over_processes
 from focal_det.registry import CLS_LOSS_REGISTRY
 from focal_det.targets import DenseTargets
 
+_MAX_LEVELS = 8  # rows of the buffer, whose shape is the same for any pyramid: P2 to P9
+
 
 def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
     """int64 index in 0..M-1 of the unit region of the gradient norm g = |p - y| = sigmoid(z), z the logit of the wrong answer."""
@@ -28,13 +31,19 @@ def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
 
 @CLS_LOSS_REGISTRY.register()
 class GHMCLoss(OptionalBuffers, ClsLoss):
-    """GHM-C: cross entropy divided by the gradient density, the number of terms whose gradient norm is similar.
+    """GHM-C: cross entropy divided by the gradient density, the number of terms of similar gradient norm.
 
-    The norms g = |p - y| of all terms (anchors times classes, ignored anchors left out) are counted in M unit regions. The density
-    at g is the count of its region times the number of regions that have terms, and the loss of the batch is the sum of
-    CE / density. In the paper it is the count times M, and the authors' code is as here: at the start, when nearly all terms are in
-    two regions, the loss would be M / 2 times as small. Counts are per image and averaged over the images of all processes; their
-    moving average is a buffer, which starts with the first counts.
+    On each pyramid level, the norms g = |p - y| of all terms (anchors times classes, without ignored
+    anchors) are counted in M unit regions. The density at g is the count of its region times the
+    number of regions that have terms, and the loss of the level is the sum of CE / density; the loss
+    of the batch is the sum over levels, at most 8 of them. Levels and the number of regions are as in
+    the authors' code; the paper has one density, and M in place of that number: at the start, when
+    nearly all terms are in two regions, the loss would be M / 2 times as small.
+
+    Counts are per image and averaged over the images of all processes. Their moving average is a
+    buffer with a row for each level, which starts with the first counts. (In the authors' code it
+    starts with 0, levels update a single average one after the other, and a region without terms
+    leaves it as it is.)
 
     Args:
         num_bins: M, unit regions, >= 1.
@@ -49,7 +58,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         check_integer("num_bins", num_bins, "[1, inf)")
         check_number("momentum", momentum, "[0, 1)")
         self.num_bins, self.momentum = num_bins, momentum
-        self.register_buffer("counts", torch.zeros(num_bins))
+        self.register_buffer("counts", torch.zeros(_MAX_LEVELS, num_bins))
 
     def extra_repr(self) -> str:
         return f"num_bins={self.num_bins}, momentum={self.momentum}"
@@ -59,37 +68,56 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         # A region without terms has none to divide.
         weights = 1 / density.clamp(min=torch.finfo(density.dtype).tiny)
         per_level = []
-        for x, labels, _ in split_levels(logits, targets):
+        for (x, labels, _), weight in zip(split_levels(logits, targets), weights):
             losses = sum_over_classes(
-                x, labels, lambda x, _: self._term(-x, weights), lambda x: self._term(x, weights)
+                x,
+                labels,
+                lambda x, _, weight=weight: self._term(-x, weight),
+                lambda x, weight=weight: self._term(x, weight),
             )
             per_level.append(losses.sum(dim=1))
         return torch.stack(per_level).sum(dim=0)
 
-    def _term(self, z: Tensor, weights: Tensor) -> Tensor:
-        return weights[get_gradient_bins(z.detach(), self.num_bins)] * focal_term(z, 0.0)
+    def _term(self, z: Tensor, weight: Tensor) -> Tensor:
+        return weight[get_gradient_bins(z.detach(), self.num_bins)] * focal_term(z, 0.0)
 
     @torch.no_grad()
     def _compute_density(
         self, logits: Sequence[Tensor], targets: DenseTargets, *, keep: bool
     ) -> Tensor:
-        """(M,) density in each region, from the moving average of the terms per image, which is kept if `keep`."""
-        levels = split_levels(logits, targets)
-        total = sum(
+        """(L, M) density in each region of each level, from the moving average of the terms per image.
+
+        Args:
+            keep: whether the average becomes the state.
+        """
+        num_levels = len(logits)
+        if num_levels > _MAX_LEVELS:
+            raise ValueError(
+                f"GHMCLoss takes at most {_MAX_LEVELS} pyramid levels, got {num_levels}"
+            )
+        total = [
             _count(to_float(x), labels, targets.num_classes, self.num_bins)
-            for x, labels, _ in levels
-        )
-        num_images = total.new_full((1,), len(targets.gt_labels))
-        total = sum_over_processes(torch.cat([total, num_images])).float()
-        counts = total[:-1] / total[-1].clamp(min=1)
+            for x, labels, _ in split_levels(logits, targets)
+        ]
+        total.append(total[0].new_full((1,), len(targets.gt_labels)))
+        total = sum_over_processes(torch.cat(total)).float()
+        counts = (total[:-1] / total[-1].clamp(min=1)).view(num_levels, self.num_bins)
+        before = self.counts[:num_levels]
         average = torch.where(
-            self.counts.sum() > 0,
-            self.momentum * self.counts + (1 - self.momentum) * counts,
+            before.sum(dim=1, keepdim=True) > 0,
+            self.momentum * before + (1 - self.momentum) * counts,
             counts,
         )
         if keep:
-            self.counts = average
-        return average * (counts > 0).sum()
+            self.counts = torch.cat([average, self.counts[num_levels:]])
+        return average * (counts > 0).sum(dim=1, keepdim=True)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        key = f"{prefix}counts"
+        if key in state_dict and state_dict[key].dim() == 1:
+            # From before each level had a density of its own: of no use, it starts anew.
+            state_dict = {k: v for k, v in state_dict.items() if k != key}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _count(logits: Tensor, labels: Tensor, num_classes: int, num_bins: int) -> Tensor:

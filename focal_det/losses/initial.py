@@ -1,6 +1,7 @@
 """The loss that a detector starts with, before its features say anything."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,19 +11,23 @@ from focal_det.targets import DenseTargets
 
 
 @torch.no_grad()
-def compute_initial_loss(cls_loss: ClsLoss, bias: Tensor, targets: DenseTargets) -> Tensor:
+def compute_initial_loss(
+    cls_loss: ClsLoss, bias: Tensor, targets: DenseTargets, level_sizes: Sequence[int]
+) -> Tensor:
     """The loss of anchors that all have the same logits; its state is neither used up nor changed.
 
     Args:
         bias: (C,) logits, such as `cls_loss.bias(prior, num_classes)`.
         targets: labels of (N, R) anchors.
+        level_sizes: anchors per image of each level; their sum is R.
 
     Returns:
         (N,) sums as of `cls_loss`.
     """
     cls_loss = copy.deepcopy(cls_loss).eval()
     if not isinstance(cls_loss, PointwiseClsLoss):
-        return cls_loss([bias.expand(*targets.gt_labels.shape, -1)], targets)
+        logits = bias.expand(*targets.gt_labels.shape, -1).split(list(level_sizes), dim=1)
+        return cls_loss(logits, targets)
 
     def per_anchor(labels: Tensor, iou: Tensor) -> Tensor:
         return cls_loss.per_anchor(bias.expand(1, len(labels), -1), labels[None], iou[None])[0]

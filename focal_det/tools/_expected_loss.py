@@ -32,8 +32,8 @@ def compute_expected_loss(
     images: dict[int, tuple[Tensor, Tensor]] = {}  # a batch repeats the images of a small set
     for record in records:
         if id(record) not in images:
-            targets = _build_targets(record, setup)
-            sums = compute_initial_loss(cls_loss, bias, targets)
+            targets, level_sizes = _build_targets(record, setup)
+            sums = compute_initial_loss(cls_loss, bias, targets, level_sizes)
             images[id(record)] = (sums, targets.num_pos)
     sums, num_pos = (torch.cat(x) for x in zip(*(images[id(record)] for record in records)))
     if cls_loss.self_normalized:
@@ -41,8 +41,11 @@ def compute_expected_loss(
     return float((sums / build_normalizer(cfg)(num_pos)).sum())
 
 
-def _build_targets(record: dict[str, Any], setup: AnchorSetup) -> DenseTargets:
+def _build_targets(record: dict[str, Any], setup: AnchorSetup) -> tuple[DenseTargets, list[int]]:
+    """The targets of an image, and its number of anchors on each level."""
     objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
     boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
     targets = DenseTargets.from_labels(labels[None], boxes[None], setup.num_classes)
-    return replace(targets, anchors=Boxes.cat(anchors).tensor, iou=torch.zeros(1, len(labels)))
+    iou = torch.zeros(1, len(labels))
+    targets = replace(targets, anchors=Boxes.cat(anchors).tensor, iou=iou)
+    return targets, [len(x) for x in anchors]

@@ -5,7 +5,7 @@ them, gradients by automatic differentiation in float64. To cover a new loss, ad
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -33,12 +33,21 @@ class Case:
         grid: constructor arguments to try.
         kinks: logits at which value or gradient jump, or cancel, for given arguments.
         radius: how far the tests stay away from a kink.
+        by_level: whether the reference takes logits per level (N, Ri, C), as levels make a difference.
     """
 
     reference: Callable[..., Callable[[Tensor, DenseTargets], Tensor]]
     grid: list[dict[str, Any]]
     kinks: Callable[..., Iterable[float]] = lambda **args: ()
     radius: float = 0.3
+    by_level: bool = False
+
+    def make_reference(self, **args: Any) -> Callable[[Sequence[Tensor], DenseTargets], Tensor]:
+        """The reference with logits per level, as a loss takes them."""
+        reference = self.reference(**args)
+        if self.by_level:
+            return reference
+        return lambda levels, targets: reference(torch.cat(levels, dim=1), targets)
 
 
 class Probabilities:
@@ -194,22 +203,31 @@ def poly_focal(right, positive, targets, *, alpha=0.25, gamma=2.0, epsilon=1.0):
 
 
 def ghm(*, num_bins=30, momentum=0.75):
-    state = {}
+    # Densities of arXiv 1811.05181 with unit regions, of which those count that are not empty; 1 / density is beta / N. As in
+    # the authors' code, each level has a loss, and so a density, of its own.
+    averages = {}
 
-    def reference(x, targets):
-        # Densities of arXiv 1811.05181 with unit regions, of which those count that are not empty; 1 / density is beta / N.
-        positive, valid = one_hot(targets), is_valid(targets).expand_as(x)
+    def of_level(level, x, positive, valid):
         right = Probabilities(torch.where(positive, x, -x))
         bins = (right.not_p.detach() * num_bins).long().clamp(max=num_bins - 1)
-        counts = torch.stack([((bins == j) & valid).sum() for j in range(num_bins)]) / max(
-            len(x), 1
-        )
+        terms = [((bins == j) & valid).sum() for j in range(num_bins)]
+        counts = torch.stack(terms) / max(len(x), 1)
         num_regions = (counts > 0).sum()
-        if state and state["counts"].sum() > 0:
-            counts = momentum * state["counts"] + (1 - momentum) * counts
-        state["counts"] = counts
+        if level in averages and averages[level].sum() > 0:
+            counts = momentum * averages[level] + (1 - momentum) * counts
+        averages[level] = counts
         weights = torch.where(valid, 1 / (num_regions * counts[bins]).clamp(min=1e-30), 0.0)
         return (-right.log_p * weights).sum(dim=(1, 2))
+
+    def reference(levels, targets):
+        sizes = [x.shape[1] for x in levels]
+        positives = one_hot(targets).split(sizes, dim=1)
+        valids = is_valid(targets).split(sizes, dim=1)
+        triples = zip(levels, positives, valids)
+        return sum(
+            of_level(i, x, positive, valid.expand_as(x))
+            for i, (x, positive, valid) in enumerate(triples)
+        )
 
     return reference
 
@@ -297,6 +315,7 @@ CASES = {
         grid(num_bins=[1, 30], momentum=[0, 0.75]),
         kinks=lambda num_bins, **_: [logit(j / num_bins) for j in range(1, num_bins)],
         radius=0.02,
+        by_level=True,
     ),
     "EqualizedFocalLoss": Case(equalized_focal, grid(gamma=GAMMAS[1:], scale=[0, 8], alpha=[0.25])),
     "AsymmetricLoss": Case(

@@ -120,6 +120,34 @@ def test_ghm_counts_per_image_and_averages_over_steps():
     )
 
 
+def test_ghm_has_a_density_and_a_mean_for_each_level():
+    # One anchor a level: terms with g = 1/4 and 1/2 on the first, twice 1/2 on the second, which is one region of two terms.
+    logits = [OBJECT, torch.zeros(1, 1, 2)]
+    labels = torch.tensor([[0, 2]])
+    targets = DenseTargets.from_labels(labels, torch.zeros(1, 2, 4), 2)
+    loss = CLS_LOSS_REGISTRY.build("GHMCLoss", {"momentum": 0.5}, num_classes=2)
+    want = [(math.log(4 / 3) + LOG2) / 2 + LOG2]
+    assert loss(logits, targets).tolist() == pytest.approx(want, rel=1e-5)
+    # The levels change places: on the first, the average of the region of 1/2 is (1 + 2) / 2; on the
+    # second, that of 1/4 is (0 + 1) / 2 and that of 1/2 is (2 + 1) / 2.
+    targets = DenseTargets.from_labels(labels.flip(1), torch.zeros(1, 2, 4), 2)
+    want = [2 * LOG2 / 1.5 + (math.log(4 / 3) / 0.5 + LOG2 / 1.5) / 2]
+    assert loss(logits[::-1], targets).tolist() == pytest.approx(want, rel=1e-5)
+
+
+def test_ghm_starts_anew_from_a_checkpoint_with_one_density():
+    loss = CLS_LOSS_REGISTRY.build("GHMCLoss", {"num_bins": 4}, num_classes=2)
+    loss.load_state_dict({"counts": torch.ones(4)})
+    assert loss.counts.sum() == 0
+
+
+def test_more_levels_than_ghm_keeps_are_refused():
+    loss = CLS_LOSS_REGISTRY.build("GHMCLoss", {}, num_classes=2)
+    targets = DenseTargets.from_labels(torch.zeros(1, 9).long(), torch.zeros(1, 9, 4), 2)
+    with pytest.raises(ValueError, match="GHMCLoss takes at most 8 pyramid levels, got 9"):
+        loss([OBJECT] * 9, targets)
+
+
 def test_ohem_drops_what_a_harder_anchor_overlaps_and_takes_the_mean():
     # Cross entropies log 2 each for background anchors with p = 1/2 in one class and nearly 0 in the other.
     logits = torch.tensor([[[0.0, -50.0], [LOG3, -50.0], [-LOG3, -50.0]]])
