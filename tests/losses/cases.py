@@ -259,13 +259,16 @@ def equalized_focal(*, num_classes=NUM_CLASSES, alpha=0.25, gamma=2.0, scale=8.0
     return reference
 
 
-def asymmetric(*, gamma_pos=0.0, gamma_neg=4.0, shift=0.05):
+def asymmetric(*, gamma_pos=0.0, gamma_neg=4.0, shift=0.05, detach_weight=False):
+    def weight(base, gamma):
+        return (base.detach() if detach_weight else base) ** gamma
+
     def reference(x, targets):
         p = Probabilities(x)
-        positive = -(p.not_p**gamma_pos) * p.log_p
+        positive = -weight(p.not_p, gamma_pos) * p.log_p
         p_m = (p.p - shift).clamp(min=1e-12) if shift else p.p
         log_not_p_m = torch.where(p.p < 0.5, torch.log1p(-p_m), torch.log(p.not_p + shift))
-        negative = torch.where(p.p > shift, -(p_m**gamma_neg) * log_not_p_m, 0.0)
+        negative = torch.where(p.p > shift, -weight(p_m, gamma_neg) * log_not_p_m, 0.0)
         return (torch.where(one_hot(targets), positive, negative) * is_valid(targets)).sum(
             dim=(1, 2)
         )
@@ -321,7 +324,8 @@ CASES = {
     "AsymmetricLoss": Case(
         asymmetric,
         grid(gamma_pos=GAMMAS, gamma_neg=[4.0], shift=[0.05])
-        + grid(gamma_pos=[1.0], gamma_neg=GAMMAS, shift=[0, 0.2]),
+        + grid(gamma_pos=[1.0], gamma_neg=GAMMAS, shift=[0, 0.2])
+        + grid(gamma_pos=[0, 1.5], gamma_neg=[0.5, 4.0], shift=[0, 0.05], detach_weight=[True]),
         kinks=lambda shift, **_: [logit(shift)] if shift else [],
     ),
 }
