@@ -4,6 +4,7 @@ A fast path takes logits and labels of one pyramid level, reads each logit once,
 gradient: no one-hot, no mask copy. It is one operator for torch.compile and autocast.
 """
 
+import warnings
 from functools import lru_cache
 from importlib import metadata
 from typing import Optional
@@ -25,18 +26,42 @@ def is_supported(logits: Tensor) -> bool:
         return False
     if logits.is_cuda:
         needed = (8, 0) if logits.dtype == torch.bfloat16 else (7, 0)
-        return _has_triton() and torch.cuda.get_device_capability(logits.device) >= needed
+        return torch.cuda.get_device_capability(logits.device) >= needed and _has_triton()
     return logits.device.type == "cpu"
 
 
-@lru_cache(maxsize=1)
+@torch.compiler.assume_constant_result
 def _has_triton() -> bool:
-    """Whether Triton is installed, in a version whose interpreter the kernels have been run with."""
+    """Whether there is a Triton that can launch kernels."""
+    return _can_launch()
+
+
+@lru_cache(maxsize=1)
+def _can_launch() -> bool:
+    """Whether Triton is installed, in a version whose interpreter the kernels have been run with, and has its launcher.
+
+    It builds that in C before its first kernel. Slim images have neither a compiler nor Python's
+    headers, and the first training step would raise: a warning takes its place.
+    """
     try:
         major, minor = metadata.version("triton").split(".")[:2]
     except metadata.PackageNotFoundError:
         return False
-    return (int(major), int(minor)) >= (3, 2)
+    if (int(major), int(minor)) < (3, 2):
+        return False
+    try:
+        import triton
+
+        triton.runtime.driver.active.utils  # noqa: B018  (builds it, or takes it from Triton's cache)
+    except Exception as error:  # no compiler, no header, no libcuda, a cache that is read-only, ...
+        warnings.warn(
+            "Triton cannot launch kernels, so losses on the GPU take their plain path, which is slower "
+            "and needs more memory. It needs a C compiler and Python.h (gcc and python3-dev). "
+            f"{type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def focal_sums(

@@ -7,11 +7,14 @@ on the CPU, and another compiles the kernels for a GPU that need not be there.
 import importlib
 import os
 import re
+import warnings
+from functools import lru_cache
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from focal_det.losses import FocalLoss, FocalStarLoss
+from focal_det.losses import FocalLoss, FocalStarLoss, kernels
 from focal_det.losses.binary import get_sides
 from focal_det.targets import DenseTargets
 from tests.conftest import ROOT, run_python
@@ -399,3 +402,34 @@ def test_every_vector_length_compiles(compiler, num_classes, unit, power):
         # Labels and logits are each read at most once per logit; beside the gradient one sum is written.
         assert 1 < count(r"ld\.global", ptx) <= 32
         assert (count(r"st\.global", ptx) > 1) == with_grad
+
+
+@once
+@pytest.mark.parametrize("missing", ["compiler", "Python.h"])
+def test_without_a_c_compiler_the_plain_path_is_taken(missing, monkeypatch, tmp_path):
+    """What Triton builds in C before its first launch, on a machine whose GPU is pretended."""
+    driver = pytest.importorskip("triton.backends.nvidia.driver")
+    build = importlib.import_module("triton.runtime.build")
+    monkeypatch.setattr(driver.CudaDriver, "is_active", staticmethod(lambda: True))
+    monkeypatch.setattr(driver, "library_dirs", lambda: [])
+    monkeypatch.setattr(triton.runtime, "driver", type(triton.runtime.driver)())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if missing == "compiler":
+        monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    else:
+        monkeypatch.setattr(build.sysconfig, "get_paths", lambda **_: {"include": str(tmp_path)})
+    getattr(build, "_find_compiler", lru_cache(str)).cache_clear()
+    kernels._can_launch.cache_clear()
+    try:
+        with FakeTensorMode(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logits = torch.empty(2, 5, 3, device="cuda")
+            labels = torch.empty(2, 5, device="cuda", dtype=torch.int64)
+            values = [FocalLoss().per_image(logits, labels) for _ in range(2)]
+        assert [x.shape for x in values] == [(2,), (2,)] and not kernels.is_supported(logits)
+        (message,) = [str(x.message) for x in caught if "Triton" in str(x.message)]
+        assert "needs a C compiler and Python.h" in message and "slower" in message
+    finally:
+        kernels._can_launch.cache_clear()
+        getattr(build, "_find_compiler", lru_cache(str)).cache_clear()
