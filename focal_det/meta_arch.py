@@ -28,6 +28,7 @@ from focal_det.labeling import check_gt_classes, label_anchors_of_image, report_
 from focal_det.losses import ClsLoss
 from focal_det.losses.initial import compute_initial_loss
 from focal_det.registry import describe_unknown
+from focal_det.scripting import make_scriptable
 from focal_det.targets import DenseTargets
 
 
@@ -159,13 +160,17 @@ class FocalRetinaNet(RetinaNet):
             deltas per level (N, Ri, 4).
         """
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(_to_fast_layout(images.tensor))
-        features = [features[f] for f in self.head_in_features]
+        features = self.extract_features(images.tensor)
         pred_logits, pred_anchor_deltas = self.head(features)
         num_outputs = self.cls_loss.num_outputs(self.num_classes)
         pred_logits = [permute_to_N_HWA_K(x, num_outputs) for x in pred_logits]
         pred_anchor_deltas = [permute_to_N_HWA_K(x, 4) for x in pred_anchor_deltas]
         return images.image_sizes, self._get_anchors(features), pred_logits, pred_anchor_deltas
+
+    def extract_features(self, images: Tensor) -> list[Tensor]:
+        """Per level (N, channels, Hi, Wi) features of (N, 3, H, W) images that are normalized and padded."""
+        features = self.backbone(_to_fast_layout(images))
+        return [features[f] for f in self.head_in_features]
 
     def _check_training_input(self, index: int, batch_item: dict[str, Any]) -> str:
         """Check one training image where it still is on the CPU; return the name to report it by."""
@@ -296,6 +301,10 @@ class FocalRetinaNet(RetinaNet):
         sums = compute_initial_loss(self.cls_loss, bias, targets, level_sizes)
         return self._normalize(sums, divisor)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in the model's place."""
+        return make_scriptable(self)
+
     def inference(
         self,
         anchors: list[Boxes],
@@ -330,17 +339,26 @@ class FocalRetinaNet(RetinaNet):
         Returns:
             At most `max_detections_per_image` with `pred_boxes`, `scores`, `pred_classes`, by falling score.
         """
-        per_level = [self._decode_level(*level) for level in zip(anchors, box_cls, box_delta)]
-        boxes, scores, classes = (cat(x) for x in zip(*per_level))
-        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[
-            : self.max_detections_per_image
-        ]
-        return Instances(
-            image_size,
-            pred_boxes=Boxes(boxes[keep]),
-            scores=scores[keep],
-            pred_classes=classes[keep],
-        )
+        # Lists and plain loops, as TorchScript compiles this, too.
+        boxes_per_level: list[Tensor] = []
+        scores_per_level: list[Tensor] = []
+        classes_per_level: list[Tensor] = []
+        for anchors_of_level, scores, deltas in zip(anchors, box_cls, box_delta):
+            boxes, scores, classes = self._decode_level(anchors_of_level, scores, deltas)
+            boxes_per_level.append(boxes)
+            scores_per_level.append(scores)
+            classes_per_level.append(classes)
+        boxes = cat(boxes_per_level)
+        scores = cat(scores_per_level)
+        classes = cat(classes_per_level)
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+        keep = keep[: self.max_detections_per_image]
+        # Not as arguments, which the Instances that Detectron2 0.5 makes for TorchScript does not take.
+        detections = Instances(image_size)
+        detections.pred_boxes = Boxes(boxes[keep])
+        detections.scores = scores[keep]
+        detections.pred_classes = classes[keep]
+        return detections
 
     def _decode_level(
         self, anchors: Boxes, scores: Tensor, deltas: Tensor
@@ -352,12 +370,10 @@ class FocalRetinaNet(RetinaNet):
         # Sorted and cut, as a number of candidates would become a constant of a traced model.
         best_anchors = scores.amax(dim=1).argsort(descending=True)[: self.test_topk_candidates]
         scores = scores[best_anchors]
-        ranks, class_idxs = torch.nonzero(scores > self.test_score_thresh, as_tuple=True)
+        ranks, class_idxs = torch.nonzero(scores > self.test_score_thresh).unbind(dim=1)
         candidates, order = scores[ranks, class_idxs].sort(descending=True)
-        candidates, order = (
-            candidates[: self.test_topk_candidates],
-            order[: self.test_topk_candidates],
-        )
+        candidates = candidates[: self.test_topk_candidates]
+        order = order[: self.test_topk_candidates]
         anchor_idxs, class_idxs = best_anchors[ranks[order]], class_idxs[order]
         boxes = self.box2box_transform.apply_deltas(
             deltas[anchor_idxs], anchors.tensor[anchor_idxs]
@@ -378,7 +394,6 @@ def _to_fast_layout(images: Tensor) -> Tensor:
 
     The layout goes through the network; at its end the head's (N, A*C, Hi, Wi) outputs become (N, Ri, C) without a copy.
     """
-    is_faster = images.device.type == "cpu" or (
-        images.is_cuda and torch.is_autocast_enabled("cuda")
-    )
+    # Without its argument, which TorchScript does not know, it is about CUDA.
+    is_faster = images.device.type == "cpu" or (images.is_cuda and torch.is_autocast_enabled())
     return images.contiguous(memory_format=torch.channels_last) if is_faster else images

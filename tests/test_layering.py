@@ -11,7 +11,7 @@ ROWS = [
         *["__init__", "registry", "targets", "processes", "transforms", "buffers"],
         *["normalizers", "losses"],
     ],
-    ["host", "labeling", "matching", "box_loss"],
+    ["host", "labeling", "matching", "box_loss", "scripting"],
     ["head"],
     ["data", "analysis"],
     ["meta_arch", "config", "engine"],

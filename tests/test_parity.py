@@ -272,3 +272,26 @@ def test_a_traced_model_detects_on_other_images(make_cfg, batch):
             assert_same_detections(Instances(want.image_size, **got), want)
             counts.add(len(want))
     assert len(counts) > 1
+
+
+@pytest.mark.parametrize("loss", ["FocalLoss", "SoftmaxFocalLoss", "EqualizedFocalLoss"])
+def test_a_scripted_model_detects_what_the_eager_one_does(make_cfg, batch, loss):
+    from detectron2.export import torchscript
+
+    overrides = ("MODEL.FOCAL_DET.CLS_LOSS.NAME", loss, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
+    model = build_model(make_cfg(*overrides)).eval()
+    # Scores far enough apart that rounding does not decide about their order.
+    with torch.no_grad():
+        model.head.cls_score.weight.mul_(300)
+    fields = {"pred_boxes": Boxes, "scores": torch.Tensor, "pred_classes": torch.Tensor}
+    scripted = torchscript.scripting_with_instances(model, fields)
+    for images in (batch[:2], [{"image": batch[2]["image"][:, :100, :70]}]):
+        images = [{"image": x["image"]} for x in images]
+        with torch.no_grad():
+            sizes, *outputs = model.predict(images)
+            detections = model.inference(*outputs, sizes)
+            for got, want in zip(scripted(images), detections):
+                assert got.image_size == want.image_size and len(want) == 100
+                assert_same_detections(got, want)
+    # The model itself goes on as it was.
+    assert model.state_dict().keys() == build_model(make_cfg(*overrides)).state_dict().keys()
