@@ -1,4 +1,4 @@
-"""State of our own, in buffers that a checkpoint may lack, as stock checkpoints know nothing of it."""
+"""State of our own, in buffers that a checkpoint may lack: stock ones know nothing of it."""
 
 from typing import Any
 

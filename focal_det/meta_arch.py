@@ -168,7 +168,7 @@ class FocalRetinaNet(RetinaNet):
         return images.image_sizes, self._get_anchors(features), pred_logits, pred_anchor_deltas
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
-        """Per level (N, channels, Hi, Wi) features of (N, 3, H, W) images that are normalized and padded."""
+        """Per level (N, channels, Hi, Wi) features of normalized and padded (N, 3, H, W) images."""
         features = self.backbone(_to_fast_layout(images))
         return [features[f] for f in self.head_in_features]
 
@@ -353,7 +353,7 @@ class FocalRetinaNet(RetinaNet):
         classes = cat(classes_per_level)
         keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
         keep = keep[: self.max_detections_per_image]
-        # Not as arguments, which the Instances that Detectron2 0.5 makes for TorchScript does not take.
+        # Not as arguments: the Instances that Detectron2 0.5 makes for TorchScript takes none.
         detections = Instances(image_size)
         detections.pred_boxes = Boxes(boxes[keep])
         detections.scores = scores[keep]

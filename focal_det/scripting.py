@@ -1,4 +1,4 @@
-"""A FocalRetinaNet as torch.jit.script takes it; export with Detectron2's `scripting_with_instances`."""
+"""A FocalRetinaNet for TorchScript, as Detectron2's `scripting_with_instances` exports it."""
 
 import copy
 

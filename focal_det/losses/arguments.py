@@ -56,7 +56,7 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
     """Refuse CPU values outside [low, high] or NaN; on other devices the look would wait for the device."""
     if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
         return
-    # Under torch.func.vmap the values of all examples, as a comparison of each cannot be branched on.
+    # Under torch.func.vmap the values of all examples: one cannot branch on a comparison of each.
     smallest, largest = torch.func.debug_unwrap(values).aminmax()
     if not (smallest >= low and largest <= high):
         raise ValueError(

@@ -53,9 +53,10 @@ def sum_over_classes(
 
 
 def blank_ignored(logits: Tensor, labels: Tensor) -> Tensor:
-    """(..., C) logits with 0 where (...) labels are -1: what is there, NaN included, reaches neither a loss nor a gradient.
+    """(..., C) logits with 0 where (...) labels are -1.
 
-    Leaving the loss of these anchors out would not do: the gradient would be 0 times a slope that is NaN or infinite.
+    So what is there, NaN included, reaches neither a loss nor a gradient. Leaving out the loss of
+    these anchors would not do: the gradient would be 0 times a slope that is NaN or infinite.
     """
     return logits.masked_fill((labels < 0).unsqueeze(-1), 0.0)
 
@@ -84,9 +85,10 @@ def focal_slope(z: Tensor, gamma: Weight) -> Tensor:
 
 
 def keep_for_derivatives(ctx, *tensors: Tensor) -> None:
-    """Keep tensors of an `autograd.Function` for its backward, and for its `jvp` if one will be asked for.
+    """Keep tensors of an `autograd.Function` for its backward, and in forward mode for its `jvp`.
 
-    torch lets go of what it keeps for backward after the backward, but of what it keeps for `jvp` with the result only.
+    torch releases what it keeps for backward after the backward, but what it keeps for `jvp` only
+    with the result.
     """
     ctx.save_for_backward(*tensors)
     if is_forward_mode():

@@ -21,8 +21,8 @@ class ClsLoss(nn.Module):
         needs: which of "iou" and "anchors" the loss reads from its targets.
         self_normalized: True if the sums are means already; they are then averaged over images, not divided by positives.
         pointwise: True if an anchor's loss depends on that anchor alone.
-        stateful: True if buffers change with every step that trains: in training mode with gradients enabled, see
-            `focal_det.buffers.is_training_step`.
+        stateful: True if buffers change with every step that trains: in training mode with gradients
+            enabled, see `focal_det.buffers.is_training_step`.
     """
 
     needs: frozenset[str] = frozenset()

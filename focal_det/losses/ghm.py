@@ -31,7 +31,7 @@ def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
 
 @CLS_LOSS_REGISTRY.register()
 class GHMCLoss(OptionalBuffers, ClsLoss):
-    """GHM-C: cross entropy divided by the gradient density, the number of terms of similar gradient norm.
+    """GHM-C: cross entropy divided by the gradient density, the number of similar gradient norms.
 
     On each pyramid level, the norms g = |p - y| of all terms (anchors times classes, without ignored
     anchors) are counted in M unit regions. The density at g is the count of its region times the
@@ -85,7 +85,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     def _compute_density(
         self, logits: Sequence[Tensor], targets: DenseTargets, *, keep: bool
     ) -> Tensor:
-        """(L, M) density in each region of each level, from the moving average of the terms per image.
+        """(L, M) density in each region of a level, from the moving average of terms per image.
 
         Args:
             keep: whether the average becomes the state.

@@ -203,8 +203,8 @@ def poly_focal(right, positive, targets, *, alpha=0.25, gamma=2.0, epsilon=1.0):
 
 
 def ghm(*, num_bins=30, momentum=0.75):
-    # Densities of arXiv 1811.05181 with unit regions, of which those count that are not empty; 1 / density is beta / N. As in
-    # the authors' code, each level has a loss, and so a density, of its own.
+    # Densities of arXiv 1811.05181 with unit regions, of which those count that are not empty;
+    # 1 / density is beta / N. As in the authors' code, each level has a loss and a density.
     averages = {}
 
     def of_level(level, x, positive, valid):

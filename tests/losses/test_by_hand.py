@@ -121,7 +121,8 @@ def test_ghm_counts_per_image_and_averages_over_steps():
 
 
 def test_ghm_has_a_density_and_a_mean_for_each_level():
-    # One anchor a level: terms with g = 1/4 and 1/2 on the first, twice 1/2 on the second, which is one region of two terms.
+    # One anchor a level: terms with g = 1/4 and 1/2 on the first, and twice 1/2 on the second, which
+    # is one region of two terms.
     logits = [OBJECT, torch.zeros(1, 1, 2)]
     labels = torch.tensor([[0, 2]])
     targets = DenseTargets.from_labels(labels, torch.zeros(1, 2, 4), 2)

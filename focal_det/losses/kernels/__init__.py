@@ -21,7 +21,7 @@ _FLOAT16_SCALE = 4096.0
 
 
 def is_supported(logits: Tensor) -> bool:
-    """Whether there is a fast path for the device and dtype of the logits; torch.func and forward mode have none."""
+    """Whether there is a fast path for the logits; torch.func and forward mode have none."""
     if logits.dtype not in _DTYPES or is_transformed():
         return False
     if logits.is_cuda:
@@ -38,7 +38,7 @@ def _has_triton() -> bool:
 
 @lru_cache(maxsize=1)
 def _can_launch() -> bool:
-    """Whether Triton is installed, in a version whose interpreter the kernels have been run with, and has its launcher.
+    """Whether Triton is installed, as new as the kernels have been run with, and has its launcher.
 
     It builds that in C before its first kernel. Slim images have neither a compiler nor Python's
     headers, and the first training step would raise: a warning takes its place.

@@ -1,9 +1,9 @@
 """Focal loss and FL* on the CPU: plain torch on pieces of the logits that stay in the cache.
 
-Nearly all terms are negatives; a piece of them goes through a dozen operations into buffers of its size. The entries of positives
-and the rows of ignored anchors are left out of that by zeros in these buffers (a weight of zero would not do: it makes NaN of a
-logit that is infinite), and positives are computed apart: nothing is subtracted from a sum, so no large term leaves its rounding
-error behind.
+Nearly all terms are negatives; a piece of them goes through a dozen operations into buffers of its
+size. The entries of positives and the rows of ignored anchors are left out of that by zeros in these
+buffers (a weight of zero would not do: it makes NaN of an infinite logit), and positives are computed
+apart: nothing is subtracted from a sum, so no large term leaves its rounding error behind.
 """
 
 from functools import partial
@@ -24,7 +24,8 @@ _LARGE_LOGIT = 80.0
 
 # Puts zeros into buffers of a piece where an anchor is ignored or has its own class.
 Skip = Callable[[Tensor, Tensor, Tensor], None]
-# From a piece's logits, four buffers of its shape, what puts zeros into three of them, and where the derivatives go, to the sum.
+# From a piece's logits, four buffers of its shape, what puts zeros into three of them, and where the
+# derivatives go, to the sum.
 Negatives = Callable[[Tensor, list[Tensor], Skip, Optional[Tensor]], Tensor]
 # From logits (P,) of positives to losses and derivatives.
 Positives = Callable[[Tensor], tuple[Tensor, Tensor]]
