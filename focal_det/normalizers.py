@@ -5,7 +5,8 @@ Register one with `@NORMALIZER_REGISTRY.register()`; its arguments are the keys 
 
 DistributedDataParallel averages gradients over processes. With all but EMAPosCount the average of
 the divided losses is that of the whole batch in one process, if every process has the same number of
-images; with GlobalEMAPosCount once it has forgotten `initial`, which is per process.
+images. For GlobalEMAPosCount this holds after some dozens of steps, when `initial`, which is per
+process, no longer counts.
 """
 
 import torch
@@ -59,8 +60,8 @@ class GlobalEMAPosCount(EMAPosCount):
     """EMAPosCount of the mean over all processes; with one process it is EMAPosCount.
 
     The average is that of a process, the same in all of them, and so is `initial`: the first losses
-    are as large with any number of processes. A checkpoint of several processes from before this was so
-    holds the average of their total; the moving average forgets it within some dozens of steps.
+    are as large with any number of processes. Older checkpoints of several processes
+    hold the average of the total; the moving average forgets it within some dozens of steps.
 
     Args:
         momentum: weight of the old average, in [0, 1).

@@ -12,7 +12,7 @@ def is_forward_mode() -> bool:
 def is_transformed() -> bool:
     """Whether tensors may carry tangents, or be those of torch.func (grad, vmap, ...).
 
-    torch.compile takes care of the latter by itself.
+    While torch.compile traces, tensors of torch.func need no special path.
     """
     if is_forward_mode():
         return True

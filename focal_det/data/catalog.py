@@ -64,7 +64,7 @@ def register_datasets_file(path: str) -> None:
 def register_datasets(
     blocks: Sequence[Mapping[str, Any]], *, source: str, base: Path = Path()
 ) -> None:
-    """Check blocks (see the module) and register them; a wrong one is no obstacle to the others.
+    """Check blocks (see the module) and register them, the others even if one is wrong.
 
     Args:
         blocks: one mapping per data set.
@@ -73,7 +73,7 @@ def register_datasets(
 
     Raises:
         ValueError: a key or value that is missing, unknown or of the wrong type, or a name that is taken by another data set.
-        FileNotFoundError: a path that does not exist. Of several errors, the first, after the other blocks are registered.
+        FileNotFoundError: a path that does not exist. If several blocks are wrong, the first error is raised.
     """
     errors = []
     if not isinstance(blocks, (list, tuple)):

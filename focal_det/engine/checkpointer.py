@@ -36,8 +36,8 @@ class HealthyCheckpointer(DetectionCheckpointer):
         sickness: what it said last.
         extra: saved in each checkpoint beside the model, such as "class_names".
         requires_all: whether weights without some of the model's parameters are refused.
+        loaded_class_names: of the checkpoint that a run was resumed from, if it has any.
         num_matched, num_tensors: parameters that the weights loaded last have, and all of the model.
-        loaded: keys and values of the checkpoint loaded last that nobody has taken.
     """
 
     find_sickness: Optional[Callable[[], Optional[str]]] = None
@@ -48,6 +48,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.extra: dict[str, Any] = {}
+        self.loaded_class_names: list[str] = []
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -96,16 +97,39 @@ class HealthyCheckpointer(DetectionCheckpointer):
         if not checkpoint:
             return self.load(path, checkpointables=[], source="MODEL.WEIGHTS ")
         self.requires_all = True
-        return self.load(checkpoint, source="checkpoint ")
+        content = self.load(checkpoint, source="checkpoint ")
+        if "iteration" not in content:
+            raise WeightsError(f"checkpoint {checkpoint}: it holds weights only, not a run")
+        self.loaded_class_names = content.get("class_names", [])
+        return content
 
     def load(self, path: str, *args: Any, source: str = "", **kwargs: Any) -> dict[str, Any]:
         try:
             return super().load(path, *args, **kwargs)
         except WeightsError as error:
             raise WeightsError(f"{source}{path}: {error}") from None
+        except AssertionError as error:
+            if "not found" not in str(error):
+                raise
+            raise WeightsError(f"{source}{path}: it does not exist") from None
+        except OSError as error:  # of a URL
+            raise WeightsError(f"{source}{path}: it cannot be read ({error})") from None
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise WeightsError(
+                f"{source}{path}: the state of its optimizer does not fit ({error}). What is trained "
+                "(MODEL.BACKBONE.FREEZE_AT) and the groups of parameters (SOLVER.WEIGHT_DECAY_NORM, "
+                "WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR) must be as they were"
+            ) from None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)
+        if self.requires_all and "optimizer" in self.checkpointables and "optimizer" not in content:
+            logging.getLogger(LOGGER_NAME).warning(
+                f"{filename} does not hold the state of the optimizer (Detectron2's own script did "
+                "not save it before main): its momentum starts at 0"
+            )
         # Detectron2 main takes a query behind the name of a file: file.pth?matching_heuristics=True.
         url = getattr(self, "_parsed_url_during_load", None)
         if url and url.query == "matching_heuristics=True":

@@ -16,7 +16,7 @@ _LOGGERS = ("detectron2", "fvcore")  # that write log.txt
 
 
 class DiskFullError(OSError):
-    """A file that could not be written as the disk is full; the message is for a person."""
+    """A file could not be written because the disk is full; the message is for a person."""
 
 
 @contextmanager

@@ -1,21 +1,30 @@
 """What an OUTPUT_DIR holds of an earlier run: its checkpoints, its config, and files that a new run would mix with."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, Optional
 
 from focal_det.host import LOGGER_NAME
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from focal_det.config import flatten_config
 from focal_det.engine.weights_file import WeightsError, read_weights
 
 # Files of a run, by pattern; config.yaml and log.txt are written before a run has done anything.
 _RUN_FILES = ("last_checkpoint", "model_*.pth", "sick_*.pth", "metrics.json")
-_ALL_FILES = (*_RUN_FILES, "events.out.tfevents.*", "log.txt*", "inference")
+_ALL_FILES = (
+    *_RUN_FILES,
+    "*.pth.part",
+    "events.out.tfevents.*",
+    "log.txt*",
+    "inference/coco_instances_results.json",
+    "inference/instances_predictions.pth",
+    "inference/*_coco_format.json*",
+    "curves.png",
+    "detections.png",
+)
 # Keys that may differ at a resume without changing what is learnt; a key ending in "." stands for
 # all below it.
 _FREE_KEYS = (
@@ -25,7 +34,6 @@ _FREE_KEYS = (
     "INPUT.MAX_SIZE_TEST",
     "INPUT.MIN_SIZE_TEST",
     "MODEL.DEVICE",
-    "MODEL.FOCAL_DET.DATASETS",  # where the files are
     "MODEL.FOCAL_DET.TELEMETRY_PERIOD",
     "MODEL.RETINANET.NMS_THRESH_TEST",
     "MODEL.RETINANET.SCORE_THRESH_TEST",
@@ -33,7 +41,6 @@ _FREE_KEYS = (
     "MODEL.WEIGHTS",  # not read at a resume
     "OUTPUT_DIR",
     "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.MAX_ITER",  # a longer run
     "TEST.",
     "VERSION",
     "VIS_PERIOD",
@@ -46,14 +53,9 @@ def find_run_files(folder: Path) -> list[str]:
     return [x.name for x in files if x.stat().st_size > 0]
 
 
-def remove_run(folder: Path) -> None:
-    """Remove all that a run has written; files of other names stay."""
-    for pattern in _ALL_FILES:
-        for path in folder.glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+def find_all_run_files(folder: Path) -> list[Path]:
+    """All that a run writes, its logs and results included; files of other names are left out."""
+    return [x for pattern in _ALL_FILES for x in sorted(folder.glob(pattern)) if x.is_file()]
 
 
 def find_last_checkpoint(folder: Path) -> Optional[Path]:
@@ -61,12 +63,19 @@ def find_last_checkpoint(folder: Path) -> Optional[Path]:
 
     It is the one that `last_checkpoint` names. Without that tag, or if the file it names does not
     exist, it is the readable one of the highest iteration.
+
+    Raises:
+        WeightsError: there are checkpoints, and none can be read; a run would start over them at 0.
     """
     tag = folder / "last_checkpoint"
     tagged = tag.read_text().strip() if tag.is_file() else ""
     if tagged and (folder / tagged).is_file():
         return folder / tagged
-    found = [x for x in map(_read_iteration, sorted(folder.glob("model_*.pth"))) if x]
+    files = sorted(folder.glob("model_*.pth"))
+    found = [x for x in map(_read_iteration, files) if x]
+    if files and not found:
+        names = ", ".join(x.name for x in files)
+        raise WeightsError(f"{folder} has no checkpoint that a run can resume from, but {names}")
     if not found:
         return None
     _, file = max(found)
@@ -77,21 +86,28 @@ def find_last_checkpoint(folder: Path) -> Optional[Path]:
 
 
 def _read_iteration(file: Path) -> Optional[tuple[int, Path]]:
-    """The iteration after which a checkpoint was saved; None if it cannot be read."""
+    """The iteration after which a checkpoint was saved; None if it cannot be read, or has none."""
     try:
-        return int(read_weights(str(file)).get("iteration", -1)), file
+        content = read_weights(str(file))
     except WeightsError as error:
         logging.getLogger(LOGGER_NAME).warning(f"{file} is left out: {error}")
         return None
+    if "iteration" not in content:
+        logging.getLogger(LOGGER_NAME).warning(f"{file} is left out: it holds weights only")
+        return None
+    return int(content["iteration"]), file
 
 
 def read_earlier_config(folder: Path) -> dict[str, Any]:
     """The config, by full keys, that the run in a folder was trained with; empty if it is not known.
 
     It is the one in the last checkpoint, or in config.yaml for a run of Detectron2's own script.
+    Without a checkpoint there is nothing that a run would go on with, and it is empty.
     """
     checkpoint = find_last_checkpoint(folder)
-    text = _read_config_of(checkpoint) if checkpoint else None
+    if checkpoint is None:
+        return {}
+    text = _read_config_of(checkpoint)
     file = folder / "config.yaml"
     if text is None and file.is_file():
         text = file.read_text(encoding="utf-8")
@@ -115,19 +131,44 @@ def find_changes(cfg: CfgNode, before: dict[str, Any]) -> dict[str, tuple[Any, A
         before: of `read_earlier_config`.
 
     Returns:
-        By key, the value before and the value now. A key that only one config knows is left out:
-        another version of Detectron2 or focal_det has written the other.
+        By key, the value before and the value now; None where a key was or is not set.
     """
     now = flatten_config(yaml.safe_load(cfg.dump()))  # as plain as what was dumped before
-    return {
-        key: (before[key], value)
-        for key, value in now.items()
-        if key in before and before[key] != value and not _is_free(key, before[key], value)
-    }
+    if not before:
+        return {}
+    declared = flatten_config(get_cfg())
+    keys = [x for x in {**before, **now} if (x in before and x in now) or _is_own_arg(x, declared)]
+    pairs = {key: (_simplify(key, before), _simplify(key, now)) for key in keys}
+    changes = {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+    return {key: pair for key, pair in changes.items() if not _is_free(key, *pair, now)}
 
 
-def _is_free(key: str, before: Any, now: Any) -> bool:
-    """Whether a key may differ; a negative SEED is none, and is drawn for each run."""
+def _is_own_arg(key: str, declared: dict[str, Any]) -> bool:
+    """Whether a key is an argument of a component that only a file or command line has, like gamma.
+
+    Other keys that one of two configs lacks are those of another version of Detectron2 or focal_det.
+    """
+    return key.startswith("MODEL.FOCAL_DET.") and ".ARGS." in key and key not in declared
+
+
+def _simplify(key: str, values: dict[str, Any]) -> Any:
+    """The value of a key; of data sets, without the paths of their files, which may move."""
+    value = values.get(key)
+    if key == "MODEL.FOCAL_DET.DATASETS" and isinstance(value, list):
+        return [{k: v for k, v in x.items() if k not in ("json", "images", "root")} for x in value]
+    return value
+
+
+def _is_free(key: str, before: Any, now: Any, values: dict[str, Any]) -> bool:
+    """Whether a key may differ, given all values of the config now."""
     if key == "SEED":
-        return before < 0 or now < 0
+        return before < 0 or now < 0  # a negative SEED means that one is drawn
+    if key == "SOLVER.MAX_ITER":
+        # A longer run; but other schedulers derive the learning rate of all iterations from it.
+        return values["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR"
+    for part in ("CLS_LOSS", "NORMALIZER"):
+        args = f"MODEL.FOCAL_DET.{part}.ARGS."
+        if key.startswith(args):
+            # Only the arguments of the component that is used are read.
+            return not key.startswith(f"{args}{values[f'MODEL.FOCAL_DET.{part}.NAME']}.")
     return any(key == x or (x.endswith(".") and key.startswith(x)) for x in _FREE_KEYS)

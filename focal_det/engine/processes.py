@@ -11,7 +11,7 @@ _SECONDS_TO_END = 5.0  # for a process to follow SIGTERM, before it is killed
 
 
 def end_with_parent() -> None:
-    """End this process and its data workers when the one that spawned it has ended, or asks it to.
+    """End this process and its data workers when its parent has ended or sends SIGTERM.
 
     Without it, the ranks of a run go on as orphans when their parent is killed, and the data workers
     of a rank that gets SIGTERM stay for seconds. Does nothing in a process that `multiprocessing`
@@ -41,10 +41,11 @@ def end_children_on_error() -> Iterator[None]:
 
     Without it, `multiprocessing` waits for them when the interpreter ends.
     """
+    others = set(multiprocessing.active_children())
     try:
         yield
     except BaseException:
-        children = multiprocessing.active_children()
+        children = set(multiprocessing.active_children()) - others
         for child in children:
             child.terminate()
         for child in children:

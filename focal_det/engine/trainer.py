@@ -23,9 +23,11 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from focal_det.data.coco_cache import find_stale_cache
+from focal_det.data.findings import shorten
 from focal_det.engine.checkpointer import HealthyCheckpointer
 from focal_det.engine.files import report_full_disk_once
 from focal_det.engine.step_guard import SickStepError, StepGuard
+from focal_det.engine.weights_file import WeightsError
 from focal_det.registry import describe_unknown
 
 
@@ -63,7 +65,7 @@ class Trainer(DefaultTrainer):
     - errors of images that name the file,
     - box evaluators chosen by a data set's `evaluator_type`, never on a cache of annotations that have changed,
     - a StepGuard: nothing that is not finite reaches the weights,
-    - a HealthyCheckpointer, with the optimizer's state on Detectron2 0.5 too,
+    - a HealthyCheckpointer, with the optimizer's state on Detectron2 0.5 and 0.6 too,
     - a resumed run that goes on through the data. Detectron2 starts again at the first batch. On a CPU, a run without data workers
       is bit for bit the run that was not interrupted: the batches that have been trained on are drawn again, for the random
       generators, and left. With workers, the sampler leaves out what it has given; images that waited to be grouped by their
@@ -78,9 +80,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list:
         checkpointables = dict(self.checkpointer.checkpointables)
-        if "state_dict" not in vars(
-            DefaultTrainer
-        ):  # Detectron2 0.5, whose checkpoints lack the momentum
+        if "state_dict" not in vars(DefaultTrainer):  # before main, checkpoints lack the momentum
             checkpointables["optimizer"] = self.optimizer
         self.checkpointer = HealthyCheckpointer(self.model, self.cfg.OUTPUT_DIR, **checkpointables)
         self._guard = StepGuard(self.cfg)
@@ -118,6 +118,8 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         if not resume or self.start_iter == 0:
             return
+        if not take_new_settings:
+            self._check_class_names()
         if take_new_settings:
             self._set_settings(settings)
         if self.start_iter >= self.max_iter:
@@ -127,6 +129,15 @@ class Trainer(DefaultTrainer):
             )
         elif self.cfg.SEED >= 0:
             self._skip_data()
+
+    def _check_class_names(self) -> None:
+        before = self.checkpointer.loaded_class_names
+        now = self.checkpointer.extra.get("class_names", before)
+        if before and before != now:
+            raise WeightsError(
+                f"checkpoint {self.checkpointer.get_checkpoint_file()}: it was trained with the "
+                f"classes {shorten(before)}, in this order; the training set has {shorten(now)}"
+            )
 
     def _set_settings(self, settings: list[dict[str, Any]]) -> None:
         for group, values in zip(self.optimizer.param_groups, settings):

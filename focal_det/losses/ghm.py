@@ -37,8 +37,8 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     anchors) are counted in M unit regions. The density at g is the count of its region times the
     number of regions that have terms, and the loss of the level is the sum of CE / density; the loss
     of the batch is the sum over levels, at most 8 of them. Levels and the number of regions are as in
-    the authors' code; the paper has one density, and M in place of that number: at the start, when
-    nearly all terms are in two regions, the loss would be M / 2 times as small.
+    the authors' code; the paper has one density for all levels and multiplies by M, empty regions
+    included: at the start, when nearly all terms are in two regions, its loss is 2 / M of this one.
 
     Counts are per image and averaged over the images of all processes. Their moving average is a
     buffer with a row for each level, which starts with the first counts. (In the authors' code it

@@ -95,7 +95,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _load_config(args: argparse.Namespace) -> CfgNode:
-    """The config; that a block of FOCAL_DET_DATASETS is wrong is no matter if --dataset is another."""
+    """The config; a wrong block of FOCAL_DET_DATASETS is ignored if --dataset names another one."""
     try:
         return load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     except (OSError, ValueError):

@@ -32,6 +32,7 @@ from focal_det.data.catalog import read_class_names
 from focal_det.data.check_images import find_value_fault
 from focal_det.engine.checkpointer import load_trained
 from focal_det.env import load_config
+from focal_det.tools._training_set import get_num_classes, get_num_classes_key
 from focal_det.tools.check import describe_error
 
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -128,7 +129,7 @@ class Detector:
         self.best_scores: list[float] = []
         names = _find_class_names(cfg, checkpoint)
         self.has_names = bool(names)
-        self.class_names = names or [str(i) for i in range(cfg.MODEL.RETINANET.NUM_CLASSES)]
+        self.class_names = names or [str(i) for i in range(get_num_classes(cfg))]
 
     def read(self, file: Path) -> np.ndarray:
         """An image as training reads it: (H, W, C) in INPUT.FORMAT, turned as its EXIF says.
@@ -183,12 +184,12 @@ class Detector:
 
 def _find_class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str]:
     """Names of the model's classes; none if neither checkpoint nor data sets have as many."""
-    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+    num_classes = get_num_classes(cfg)
     trained = [str(x) for x in checkpoint.get("class_names", [])]
     if trained and len(trained) != num_classes:
         raise ValueError(
             f"{cfg.MODEL.WEIGHTS} has the names of {len(trained)} classes "
-            f"({', '.join(trained[:10])}), but MODEL.RETINANET.NUM_CLASSES is {num_classes}. "
+            f"({', '.join(trained[:10])}), but {get_num_classes_key(cfg)} is {num_classes}. "
             f"Set it to {len(trained)}."
         )
     # Names of another data set than the model was trained on would be wrong.

@@ -19,13 +19,13 @@ from torch import multiprocessing
 from focal_det.data.catalog import register_datasets
 from focal_det.data.findings import shorten
 from focal_det.engine.checkpointer import load_trained
-from focal_det.engine.files import DiskFullError
+from focal_det.engine.files import DiskFullError, is_disk_full, open_to_replace
 from focal_det.engine.output_dir import (
+    find_all_run_files,
     find_changes,
     find_last_checkpoint,
     find_run_files,
     read_earlier_config,
-    remove_run,
 )
 from focal_det.engine.processes import end_children_on_error, end_with_parent
 from focal_det.engine.step_guard import SickStepError
@@ -76,10 +76,13 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's set-up; an evaluation leaves the config.yaml of the run as it was."""
     file = Path(cfg.OUTPUT_DIR) / "config.yaml"
     before = file.read_bytes() if args.eval_only and file.is_file() else None
-    keep_log_files_plain(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
-    if before is not None and comm.is_main_process():
-        file.write_bytes(before)
+    try:
+        keep_log_files_plain(cfg.OUTPUT_DIR)
+        default_setup(cfg, args)
+    finally:
+        if before is not None and comm.is_main_process():
+            with open_to_replace(file) as stream:
+                stream.write(before)
 
 
 def _evaluate(cfg: CfgNode) -> dict:
@@ -164,24 +167,42 @@ def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 def _find_evaluated(cfg: CfgNode, args: argparse.Namespace) -> str:
     """The weights that --eval-only evaluates.
 
-    They are MODEL.WEIGHTS if the command line names them, or if they are not what the run in
-    OUTPUT_DIR has started from; else the last checkpoint of that run.
+    They are the last checkpoint of the run in OUTPUT_DIR; without one, or if the config names other
+    weights than that run has started from, they are MODEL.WEIGHTS.
 
     Raises:
-        ValueError: there are none; a model with random weights is not worth evaluating.
+        ValueError: there are none, as a model with random weights is not worth evaluating; or the
+            command line names the weights that the run has started from, so that either may be meant.
     """
     weights = cfg.MODEL.WEIGHTS
-    is_named = "MODEL.WEIGHTS" in args.opts[0::2]
     checkpoint = find_last_checkpoint(Path(cfg.OUTPUT_DIR))
-    has_other = bool(weights) and weights != args.earlier.get("MODEL.WEIGHTS", "")
-    if checkpoint and (args.resume or not (is_named or has_other)):
+    if checkpoint and (args.resume or not weights):
         return str(checkpoint)
+    if checkpoint and weights == args.earlier.get("MODEL.WEIGHTS", ""):
+        if "MODEL.WEIGHTS" not in args.opts[0::2]:
+            return str(checkpoint)
+        raise ValueError(
+            f"--eval-only: MODEL.WEIGHTS {weights} is what the run in {cfg.OUTPUT_DIR} has started "
+            f"from. Leave it out to evaluate that run ({checkpoint.name}), or choose another OUTPUT_DIR"
+        )
     if weights and not args.resume:
         return weights
     raise ValueError(
         f"--eval-only: there is nothing to evaluate. OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint"
         f"{'' if args.resume else ', and MODEL.WEIGHTS is empty'}. Name a file: MODEL.WEIGHTS FILE"
     )
+
+
+def _warn_of_another_model(cfg: CfgNode, earlier: dict[str, Any]) -> None:
+    """Say which settings of the model are not those that the evaluated run was trained with."""
+    changes = find_changes(cfg, earlier)
+    shown = [
+        f"{key}: {old} in the run, {new} now"
+        for key, (old, new) in changes.items()
+        if key.startswith(("MODEL.", "INPUT.FORMAT")) and not key.startswith("MODEL.FOCAL_DET.")
+    ]
+    if shown:
+        print("\n  ".join(["warning: the run had another model than this config", *shown]))
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -242,9 +263,27 @@ def _prepare(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     args.earlier = _check_output_dir(cfg, args)
     args.weights = _find_evaluated(cfg, args) if args.eval_only else ""
+    if args.eval_only and args.earlier and Path(args.weights).parent == Path(cfg.OUTPUT_DIR):
+        _warn_of_another_model(cfg, args.earlier)
     args.findings = [] if args.eval_only or args.no_check else _check(cfg, args.resume)
     if args.overwrite and args.machine_rank == 0:
-        remove_run(Path(cfg.OUTPUT_DIR))
+        _remove_run(cfg)
+
+
+def _remove_run(cfg: CfgNode) -> None:
+    """Remove the run in OUTPUT_DIR, if it holds one.
+
+    Raises:
+        ValueError: MODEL.WEIGHTS is one of its files.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    files = find_all_run_files(folder) if find_run_files(folder) else []
+    if Path(cfg.MODEL.WEIGHTS).resolve() in {x.resolve() for x in files}:
+        raise ValueError(
+            f"--overwrite would remove MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}; choose another OUTPUT_DIR"
+        )
+    for file in files:
+        file.unlink()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -284,6 +323,8 @@ def _find_stop(error: Exception) -> tuple[Optional[type[Exception]], str]:
         _, is_kind, message = str(error).partition(f"{kind.__name__}: ")
         if is_kind:
             return kind, message.rstrip()
+    if is_disk_full(error):
+        return DiskFullError, f"the disk is full ({error}). Make room, then go on with --resume"
     return None, ""
 
 

@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from focal_det.config import flatten_config
 from focal_det.engine.output_dir import find_last_checkpoint
 from focal_det.engine.trainer import Trainer
+from focal_det.engine.weights_file import WeightsError
 from focal_det.env import load_config
 from focal_det.tools.train import main as train
 
@@ -85,6 +88,36 @@ def test_eval_only_takes_weights_named_on_the_command_line(finished, tmp_path, d
     assert f"evaluating {named}" in read_log(digits)
 
 
+def test_eval_only_of_the_weights_a_run_started_from_is_ambiguous(finished, tmp_path, capsys):
+    """As when the command of the run is given again, with --eval-only added."""
+    config, out = finished
+    start = tmp_path / "start.pth"
+    start.write_bytes((out / "model_final.pth").read_bytes())
+    words = ["MODEL.WEIGHTS", str(start)]
+    run(config, "--overwrite", *words)
+    message = refuse(capsys, config, "--eval-only", *words)
+    assert f"{start} is what the run in {out} has started from" in message
+
+
+def test_eval_only_with_another_model_warns(finished, capsys):
+    """Of anchors of other sizes, whose number fits the weights."""
+    words = [
+        "MODEL.ANCHOR_GENERATOR.SIZES",
+        "[[8,10,12],[16,20,25],[32,40,50],[64,80,101],[128,161,203]]",
+    ]
+    run(finished[0], "--eval-only", *words)
+    assert "MODEL.ANCHOR_GENERATOR.SIZES: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--no-check"], ["--no-check", "--eval-only"]])
+def test_weights_that_do_not_exist_are_one_line(words, digits, capsys):
+    config = digits.write_config(DATASETS__TEST=[])
+    with pytest.raises(SystemExit) as error:
+        train([*words, "--config-file", str(config), "MODEL.WEIGHTS", "nowhere.pth"])
+    message = capsys.readouterr().err
+    assert error.value.code == 2 and "MODEL.WEIGHTS nowhere.pth: it does not exist" in message
+
+
 def test_eval_only_leaves_the_config_of_the_run(finished):
     config, out = finished
     before = (out / "config.yaml").read_text()
@@ -105,6 +138,23 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(digits, finished):
     assert (out / "notes.txt").is_file()
 
 
+def test_overwrite_does_not_remove_the_weights_it_starts_from(finished, capsys):
+    config, out = finished
+    words = ["MODEL.WEIGHTS", str(out / "model_final.pth")]
+    assert "--overwrite would remove MODEL.WEIGHTS" in refuse(capsys, config, "--overwrite", *words)
+    assert (out / "model_final.pth").is_file()
+
+
+def test_overwrite_of_a_folder_without_a_run_removes_nothing(digits):
+    out = digits.folder / "out"
+    (out / "inference").mkdir(parents=True)
+    files = [out / "log.txt", out / "inference" / "mine.py", out / "curves.png"]
+    for file in files:
+        file.write_text("mine")
+    run(digits.write_config(DATASETS__TEST=[]), "--overwrite", "SOLVER.MAX_ITER", "1")
+    assert all("mine" in x.read_text() for x in files)
+
+
 def test_overwrite_and_resume_exclude_each_other(finished, capsys):
     assert "--overwrite starts a new run" in refuse(capsys, finished[0], "--resume", "--overwrite")
 
@@ -117,6 +167,31 @@ def test_newest_checkpoint_is_by_iteration_and_readable(tmp_path):
     assert find_last_checkpoint(tmp_path).name == "model_0000019.pth"
     (tmp_path / "model_0000019.pth").write_bytes(b"PK cut off")
     assert find_last_checkpoint(tmp_path).name == "model_final.pth"
+
+
+def test_weights_in_the_folder_are_not_a_checkpoint(tmp_path):
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "model_zoo.pth")
+    with pytest.raises(WeightsError, match=r"no checkpoint that a run .*, but model_zoo\.pth"):
+        find_last_checkpoint(tmp_path)
+    torch.save({"model": {"x": torch.zeros(1)}, "iteration": 3}, tmp_path / "model_0000003.pth")
+    assert find_last_checkpoint(tmp_path).name == "model_0000003.pth"
+
+
+def test_resume_without_a_readable_checkpoint_is_refused(finished, capsys):
+    config, out = finished
+    (out / "last_checkpoint").unlink()
+    (out / "model_final.pth").write_bytes(b"PK cut off")
+    assert "has no checkpoint that a run can resume from" in refuse(capsys, config, "--resume")
+
+
+def test_resume_before_the_first_checkpoint_takes_any_settings(digits):
+    config = digits.write_config(DATASETS__TEST=[], SOLVER__BASE_LR=0.01)
+    out = digits.folder / "out"
+    run(config, "SOLVER.MAX_ITER", "1")
+    for file in (*out.glob("model_*.pth"), out / "last_checkpoint"):
+        file.unlink()
+    run(config, "--resume", "SOLVER.BASE_LR", "0.001")
+    assert read_checkpoint(out / "model_final.pth")["iteration"] == 1
 
 
 def test_resume_of_a_broken_checkpoint_names_it(finished, capsys):
@@ -150,6 +225,49 @@ def test_resume_with_other_settings_names_the_keys(finished, capsys):
         assert shown in message and message.count(" before, ") == 1
         assert "--allow-changes" in message
     assert yaml.safe_load((out / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 2
+
+
+ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS"
+
+
+def test_arguments_that_only_a_file_has_are_compared(digits, capsys):
+    """Gamma has a key of Detectron2's, and under ARGS none before a file sets it."""
+    node = {"FocalLoss": {"gamma": 5.0}}
+    run(digits.write_config(DATASETS__TEST=[], MODEL__FOCAL_DET__CLS_LOSS__ARGS=node))
+    message = refuse(capsys, digits.write_config(DATASETS__TEST=[]), "--resume")
+    assert f"{ARGS}.FocalLoss.gamma: 5.0 before, None now" in message
+
+
+def test_arguments_of_another_loss_may_change(finished, digits):
+    key = f"{ARGS}.PolyFocalLoss.epsilon"
+    assert key in flatten_config(load_config(finished[0]))
+    run(finished[0], "--resume", "SOLVER.MAX_ITER", "3", key, "0.5")
+    assert "Starting training from iteration 2" in read_log(digits)
+
+
+def test_length_may_change_where_it_leaves_the_learning_rate(finished, capsys):
+    config = finished[0]
+    cosine = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
+    run(config, "--overwrite", *cosine)
+    message = refuse(capsys, config, "--resume", *cosine, "SOLVER.MAX_ITER", "4")
+    assert "SOLVER.MAX_ITER: 2 before, 4 now" in message
+
+
+def test_resume_with_classes_in_another_order_is_refused(finished, digits, capsys):
+    names = [x["name"] for x in digits.content["categories"]]
+    for category, name in zip(digits.content["categories"], reversed(names)):
+        category["name"] = name
+    digits.save()
+    MetadataCatalog.pop("copy")
+    DatasetCatalog.pop("copy")
+    message = refuse(capsys, finished[0], "--resume", "SOLVER.MAX_ITER", "3")
+    assert "it was trained with the classes 0, 1, 2" in message
+
+
+def test_allowed_change_of_the_parameter_groups_is_refused_by_name(finished, capsys):
+    words = ["SOLVER.MAX_ITER", "3", "SOLVER.BIAS_LR_FACTOR", "2.0"]
+    message = refuse(capsys, finished[0], "--resume", "--allow-changes", *words)
+    assert "the state of its optimizer does not fit" in message and "BIAS_LR_FACTOR" in message
 
 
 def test_resume_may_change_what_is_not_learnt(digits, finished):
