@@ -74,7 +74,12 @@ def test_ranks_end_with_their_parent(number, digits):
     command = [sys.executable, str(script), str(config), str(digits.folder)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     parent = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # A shell starts what runs in its background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         files = [digits.folder / f"rank{i}" / "last_checkpoint" for i in range(2)]
