@@ -13,18 +13,7 @@ from focal_det.engine.trainer import Trainer
 from focal_det.engine.weights_file import WeightsError
 from focal_det.env import load_config
 from focal_det.tools.train import main as train
-
-
-def run(config, *words):
-    train(["--no-check", "--config-file", str(config), *words])
-
-
-def refuse(capsys, config, *words):
-    """The message of a command that is refused with exit code 2."""
-    with pytest.raises(SystemExit) as error:
-        run(config, *words)
-    assert error.value.code == 2
-    return capsys.readouterr().err
+from tests.faults.copies import refuse_train, run_train
 
 
 def read_checkpoint(file):
@@ -44,7 +33,7 @@ def get_iterations(digits):
 def finished(digits):
     """A run of two iterations, not evaluated: its config, and its folder."""
     config = digits.write_config(DATASETS__TEST=[], SOLVER__BASE_LR=0.01)
-    run(config)
+    run_train(config)
     return config, digits.folder / "out"
 
 
@@ -53,19 +42,19 @@ def finished(digits):
 
 def test_eval_only_takes_the_weights_of_the_run(digits, monkeypatch):
     config = digits.write_config(DATASETS__TEST=[])
-    run(config)
+    run_train(config)
     evaluated = []
     monkeypatch.setattr(
         Trainer, "test", staticmethod(lambda cfg, model: evaluated.append(model.state_dict()) or {})
     )
-    run(config, "--eval-only")
+    run_train(config, "--eval-only")
     trained = read_checkpoint(digits.folder / "out" / "model_final.pth")["model"]
     assert all(torch.equal(evaluated[0][k], v) for k, v in trained.items())
     assert f"evaluating {digits.folder / 'out' / 'model_final.pth'}" in read_log(digits)
 
 
 def test_eval_only_without_any_weights_is_refused(digits, capsys):
-    message = refuse(capsys, digits.write_config(), "--eval-only")
+    message = refuse_train(capsys, digits.write_config(), "--eval-only")
     assert "there is nothing to evaluate" in message and "MODEL.WEIGHTS is empty" in message
     assert not (digits.folder / "out").exists()
 
@@ -76,7 +65,7 @@ def test_eval_only_refuses_weights_of_a_part_of_the_model(finished, capsys, tmp_
     backbone = {k: v for k, v in model.items() if k.startswith("backbone.")}
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
     words = ["MODEL.WEIGHTS", str(tmp_path / "backbone.pth")]
-    message = refuse(capsys, config, "--eval-only", *words)
+    message = refuse_train(capsys, config, "--eval-only", *words)
     assert "MODEL.WEIGHTS" in message and "head.cls_subnet.0.weight is not in the file" in message
 
 
@@ -84,7 +73,7 @@ def test_eval_only_takes_weights_named_on_the_command_line(finished, tmp_path, d
     config, out = finished
     named = tmp_path / "named.pth"
     named.write_bytes((out / "model_final.pth").read_bytes())
-    run(config, "--eval-only", "MODEL.WEIGHTS", str(named))
+    run_train(config, "--eval-only", "MODEL.WEIGHTS", str(named))
     assert f"evaluating {named}" in read_log(digits)
 
 
@@ -94,8 +83,8 @@ def test_eval_only_of_the_weights_a_run_started_from_is_ambiguous(finished, tmp_
     start = tmp_path / "start.pth"
     start.write_bytes((out / "model_final.pth").read_bytes())
     words = ["MODEL.WEIGHTS", str(start)]
-    run(config, "--overwrite", *words)
-    message = refuse(capsys, config, "--eval-only", *words)
+    run_train(config, "--overwrite", *words)
+    message = refuse_train(capsys, config, "--eval-only", *words)
     assert f"{start} is what the run in {out} has started from" in message
 
 
@@ -105,7 +94,7 @@ def test_eval_only_with_another_model_warns(finished, capsys):
         "MODEL.ANCHOR_GENERATOR.SIZES",
         "[[8,10,12],[16,20,25],[32,40,50],[64,80,101],[128,161,203]]",
     ]
-    run(finished[0], "--eval-only", *words)
+    run_train(finished[0], "--eval-only", *words)
     assert "MODEL.ANCHOR_GENERATOR.SIZES: " in capsys.readouterr().out
 
 
@@ -121,7 +110,7 @@ def test_weights_that_do_not_exist_are_one_line(words, digits, capsys):
 def test_eval_only_leaves_the_config_of_the_run(finished):
     config, out = finished
     before = (out / "config.yaml").read_text()
-    run(config, "--eval-only", "INPUT.MIN_SIZE_TEST", "64")
+    run_train(config, "--eval-only", "INPUT.MIN_SIZE_TEST", "64")
     assert (out / "config.yaml").read_text() == before
 
 
@@ -132,7 +121,7 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(digits, finished):
     config, out = finished
     (out / "model_0000099.pth").write_bytes(b"of the earlier run")
     (out / "notes.txt").write_text("of a person")
-    run(config, "--overwrite", "SOLVER.MAX_ITER", "1")
+    run_train(config, "--overwrite", "SOLVER.MAX_ITER", "1")
     assert get_iterations(digits) == [0]
     assert {x.name for x in out.glob("*.pth")} == {"model_final.pth"}
     assert (out / "notes.txt").is_file()
@@ -141,7 +130,9 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(digits, finished):
 def test_overwrite_does_not_remove_the_weights_it_starts_from(finished, capsys):
     config, out = finished
     words = ["MODEL.WEIGHTS", str(out / "model_final.pth")]
-    assert "--overwrite would remove MODEL.WEIGHTS" in refuse(capsys, config, "--overwrite", *words)
+    assert "--overwrite would remove MODEL.WEIGHTS" in refuse_train(
+        capsys, config, "--overwrite", *words
+    )
     assert (out / "model_final.pth").is_file()
 
 
@@ -151,12 +142,14 @@ def test_overwrite_of_a_folder_without_a_run_removes_nothing(digits):
     files = [out / "log.txt", out / "inference" / "mine.py", out / "curves.png"]
     for file in files:
         file.write_text("mine")
-    run(digits.write_config(DATASETS__TEST=[]), "--overwrite", "SOLVER.MAX_ITER", "1")
+    run_train(digits.write_config(DATASETS__TEST=[]), "--overwrite", "SOLVER.MAX_ITER", "1")
     assert all("mine" in x.read_text() for x in files)
 
 
 def test_overwrite_and_resume_exclude_each_other(finished, capsys):
-    assert "--overwrite starts a new run" in refuse(capsys, finished[0], "--resume", "--overwrite")
+    assert "--overwrite starts a new run" in refuse_train(
+        capsys, finished[0], "--resume", "--overwrite"
+    )
 
 
 def test_newest_checkpoint_is_by_iteration_and_readable(tmp_path):
@@ -181,23 +174,25 @@ def test_resume_without_a_readable_checkpoint_is_refused(finished, capsys):
     config, out = finished
     (out / "last_checkpoint").unlink()
     (out / "model_final.pth").write_bytes(b"PK cut off")
-    assert "has no checkpoint that a run can resume from" in refuse(capsys, config, "--resume")
+    assert "has no checkpoint that a run can resume from" in refuse_train(
+        capsys, config, "--resume"
+    )
 
 
 def test_resume_before_the_first_checkpoint_takes_any_settings(digits):
     config = digits.write_config(DATASETS__TEST=[], SOLVER__BASE_LR=0.01)
     out = digits.folder / "out"
-    run(config, "SOLVER.MAX_ITER", "1")
+    run_train(config, "SOLVER.MAX_ITER", "1")
     for file in (*out.glob("model_*.pth"), out / "last_checkpoint"):
         file.unlink()
-    run(config, "--resume", "SOLVER.BASE_LR", "0.001")
+    run_train(config, "--resume", "SOLVER.BASE_LR", "0.001")
     assert read_checkpoint(out / "model_final.pth")["iteration"] == 1
 
 
 def test_resume_of_a_broken_checkpoint_names_it(finished, capsys):
     config, out = finished
     (out / "model_final.pth").write_bytes((out / "model_final.pth").read_bytes()[:5000])
-    message = refuse(capsys, config, "--resume")
+    message = refuse_train(capsys, config, "--resume")
     assert f"the last checkpoint, {out / 'model_final.pth'}, cannot be read" in message
 
 
@@ -217,7 +212,7 @@ CHANGES = {
 def test_resume_with_other_settings_names_the_keys(finished, capsys):
     config, out = finished
     for key, value in CHANGES.items():
-        message = refuse(capsys, config, "--resume", "SOLVER.MAX_ITER", "3", key, value)
+        message = refuse_train(capsys, config, "--resume", "SOLVER.MAX_ITER", "3", key, value)
         before = load_config(config)
         for part in key.split("."):
             before = before[part]
@@ -233,23 +228,23 @@ ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS"
 def test_arguments_that_only_a_file_has_are_compared(digits, capsys):
     """Gamma has a key of Detectron2's, and under ARGS none before a file sets it."""
     node = {"FocalLoss": {"gamma": 5.0}}
-    run(digits.write_config(DATASETS__TEST=[], MODEL__FOCAL_DET__CLS_LOSS__ARGS=node))
-    message = refuse(capsys, digits.write_config(DATASETS__TEST=[]), "--resume")
+    run_train(digits.write_config(DATASETS__TEST=[], MODEL__FOCAL_DET__CLS_LOSS__ARGS=node))
+    message = refuse_train(capsys, digits.write_config(DATASETS__TEST=[]), "--resume")
     assert f"{ARGS}.FocalLoss.gamma: 5.0 before, None now" in message
 
 
 def test_arguments_of_another_loss_may_change(finished, digits):
     key = f"{ARGS}.PolyFocalLoss.epsilon"
     assert key in flatten_config(load_config(finished[0]))
-    run(finished[0], "--resume", "SOLVER.MAX_ITER", "3", key, "0.5")
+    run_train(finished[0], "--resume", "SOLVER.MAX_ITER", "3", key, "0.5")
     assert "Starting training from iteration 2" in read_log(digits)
 
 
 def test_length_may_change_where_it_leaves_the_learning_rate(finished, capsys):
     config = finished[0]
     cosine = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
-    run(config, "--overwrite", *cosine)
-    message = refuse(capsys, config, "--resume", *cosine, "SOLVER.MAX_ITER", "4")
+    run_train(config, "--overwrite", *cosine)
+    message = refuse_train(capsys, config, "--resume", *cosine, "SOLVER.MAX_ITER", "4")
     assert "SOLVER.MAX_ITER: 2 before, 4 now" in message
 
 
@@ -260,25 +255,25 @@ def test_resume_with_classes_in_another_order_is_refused(finished, digits, capsy
     digits.save()
     MetadataCatalog.pop("copy")
     DatasetCatalog.pop("copy")
-    message = refuse(capsys, finished[0], "--resume", "SOLVER.MAX_ITER", "3")
+    message = refuse_train(capsys, finished[0], "--resume", "SOLVER.MAX_ITER", "3")
     assert "it was trained with the classes 0, 1, 2" in message
 
 
 def test_allowed_change_of_the_parameter_groups_is_refused_by_name(finished, capsys):
     words = ["SOLVER.MAX_ITER", "3", "SOLVER.BIAS_LR_FACTOR", "2.0"]
-    message = refuse(capsys, finished[0], "--resume", "--allow-changes", *words)
+    message = refuse_train(capsys, finished[0], "--resume", "--allow-changes", *words)
     assert "the state of its optimizer does not fit" in message and "BIAS_LR_FACTOR" in message
 
 
 def test_resume_may_change_what_is_not_learnt(digits, finished):
     words = ["SOLVER.MAX_ITER", "3", "VIS_PERIOD", "5", "INPUT.MIN_SIZE_TEST", "64"]
-    run(finished[0], "--resume", *words)
+    run_train(finished[0], "--resume", *words)
     assert "Starting training from iteration 2" in read_log(digits)
 
 
 def test_allowed_change_of_the_learning_rate_is_the_one_used(digits, finished):
     words = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "0.003", "SOLVER.MOMENTUM", "0.5"]
-    run(finished[0], "--resume", "--allow-changes", *words)
+    run_train(finished[0], "--resume", "--allow-changes", *words)
     lines = (digits.folder / "out" / "metrics.json").read_text().splitlines()
     rates = {x["iteration"]: x["lr"] for x in map(json.loads, lines) if "lr" in x}
     assert rates[3] == pytest.approx(0.003)
@@ -289,18 +284,18 @@ def test_allowed_change_of_the_learning_rate_is_the_one_used(digits, finished):
 
 def test_resume_after_other_anchors_names_tensors_and_keys(finished, capsys):
     words = ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]", "SOLVER.MAX_ITER", "3"]
-    message = refuse(capsys, finished[0], "--resume", "--allow-changes", *words)
+    message = refuse_train(capsys, finished[0], "--resume", "--allow-changes", *words)
     assert "head.cls_score.weight is (90, 64, 3, 3) in the file and (30, 64, 3, 3)" in message
     assert "MODEL.ANCHOR_GENERATOR" in message and "model_final.pth" in message
 
 
 def test_seed_is_kept_without_config_yaml(digits):
     config = digits.write_config(DATASETS__TEST=[], SEED=-1)
-    run(config)
+    run_train(config)
     out = digits.folder / "out"
     seed = yaml.safe_load((out / "config.yaml").read_text())["SEED"]
     (out / "config.yaml").unlink()
-    run(config, "--resume", "SOLVER.MAX_ITER", "3")
+    run_train(config, "--resume", "SOLVER.MAX_ITER", "3")
     assert yaml.safe_load((out / "config.yaml").read_text())["SEED"] == seed >= 0
     assert f"this run keeps {seed}" in read_log(digits)
 
@@ -308,12 +303,12 @@ def test_seed_is_kept_without_config_yaml(digits):
 def test_seed_that_nobody_recorded_is_reported_as_new(digits):
     """Of a run of Detectron2's own script, whose config.yaml has SEED -1."""
     config = digits.write_config(DATASETS__TEST=[], SEED=-1)
-    run(config)
+    run_train(config)
     file = digits.folder / "out" / "model_final.pth"
     content = read_checkpoint(file)
     content["config"] = content["config"].replace("SEED:", "SEED: -1 #")
     torch.save(content, file)
-    run(config, "--resume", "SOLVER.MAX_ITER", "3")
+    run_train(config, "--resume", "SOLVER.MAX_ITER", "3")
     assert "has not recorded one" in read_log(digits)
 
 
@@ -321,7 +316,7 @@ def test_seed_that_nobody_recorded_is_reported_as_new(digits):
 
 
 def test_a_finished_run_says_that_nothing_is_left(digits, finished):
-    run(finished[0], "--resume")
+    run_train(finished[0], "--resume")
     assert "all 2 iterations of this run are done, and nothing is left to train" in read_log(digits)
 
 
@@ -333,5 +328,5 @@ def test_checkpoints_hold_class_names_and_config(finished):
 
 def test_more_gpus_than_there_are_is_refused(digits, capsys):
     num = torch.cuda.device_count() + 2
-    message = refuse(capsys, digits.write_config(), "--num-gpus", str(num))
+    message = refuse_train(capsys, digits.write_config(), "--num-gpus", str(num))
     assert f"--num-gpus {num}, but torch finds {torch.cuda.device_count()}" in message

@@ -23,6 +23,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from focal_det.data.digits import build_digits, get_digits_root
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.check import main as check
+from focal_det.tools.train import main as train
 
 NUM_IMAGES = 8
 CELLS = ["RBC", "WBC", "Platelets"]
@@ -129,6 +130,19 @@ def run_check(config: Path, capsys, *words: str) -> tuple[int, str]:
         code = error.code
     captured = capsys.readouterr()
     return code, captured.out + captured.err
+
+
+def run_train(config: Path, *words: str) -> None:
+    """`focal-det train` without its checks."""
+    train(["--no-check", "--config-file", str(config), *words])
+
+
+def refuse_train(capsys, config: Path, *words: str) -> str:
+    """The message of a `focal-det train` that is refused with exit code 2."""
+    with pytest.raises(SystemExit) as error:
+        run_train(config, *words)
+    assert error.value.code == 2
+    return capsys.readouterr().err
 
 
 def run_stock(json_file: Path, images: Path, *, shift: int = 0) -> str:

@@ -9,24 +9,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer
 
-from focal_det.tools.train import main as train
 from tests.conftest import run_python
-from tests.faults.copies import run_check
+from tests.faults.copies import refuse_train, run_check, run_train
 from tests.faults.test_training_faults import make_trainer
 
 NOT_EVALUATED = {"DATASETS__TEST": []}
-
-
-def run(config, *words):
-    train(["--no-check", "--config-file", str(config), *words])
-
-
-def refuse(capsys, config, *words):
-    """The message of a command that is refused with exit code 2."""
-    with pytest.raises(SystemExit) as error:
-        run(config, *words)
-    assert error.value.code == 2
-    return capsys.readouterr().err
 
 
 def get_start(digits):
@@ -53,7 +40,7 @@ def start_stock(digits, resume, **keys):
 )
 def test_rows_6_to_8_tag_without_a_checkpoint(row, tag, what, stock, digits, capsys, fault):
     config = digits.write_config(SOLVER__CHECKPOINT_PERIOD=1, **NOT_EVALUATED)
-    run(config)
+    run_train(config)
     file = digits.folder / "out" / "last_checkpoint"
     file.unlink()
     if tag is not None:
@@ -66,7 +53,7 @@ def test_rows_6_to_8_tag_without_a_checkpoint(row, tag, what, stock, digits, cap
             start_stock(digits, resume=True)
         seen = f"{type(error.value).__name__}: {error.value}".replace(str(digits.folder), "...")
     capsys.readouterr()
-    run(config, "--resume", "SOLVER.MAX_ITER", "3")
+    run_train(config, "--resume", "SOLVER.MAX_ITER", "3")
     assert get_start(digits) == 2
     assert "is the newest checkpoint that can be read" in capsys.readouterr().out
     fault(row, what, stock=stock, ours="resumes from the newest readable checkpoint", seen=seen)
@@ -74,10 +61,10 @@ def test_rows_6_to_8_tag_without_a_checkpoint(row, tag, what, stock, digits, cap
 
 def test_row_9_used_folder(digits, capsys, fault):
     config = digits.write_config(**NOT_EVALUATED)
-    run(config)
+    run_train(config)
     out = digits.folder / "out"
     before = {x.name: x.read_bytes() for x in out.iterdir() if x.is_file()}
-    message = refuse(capsys, config)
+    message = refuse_train(capsys, config)
     assert str(out) in message and "--resume" in message and "--overwrite" in message
     assert {x.name: x.read_bytes() for x in out.iterdir() if x.is_file()} == before
     trainer = start_stock(digits, resume=False)
@@ -162,7 +149,7 @@ def test_row_21_exception_in_the_last_iteration(digits, monkeypatch, fault):
     with monkeypatch.context() as monkeypatch:
         fail_at_the_end(Trainer)
         with pytest.raises(RuntimeError, match="out of luck"):
-            run(config)
+            run_train(config)
         fail_at_the_end(DefaultTrainer)
         trainer = make_trainer(DefaultTrainer, digits)
         with pytest.raises(RuntimeError, match="out of luck"):
@@ -201,7 +188,7 @@ def test_row_47_pickle_that_runs_code(is_tagged, digits, capsys, fault):
     config = digits.write_config(MODEL__WEIGHTS=str(file))
     code, output = run_check(config, capsys)
     assert code == 2 and "makedirs" in output and not made.exists()
-    message = refuse(capsys, config, *words)
+    message = refuse_train(capsys, config, *words)
     assert str(file) in message and "makedirs" in message and not made.exists()
     with pytest.raises(Exception):  # noqa: B017  (after the code has run)
         start_stock(digits, resume=is_tagged, MODEL__WEIGHTS=str(file))
