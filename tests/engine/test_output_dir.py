@@ -2,6 +2,7 @@
 
 import json
 
+import detectron2
 import pytest
 import torch
 import yaml
@@ -261,6 +262,9 @@ def test_resume_with_classes_in_another_order_is_refused(finished, digits, capsy
 
 def test_allowed_change_of_the_parameter_groups_is_refused_by_name(finished, capsys):
     words = ["SOLVER.MAX_ITER", "3", "SOLVER.BIAS_LR_FACTOR", "2.0"]
+    if detectron2.__version__.startswith("0.5"):  # a group for each parameter, whatever the factor
+        run_train(finished[0], "--resume", "--allow-changes", *words)
+        return
     message = refuse_train(capsys, finished[0], "--resume", "--allow-changes", *words)
     assert "the state of its optimizer does not fit" in message and "BIAS_LR_FACTOR" in message
 
