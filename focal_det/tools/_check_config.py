@@ -17,6 +17,7 @@ from focal_det.config import find_not_finite, flatten_config
 from focal_det.data.catalog import describe_unregistered
 from focal_det.data.findings import Findings, shorten
 from focal_det.engine.checkpointer import HealthyCheckpointer
+from focal_det.engine.weights_file import WeightsError
 from focal_det.registry import describe_unknown
 from focal_det.tools._check_data import silence
 from focal_det.tools._training_set import get_num_classes, get_num_classes_key
@@ -230,6 +231,9 @@ def _check_weights(file: str, model: nn.Module, findings: Findings) -> None:
         with silence():
             checkpointer = HealthyCheckpointer(model)
             checkpointer.load(file, checkpointables=[])
+    except WeightsError as error:  # which names the file
+        findings.add("error", "weights that cannot be loaded", "Correct MODEL.WEIGHTS.", str(error))
+        return
     except Exception as error:  # whatever it is, it would stop the training
         advice = "Correct MODEL.WEIGHTS."
         findings.add(
