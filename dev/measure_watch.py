@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from detectron2.utils.events import EventStorage
 
-from focal_det.analysis.record import get_commit, get_version
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
+from focal_det.experiments.records import get_commit, get_version
 from focal_det.model_zoo import get_config_file
 
 RECORD = Path(__file__).parent.parent / "benchmarks" / "watch" / "cpu.json"

@@ -6,8 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "FocalRetinaNet": "focal_det.meta_arch",
-    "FocalRetinaNetHead": "focal_det.head",
+    "FocalRetinaNet": "focal_det.modeling.retinanet",
+    "FocalRetinaNetHead": "focal_det.modeling.retinanet_head",
     "add_focal_det_config": "focal_det.config",
     "setup_environment": "focal_det.env",
     "sigmoid_focal_loss": "focal_det.losses",

@@ -10,6 +10,12 @@ Norm = Union[str, Callable]
 
 # A child of the logger that Detectron2's `default_setup` sends to the terminal and to OUTPUT_DIR/log.txt.
 LOGGER_NAME = "detectron2.focal_det"
+_HOW_TO_GET_IT = """\
+This part of focal_det needs Detectron2, which is not installed. Get it in one of these ways:
+  pip install 'git+https://github.com/facebookresearch/detectron2.git'  (newest; compiles C++)
+  conda install -c conda-forge detectron2                               (0.6, compiled)
+  python dev/build_detectron2.py               (in a checkout of focal_det; needs no compiler)
+focal_det.losses works without it."""
 _COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -81,20 +87,19 @@ def keep_log_files_plain(output_dir: str) -> None:
             handler.setFormatter(_PlainFormatter(handler.formatter))
 
 
-# Last: with DETECTRON2_ENV_MODULE=focal_det.env, importing Detectron2 imports modules that use this one.
-try:
-    import detectron2  # noqa: F401
-except ImportError as error:
-    if "partially initialized module 'focal_det." in str(error):
-        raise ImportError(
-            "With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before this module of focal_det"
-        ) from error
-    if error.name != "detectron2" or not isinstance(error, ModuleNotFoundError):
-        raise
-    raise ImportError(
-        "This part of focal_det needs Detectron2, which is not installed. Get it in one of these ways:\n"
-        "  pip install 'git+https://github.com/facebookresearch/detectron2.git'  (newest; compiles C++)\n"
-        "  conda install -c conda-forge detectron2                               (0.6, compiled)\n"
-        "  python dev/build_detectron2.py                                        (in a checkout of focal_det; no compiler)\n"
-        "focal_det.losses and focal_det.normalizers work without it."
-    ) from None
+def require_detectron2() -> None:
+    """Import Detectron2, for the packages that cannot do without; they call this first.
+
+    Raises:
+        ImportError: there is none; says how to get one.
+    """
+    try:
+        import detectron2  # noqa: F401
+    except ImportError as error:
+        if "partially initialized module 'focal_det." in str(error):
+            raise ImportError(
+                "With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before focal_det.config"
+            ) from error
+        if error.name != "detectron2" or not isinstance(error, ModuleNotFoundError):
+            raise
+        raise ImportError(_HOW_TO_GET_IT) from None

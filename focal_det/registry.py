@@ -1,65 +1,67 @@
-"""Registries of components that a config selects by name, and how one is built from its arguments."""
+"""Registries of components that a config selects by name, and how a component is built.
 
-import difflib
+A registry finds the components of focal_det by itself: at its first look-up it imports the package
+of its base class, and registers every concrete subclass defined there. So it is complete whichever
+module was imported first, and a new component is a new file. Components of your own are registered
+with `@CLS_LOSS_REGISTRY.register()`.
+"""
+
+import importlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import pkgutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fvcore.common.registry import Registry
 
-_MAX_KNOWN, _NUM_NEAREST = 20, 8
-
-
-def describe_unknown(kind: str, name: str, known: Iterable[str], *, advice: str = "") -> str:
-    """Error text for an unknown name: the closest match, then the known names (of many, the closest).
-
-    `advice` comes before both. Names that differ in upper and lower case only are as close as can be.
-    """
-    known = sorted(known)
-    nearest = _find_nearest(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    is_short = len(known) <= _MAX_KNOWN
-    shown = known if is_short else _find_nearest(name, known, n=_NUM_NEAREST, cutoff=0)
-    more = f" and {len(known) - len(shown)} more" if len(shown) < len(known) else ""
-    return f"Unknown {kind} {name!r}.{advice and ' '}{advice}{hint} Known: {', '.join(shown) or 'none'}{more}."
-
-
-def _find_nearest(name: str, known: Sequence[str], *, n: int, cutoff: float) -> list[str]:
-    """The `n` most similar names, by similarity without case, then with it; none below `cutoff`."""
-    matcher = difflib.SequenceMatcher(b=name)
-    folded_matcher = difflib.SequenceMatcher(b=name.casefold())
-    similarities = {}
-    for other in known:
-        matcher.set_seq1(other)
-        folded_matcher.set_seq1(other.casefold())
-        similarities[other] = (folded_matcher.ratio(), matcher.ratio())
-    likely = [x for x in known if similarities[x][0] >= cutoff]
-    return sorted(likely, key=similarities.__getitem__, reverse=True)[:n]
+from focal_det.messages import UnknownNameError, describe_unknown
 
 
 class ComponentRegistry(Registry):
-    """fvcore's Registry, whose error for an unknown name says which name is nearest."""
+    """fvcore's Registry, filled at the first look-up; errors for unknown names name the nearest.
 
-    def __init__(self, name: str, kind: str) -> None:
+    Args:
+        name: of the registry, as in fvcore.
+        kind: what its components are called in messages.
+        base: "module:Class" of the base class. Given by name, as components are defined above this
+            module and import nothing of it.
+    """
+
+    def __init__(self, name: str, kind: str, *, base: str) -> None:
         super().__init__(name)
         self.kind = kind
+        self._base = base
+        self._is_filled = False
 
     def get(self, name: str) -> Any:
-        """Return the class registered under `name`; KeyError names the nearest one."""
-        known = dict(self)
-        if name not in known:
-            raise KeyError(describe_unknown(self.kind, name, known))
-        return known[name]
+        """Return the class registered under `name`; UnknownNameError names the nearest one."""
+        self._fill()
+        if name not in self._obj_map:
+            raise UnknownNameError(describe_unknown(self.kind, name, self._obj_map))
+        return self._obj_map[name]
+
+    def __contains__(self, name: str) -> bool:
+        self._fill()
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        self._fill()
+        return super().__iter__()
+
+    def __repr__(self) -> str:
+        self._fill()
+        return super().__repr__()
 
     def build(self, name: str, args: Mapping[str, Any], **defaults: Any) -> Any:
         """Build the component registered under `name`.
 
         Args:
             args: constructor arguments, each of which the constructor must know.
-            defaults: arguments the caller knows from elsewhere; only those that the constructor takes are passed.
+            defaults: arguments the caller knows from elsewhere; those that the constructor does not
+                take are ignored.
 
         Raises:
-            KeyError: unknown `name`.
+            UnknownNameError: unknown `name`.
             ValueError: an argument the constructor does not have, or a value it refuses.
         """
         cls = self.get(name)
@@ -70,6 +72,26 @@ class ComponentRegistry(Registry):
         passed = {key: value for key, value in defaults.items() if key in known}
         return cls(**{**passed, **args})
 
+    def _fill(self) -> None:
+        """Register the components of focal_det, once."""
+        if self._is_filled:
+            return
+        # Set first: a module of the package may look something up while it is imported.
+        self._is_filled = True
+        module_name, class_name = self._base.split(":")
+        base = getattr(importlib.import_module(module_name), class_name)
+        package = importlib.import_module(module_name.rpartition(".")[0])
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if not info.ispkg:
+                self._register_all(importlib.import_module(info.name), base)
+
+    def _register_all(self, module: Any, base: type) -> None:
+        """Register the concrete subclasses of `base` that a module defines."""
+        for value in vars(module).values():
+            is_own = inspect.isclass(value) and value.__module__ == module.__name__
+            if is_own and issubclass(value, base) and not inspect.isabstract(value):
+                self.register(value)
+
 
 def get_constructor_args(cls: type) -> dict[str, Any]:
     """Name and default of each keyword argument of a component's constructor, in order."""
@@ -78,5 +100,12 @@ def get_constructor_args(cls: type) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind in named}
 
 
-CLS_LOSS_REGISTRY = ComponentRegistry("FOCAL_DET_CLS_LOSS", "classification loss")
-NORMALIZER_REGISTRY = ComponentRegistry("FOCAL_DET_NORMALIZER", "loss normalizer")
+CLS_LOSS_REGISTRY = ComponentRegistry(
+    "FOCAL_DET_CLS_LOSS", "classification loss", base="focal_det.losses.base:ClsLoss"
+)
+NORMALIZER_REGISTRY = ComponentRegistry(
+    "FOCAL_DET_NORMALIZER", "loss normalizer", base="focal_det.losses.normalizers:Normalizer"
+)
+ASSIGNER_REGISTRY = ComponentRegistry(
+    "FOCAL_DET_ASSIGNER", "assigner", base="focal_det.modeling.assigners:Assigner"
+)

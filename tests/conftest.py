@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         return
     import detectron2
 
-    from focal_det.analysis.record import get_commit
+    from focal_det.experiments.records import get_commit
 
     rows: dict = {}
     for report in terminalreporter.stats.get("passed", ()):
@@ -72,6 +72,9 @@ def seed() -> None:
 @pytest.fixture(autouse=True)
 def loggers():
     """Takes away what a training in the tests' own process adds to Detectron2's loggers."""
+    from detectron2.utils import logger as detectron2_logger
+
+    detectron2_logger._LOG_COUNTER.clear()  # of log_first_n, whichever tests ran before
     known = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
     before = [(x.handlers[:], x.level, x.propagate) for x in known]
     yield
@@ -133,6 +136,14 @@ def clean_catalog(monkeypatch):
         DatasetCatalog.pop(name)
         MetadataCatalog.get(name)  # makes it, if the data set had none
         MetadataCatalog.pop(name)
+
+
+@pytest.fixture
+def digits(tmp_path, clean_catalog):
+    """A copy of the digits that a test may damage, and configs that train on it."""
+    from tests.faults.copies import DigitsCopy
+
+    return DigitsCopy(tmp_path)
 
 
 @pytest.fixture

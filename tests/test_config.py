@@ -4,11 +4,12 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 
-from focal_det.config import add_focal_det_config, build_cls_loss, build_normalizer, merge_options
+from focal_det.config import add_focal_det_config, merge_options
 from focal_det.env import load_config
 from focal_det.losses import FocalLoss
+from focal_det.losses.normalizers import GlobalPosCount
 from focal_det.model_zoo import get_config_file
-from focal_det.normalizers import GlobalPosCount
+from focal_det.modeling.build import build_cls_loss, build_normalizer
 
 
 def test_gamma_alpha_and_prior_are_the_keys_of_detectron2(make_cfg):

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from focal_det.analysis.curves import read_metrics
-from focal_det.analysis.record import get_figures
+from focal_det.experiments.records import get_figures, read_metrics
 from tests.conftest import ROOT
 
 

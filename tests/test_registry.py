@@ -2,9 +2,8 @@
 
 import pytest
 
-from focal_det.losses import CLS_LOSS_REGISTRY
-from focal_det.normalizers import NORMALIZER_REGISTRY
-from focal_det.registry import describe_unknown, get_constructor_args
+from focal_det.messages import describe_unknown
+from focal_det.registry import CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY, get_constructor_args
 
 
 def test_unknown_name_names_the_nearest():

@@ -3,10 +3,10 @@
 from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 
-from focal_det.head import FocalRetinaNetHead
 from focal_det.losses import FocalLoss
-from focal_det.meta_arch import FocalRetinaNet
-from focal_det.normalizers import EMAPosCount
+from focal_det.losses.normalizers import EMAPosCount
+from focal_det.modeling.retinanet import FocalRetinaNet
+from focal_det.modeling.retinanet_head import FocalRetinaNetHead
 
 stock = get_config("COCO-Detection/retinanet_R_50_FPN_1x.py")
 dataloader, lr_multiplier, optimizer, train = (

@@ -30,15 +30,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
-
 import yaml
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from focal_det.data.digits import DIGITS_CLASSES, DIGITS_SPLITS, build_digits, get_digits_root
-from focal_det.data.voc import load_voc, report_boxes_without_area
-from focal_det.registry import describe_unknown
+from focal_det.messages import describe_unknown
+
+from .digits import DIGITS_CLASSES, DIGITS_SPLITS, build_digits, get_digits_root
+from .voc import load_voc, report_boxes_without_area
 
 _REQUIRED_KEYS = {"coco": ("json", "images"), "voc": ("root", "split", "classes")}
 _OPTIONAL_KEYS = {"coco": ("classes",), "voc": ("evaluator", "year")}
@@ -94,24 +94,56 @@ def describe_unregistered(name: str) -> str:
     return describe_unknown("data set", name, DatasetCatalog.list(), advice=advice)
 
 
-def check_datasets(names: Iterable[str], num_classes: int) -> None:
-    """Check the classes of those data sets that focal_det registered, before a model is built for them.
+def prepare_datasets(cfg: CfgNode, num_classes: int, key: str) -> tuple[str, ...]:
+    """Register the data sets of MODEL.FOCAL_DET.DATASETS, and compare the classes of all with K.
+
+    Args:
+        cfg: Detectron2's config.
+        num_classes: K of the model that will be built.
+        key: where K is set, for messages.
+
+    Returns:
+        Names of the training and test sets.
 
     Raises:
-        ValueError: NUM_CLASSES is not the number of classes, or the annotations have other classes than the block says.
+        ValueError, FileNotFoundError: see `register_datasets`; or the number of classes of a data
+            set that focal_det registered is not K.
     """
+    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
         if name not in DatasetCatalog.list():
             continue
         spec = MetadataCatalog.get(name).get("focal_det_spec")
-        if spec is None:
+        if spec is not None:
+            _compare_number(name, _read_classes(spec), num_classes, key)
+    return names
+
+
+def check_metadata(names: Iterable[str], num_classes: int, key: str) -> None:
+    """Compare the number of classes of data sets that have been loaded, whoever registered them.
+
+    Args:
+        num_classes, key: as for `prepare_datasets`.
+
+    Raises:
+        ValueError: a data set has more or fewer classes than the model.
+    """
+    for name in names:
+        if name not in MetadataCatalog.list():
             continue
-        classes = _read_classes(spec)
-        if len(classes) != num_classes:
-            raise ValueError(
-                f"Data set {name} has {len(classes)} classes ({', '.join(classes[:10])}), but MODEL.RETINANET.NUM_CLASSES is "
-                f"{num_classes}. Set it to {len(classes)}."
-            )
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes:
+            _compare_number(name, classes, num_classes, key)
+
+
+def _compare_number(name: str, classes: Sequence[str], num_classes: int, key: str) -> None:
+    if len(classes) != num_classes:
+        shown = ", ".join(map(str, classes[:10]))
+        raise ValueError(
+            f"Data set {name} has {len(classes)} classes ({shown}), but {key} is {num_classes}. "
+            f"Set it to {len(classes)}."
+        )
 
 
 def read_class_names(name: str) -> list[str]:
@@ -125,25 +157,6 @@ def read_class_names(name: str) -> list[str]:
         return []
     spec = metadata.get("focal_det_spec")
     return list(metadata.get("thing_classes") or (_read_classes(spec) if spec else []))
-
-
-def check_metadata(names: Iterable[str], num_classes: int) -> None:
-    """Compare the number of classes of data sets that have been loaded, whoever registered them, with the model's.
-
-    Raises:
-        ValueError: a data set has more or fewer.
-    """
-    for name in names:
-        classes = (
-            MetadataCatalog.get(name).get("thing_classes")
-            if name in MetadataCatalog.list()
-            else None
-        )
-        if classes and len(classes) != num_classes:
-            raise ValueError(
-                f"Data set {name} has {len(classes)} classes ({', '.join(map(str, classes[:10]))}), but "
-                f"MODEL.RETINANET.NUM_CLASSES is {num_classes}. Set it to {len(classes)}."
-            )
 
 
 def sample_evenly(records: Sequence[Any], num: int) -> list[Any]:

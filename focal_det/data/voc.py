@@ -6,19 +6,18 @@ Detectron2 reads it as one pixel wide.
 """
 
 import logging
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from focal_det.host import LOGGER_NAME
-
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
-from focal_det.data.check_annotations import is_file_name
-from focal_det.registry import describe_unknown
+from focal_det.host import LOGGER_NAME
+from focal_det.messages import describe_unknown
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
@@ -165,3 +164,11 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
 def _read_object(node: ElementTree.Element) -> tuple[str, list[float]]:
     box = node.find("bndbox")
     return node.find("name").text.strip(), [float(box.find(key).text) for key in _CORNERS]
+
+
+def is_file_name(name: str) -> bool:
+    """Whether the system can have a file of that name; a NUL or half a surrogate pair is in none."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False

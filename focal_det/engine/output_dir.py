@@ -1,19 +1,17 @@
 """What an OUTPUT_DIR holds of an earlier run: its checkpoints, its config, and files that a new run would mix with."""
 
-import logging
 from pathlib import Path
 from typing import Any, Optional
-
-from focal_det.host import LOGGER_NAME
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from focal_det.config import flatten_config
-from focal_det.engine.weights_file import WeightsError, read_weights
+from focal_det.checkpoint.last import find_last_checkpoint
+from focal_det.checkpoint.weights_file import WeightsError, read_weights
+from focal_det.modeling.build import INFERENCE_KEYS, flatten_config
 
 # Files of a run, by pattern; config.yaml and log.txt are written before a run has done anything.
-_RUN_FILES = ("last_checkpoint", "model_*.pth", "sick_*.pth", "metrics.json")
+_RUN_FILES = ("last_checkpoint", "model_*.pth", "diverged_*.pth", "metrics.json")
 _ALL_FILES = (
     *_RUN_FILES,
     "*.pth.part",
@@ -35,9 +33,7 @@ _FREE_KEYS = (
     "INPUT.MIN_SIZE_TEST",
     "MODEL.DEVICE",
     "MODEL.FOCAL_DET.TELEMETRY_PERIOD",
-    "MODEL.RETINANET.NMS_THRESH_TEST",
-    "MODEL.RETINANET.SCORE_THRESH_TEST",
-    "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
+    *INFERENCE_KEYS,
     "MODEL.WEIGHTS",  # not read at a resume
     "OUTPUT_DIR",
     "SOLVER.CHECKPOINT_PERIOD",
@@ -56,46 +52,6 @@ def find_run_files(folder: Path) -> list[str]:
 def find_all_run_files(folder: Path) -> list[Path]:
     """All that a run writes, its logs and results included; files of other names are left out."""
     return [x for pattern in _ALL_FILES for x in sorted(folder.glob(pattern)) if x.is_file()]
-
-
-def find_last_checkpoint(folder: Path) -> Optional[Path]:
-    """The checkpoint to resume from, None without any.
-
-    It is the one that `last_checkpoint` names. Without that tag, or if the file it names does not
-    exist, it is the readable one of the highest iteration.
-
-    Raises:
-        WeightsError: there are checkpoints, and none can be read; a run would start over them at 0.
-    """
-    tag = folder / "last_checkpoint"
-    tagged = tag.read_text().strip() if tag.is_file() else ""
-    if tagged and (folder / tagged).is_file():
-        return folder / tagged
-    files = sorted(folder.glob("model_*.pth"))
-    found = [x for x in map(_read_iteration, files) if x]
-    if files and not found:
-        names = ", ".join(x.name for x in files)
-        raise WeightsError(f"{folder} has no checkpoint that a run can resume from, but {names}")
-    if not found:
-        return None
-    _, file = max(found)
-    reason = f"names {tagged}, which does not exist" if tagged else "is empty or missing"
-    message = f"{tag} {reason}; {file.name} is the newest checkpoint that can be read"
-    logging.getLogger(LOGGER_NAME).warning(message)
-    return file
-
-
-def _read_iteration(file: Path) -> Optional[tuple[int, Path]]:
-    """The iteration after which a checkpoint was saved; None if it cannot be read, or has none."""
-    try:
-        content = read_weights(str(file))
-    except WeightsError as error:
-        logging.getLogger(LOGGER_NAME).warning(f"{file} is left out: {error}")
-        return None
-    if "iteration" not in content:
-        logging.getLogger(LOGGER_NAME).warning(f"{file} is left out: it holds weights only")
-        return None
-    return int(content["iteration"]), file
 
 
 def read_earlier_config(folder: Path) -> dict[str, Any]:

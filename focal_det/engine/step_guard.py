@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -16,8 +14,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from focal_det.data.findings import shorten
-from focal_det.engine.files import open_to_replace
+from focal_det.files import open_to_replace
+from focal_det.messages import shorten
 
 _MAX_NAMES = 5
 _DIVERGED = 1000  # times the loss of the first step, or 1 if that is less, as without objects
@@ -28,8 +26,11 @@ _WAIT_SECONDS = (
 _MAX_OUTPUT = 1e4  # |logit| or |delta|; a sigmoid says no more than 1 from 20 on
 _FIELDS = ("file_name", "image_id", "height", "width")
 
+# Prefix of the exit message when StepGuard stops a run; `focal-det sweep` looks for it.
+DIVERGED = "diverged: "
 
-class SickStepError(FloatingPointError):
+
+class DivergedError(FloatingPointError):
     """A loss or gradient that is not finite; the message says of what, and where the step is kept."""
 
 
@@ -77,7 +78,7 @@ class StepGuard(HookBase):
         self._num_skipped += 1
         if self._num_skipped > 0 and not all(x.isfinite() for x in self._losses.values()):
             self.stop()
-        if self._num_skipped > _PATIENCE and find_sick_gradients(self.trainer.model):
+        if self._num_skipped > _PATIENCE and find_nonfinite_gradients(self.trainer.model):
             self.stop(
                 f"gradients have not been finite for {self._num_skipped} iterations in a row, at ever smaller loss scales"
             )
@@ -99,7 +100,7 @@ class StepGuard(HookBase):
             self._losses = {k: v.detach() for k, v in losses.items()}
 
     def check(self) -> None:
-        """Raise SickStepError if a loss or gradient of this step is not finite, or the loss has been far too high for long."""
+        """Raise DivergedError if a loss or gradient of this step is not finite, or the loss has been far too high for long."""
         self._num_skipped = -1  # until `after_step` of this iteration
         values = [x.float() for x in self._losses.values()]
         grads = [
@@ -115,7 +116,7 @@ class StepGuard(HookBase):
         if not all(map(math.isfinite, losses)):
             self.stop()
         # A norm is infinite for finite gradients above 1e19 as well, so they are looked at again.
-        if not all(map(math.isfinite, values)) and find_sick_gradients(self.trainer.model):
+        if not all(map(math.isfinite, values)) and find_nonfinite_gradients(self.trainer.model):
             self.stop("a gradient is not finite")
         self._last_loss = sum(losses)
         self._first_loss = self._last_loss if self._first_loss is None else self._first_loss
@@ -131,18 +132,18 @@ class StepGuard(HookBase):
         return f"the training has diverged: the loss is {self._last_loss:.3g}, and was {self._first_loss:.3g} at the start"
 
     def stop(self, why: str = "the loss of another process is not finite") -> None:
-        """Keep the step in OUTPUT_DIR, wait until all processes have, and raise SickStepError.
+        """Keep the step in OUTPUT_DIR, wait until all processes have, and raise DivergedError.
 
         Args:
             why: what to say if all losses of this process are finite.
         """
         iteration, model = self.trainer.iter, self.trainer.model
         losses = {k: float(v) for k, v in self._losses.items()}
-        layers = find_sick_gradients(model)
+        layers = find_nonfinite_gradients(model)
         if self._buffers:
             torch._foreach_copy_(list(model.buffers()), self._buffers)
         files = [
-            Path(self._cfg.OUTPUT_DIR) / f"sick_step_{iteration:07d}_rank{i}.pth"
+            Path(self._cfg.OUTPUT_DIR) / f"nonfinite_step_{iteration:07d}_rank{i}.pth"
             for i in range(comm.get_world_size())
         ]
         file = files[comm.get_rank()]
@@ -163,21 +164,21 @@ class StepGuard(HookBase):
         values["learning rate"] = self.trainer.optimizer.param_groups[0]["lr"]
         shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         what = f"Iteration {iteration}: {' and '.join(terms) or why} ({shown})."
-        raise SickStepError(_describe(what, layers, self._batch, outputs, file))
+        raise DivergedError(_describe(what, layers, self._batch, outputs, file))
 
-    def find_sickness(self) -> Optional[str]:
+    def find_divergence(self) -> Optional[str]:
         """What is wrong with the model as it is, if anything: it is not finite, or the loss is far above that of the start.
 
         The model is asked for its logits on the last batch, as at the next step.
         """
         model = getattr(self.trainer.model, "module", self.trainer.model)
-        sick = [
+        wrong = [
             k
             for k, v in model.state_dict().items()
             if v.is_floating_point() and not v.isfinite().all()
         ]
-        if sick:
-            return f"{len(sick)} tensors are not finite: {shorten(sick, _MAX_NAMES)}"
+        if wrong:
+            return f"{len(wrong)} tensors are not finite: {shorten(wrong, _MAX_NAMES)}"
         outputs = get_largest_outputs(model, self._batch) if self._batch else {}
         for name, value in outputs.items():
             if not value < _MAX_OUTPUT:
@@ -185,7 +186,7 @@ class StepGuard(HookBase):
         return self._describe_divergence() or None
 
 
-def find_sick_gradients(model: nn.Module) -> list[str]:
+def find_nonfinite_gradients(model: nn.Module) -> list[str]:
     """Names of the parameters whose gradient is not finite."""
     return [
         name
@@ -237,7 +238,7 @@ def _to_plain(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_plain(item: dict[str, Any]) -> dict[str, Any]:
-    """The image of a batch again, from what a `sick_step` file has."""
+    """The image of a batch again, from what a `nonfinite_step` file has."""
     if "gt_boxes" not in item:
         return item
     instances = Instances(tuple(item["image"].shape[1:]))
@@ -256,11 +257,11 @@ def _describe(
         else "there is no checkpoint yet; start again with"
     )
     names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
-    sick_images = [name for name, x in zip(names, batch) if not x["image"].isfinite().all()]
+    nonfinite_images = [name for name, x in zip(names, batch) if not x["image"].isfinite().all()]
     with_boxes = [
         (name, x["instances"].gt_boxes.tensor) for name, x in zip(names, batch) if "instances" in x
     ]
-    sick_boxes = [name for name, boxes in with_boxes if not boxes.isfinite().all()]
+    nonfinite_boxes = [name for name, boxes in with_boxes if not boxes.isfinite().all()]
     lines = [f"{what} The optimizer was not stepped."]
     lines += (
         [f"gradients: {len(layers)} parameters are not finite: {shorten(layers, _MAX_NAMES)}"]
@@ -268,8 +269,10 @@ def _describe(
         else []
     )
     lines += [f"images: {', '.join(names)}"]
-    lines += [f"pixels that are not finite: {', '.join(sick_images)}"] if sick_images else []
-    lines += [f"boxes that are not finite: {', '.join(sick_boxes)}"] if sick_boxes else []
+    lines += (
+        [f"pixels that are not finite: {', '.join(nonfinite_images)}"] if nonfinite_images else []
+    )
+    lines += [f"boxes that are not finite: {', '.join(nonfinite_boxes)}"] if nonfinite_boxes else []
     lines += [f"largest {k}, in evaluation mode: {v:.4g}" for k, v in outputs.items()]
     lines += [
         f"kept: {file} has the batch and the state before this step. To see it again: focal-det reproduce {file}",

@@ -6,29 +6,25 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-from focal_det.host import LOGGER_NAME, set_data_loader
-
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import DefaultTrainer
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import (
-    COCOEvaluator,
     DatasetEvaluator,
-    LVISEvaluator,
-    PascalVOCDetectionEvaluator,
 )
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
-from focal_det.data.coco_cache import find_stale_cache
-from focal_det.data.findings import shorten
-from focal_det.engine.checkpointer import HealthyCheckpointer
-from focal_det.engine.files import report_full_disk_once
-from focal_det.engine.step_guard import SickStepError, StepGuard
-from focal_det.engine.weights_file import WeightsError
-from focal_det.registry import describe_unknown
+from focal_det.checkpoint.checkpointer import HealthyCheckpointer
+from focal_det.checkpoint.weights_file import WeightsError
+from focal_det.data.evaluation import build_evaluator
+from focal_det.files import report_full_disk_once
+from focal_det.host import LOGGER_NAME, set_data_loader
+from focal_det.messages import shorten
+
+from .step_guard import DivergedError, StepGuard
 
 
 class LaterSampler(Sampler):
@@ -84,7 +80,7 @@ class Trainer(DefaultTrainer):
             checkpointables["optimizer"] = self.optimizer
         self.checkpointer = HealthyCheckpointer(self.model, self.cfg.OUTPUT_DIR, **checkpointables)
         self._guard = StepGuard(self.cfg)
-        self.checkpointer.find_sickness = self._guard.find_sickness
+        self.checkpointer.find_divergence = self._guard.find_divergence
         self.checkpointer.extra = {"config": self._given_config, **_get_class_names(self.cfg)}
         return [self._guard, *super().build_hooks()]
 
@@ -95,7 +91,7 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         try:
             super().run_step()
-        except SickStepError:
+        except DivergedError:
             raise
         except FloatingPointError:  # Detectron2's own, of the losses
             self._guard.stop()
@@ -177,21 +173,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
-        output_folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
-        evaluators: dict[str, Any] = {
-            "coco": lambda: COCOEvaluator(dataset_name, output_dir=output_folder),
-            "lvis": lambda: LVISEvaluator(dataset_name, output_dir=output_folder),
-            "pascal_voc": lambda: PascalVOCDetectionEvaluator(dataset_name),
-        }
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
-        if kind not in evaluators:
-            raise ValueError(
-                f"Data set {dataset_name}: {describe_unknown('evaluator_type', kind, evaluators)}"
-            )
-        if kind == "coco" and comm.is_main_process():
-            _remove_stale_cache(dataset_name, Path(output_folder))
-        comm.synchronize()
-        return evaluators[kind]()
+        return build_evaluator(dataset_name, output_folder or f"{cfg.OUTPUT_DIR}/inference")
 
 
 def _get_class_names(cfg: CfgNode) -> dict[str, list[str]]:
@@ -204,12 +186,3 @@ def _get_class_names(cfg: CfgNode) -> dict[str, list[str]]:
 def _get_settings(group: dict[str, Any]) -> dict[str, Any]:
     """Learning rate, momentum and the like of a parameter group, without the parameters."""
     return {k: v for k, v in group.items() if k != "params"}
-
-
-def _remove_stale_cache(name: str, folder: Path) -> None:
-    stale = find_stale_cache(name, folder)
-    if stale:
-        logging.getLogger(LOGGER_NAME).warning(
-            f"{stale} has other annotations than data set {name} has now; it is made anew"
-        )
-        stale.unlink()

@@ -1,26 +1,20 @@
 """Classification losses for dense detectors, as functions and modules of plain torch."""
 
-from focal_det.losses.asymmetric import AsymmetricLoss, asymmetric_loss_per_anchor
-from focal_det.losses.cls_loss import ClsLoss, PointwiseClsLoss
-from focal_det.losses.equalized_focal import EqualizedFocalLoss
-from focal_det.losses.focal import (
-    FocalLoss,
-    focal_loss_from_labels,
-    focal_loss_per_anchor,
-    sigmoid_focal_loss,
-)
-from focal_det.losses.focal_star import FocalStarLoss, focal_star_loss_per_anchor
-from focal_det.losses.ghm import GHMCLoss
-from focal_det.losses.hinge import HingeLoss, hinge_loss_per_anchor
-from focal_det.losses.ohem import OHEMLoss, mine_hard_anchors
-from focal_det.losses.poly_focal import PolyFocalLoss, poly_focal_loss_per_anchor
-from focal_det.losses.quality_focal import QualityFocalLoss, quality_focal_loss_per_anchor
-from focal_det.losses.softmax_focal import SoftmaxFocalLoss, softmax_focal_loss_per_anchor
-from focal_det.losses.varifocal import VarifocalLoss, varifocal_loss_per_anchor
-from focal_det.registry import CLS_LOSS_REGISTRY
+from .asymmetric import AsymmetricLoss, asymmetric_loss_per_anchor
+from .base import ClsLoss, PointwiseClsLoss
+from .equalized_focal import EqualizedFocalLoss
+from .focal import FocalLoss, focal_loss_from_labels, sigmoid_focal_loss
+from .focal_star import FocalStarLoss
+from .ghm import GHMCLoss
+from .hinge import HingeLoss, hinge_loss_per_anchor
+from .ohem import OHEMLoss, mine_hard_anchors
+from .per_anchor import focal_loss_per_anchor, focal_star_loss_per_anchor
+from .poly_focal import PolyFocalLoss, poly_focal_loss_per_anchor
+from .quality_focal import QualityFocalLoss, quality_focal_loss_per_anchor
+from .softmax_focal import SoftmaxFocalLoss, softmax_focal_loss_per_anchor
+from .varifocal import VarifocalLoss, varifocal_loss_per_anchor
 
 __all__ = [
-    "CLS_LOSS_REGISTRY",
     "AsymmetricLoss",
     "ClsLoss",
     "EqualizedFocalLoss",

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.arguments import check_number
-from focal_det.losses.binary import focal_term, sum_over_classes
-from focal_det.losses.cls_loss import PointwiseClsLoss
-from focal_det.registry import CLS_LOSS_REGISTRY
+from .arguments import check_number
+from .base import PointwiseClsLoss
+from .per_anchor import focal_term, sum_over_classes
 
 
 def asymmetric_loss_per_anchor(
@@ -53,7 +52,6 @@ def asymmetric_loss_per_anchor(
     return sum_over_classes(logits, labels, lambda x, _: term(-x, gamma_pos), negative_term)
 
 
-@CLS_LOSS_REGISTRY.register()
 class AsymmetricLoss(PointwiseClsLoss):
     """Asymmetric loss; see `asymmetric_loss_per_anchor`.
 

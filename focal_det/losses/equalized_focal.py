@@ -5,17 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focal_det.buffers import OptionalBuffers, is_training_step
-from focal_det.losses.arguments import check_alpha, check_integer, check_number, to_float
-from focal_det.losses.binary import focal_slope, get_sides
-from focal_det.losses.cls_loss import ClsLoss, split_levels
-from focal_det.losses.focal import focal_loss_per_anchor
-from focal_det.processes import sum_over_processes
-from focal_det.registry import CLS_LOSS_REGISTRY
-from focal_det.targets import DenseTargets
+from .arguments import check_alpha, check_integer, check_number, to_float
+from .base import ClsLoss, split_levels
+from .per_anchor import focal_loss_per_anchor, focal_slope, get_sides
+from .state import OptionalBuffers, is_training_step, sum_over_processes
+from .targets import DenseTargets
 
 
-@CLS_LOSS_REGISTRY.register()
 class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
     """Focal loss whose focusing parameter and weight grow for classes that get little gradient from positives.
 

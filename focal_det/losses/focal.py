@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses import kernels
-from focal_det.losses.arguments import (
+from . import kernels
+from .arguments import (
     check_alpha,
     check_length,
     check_logits_and_labels,
@@ -17,16 +17,12 @@ from focal_det.losses.arguments import (
     check_tensor_range,
     to_float,
 )
-from focal_det.losses.binary import (
-    Weight,
-    focal_term,
+from .base import PointwiseClsLoss
+from .per_anchor import (
+    focal_loss_per_anchor,
     get_sides,
     keep_for_derivatives,
-    of_class,
-    sum_over_classes,
 )
-from focal_det.losses.cls_loss import PointwiseClsLoss
-from focal_det.registry import CLS_LOSS_REGISTRY
 
 _REDUCTIONS = {"none": lambda loss: loss, "mean": Tensor.mean, "sum": Tensor.sum}
 
@@ -95,27 +91,6 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
     )[0]
 
 
-def focal_loss_per_anchor(
-    logits: Tensor, labels: Tensor, *, pos_weight: Weight, neg_weight: Weight, gamma: Weight
-) -> Tensor:
-    """Focal loss of each anchor, summed over its classes; see `focal_loss_from_labels` for logits and labels.
-
-    Args:
-        pos_weight, neg_weight: factors of the terms of the own class and of all others; numbers or (K,).
-        gamma: focusing parameter, >= 0; a number or (K,).
-
-    Returns:
-        (...) in nats, 0 where ignored.
-    """
-    return sum_over_classes(
-        logits,
-        labels,
-        lambda x, idxs: of_class(pos_weight, idxs) * focal_term(-x, of_class(gamma, idxs)),
-        lambda x: neg_weight * focal_term(x, gamma),
-    )
-
-
-@CLS_LOSS_REGISTRY.register()
 class FocalLoss(PointwiseClsLoss):
     """Cross entropy, alpha-balanced cross entropy, focal loss and alpha-balanced focal loss (eq. 5 of arXiv 1708.02002).
 

@@ -6,18 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focal_det.buffers import OptionalBuffers, is_training_step
-from focal_det.losses.arguments import (
+from .arguments import (
     check_integer,
     check_logits_and_labels,
     check_number,
     to_float,
 )
-from focal_det.losses.binary import focal_term, sum_over_classes
-from focal_det.losses.cls_loss import ClsLoss, split_levels
-from focal_det.processes import sum_over_processes
-from focal_det.registry import CLS_LOSS_REGISTRY
-from focal_det.targets import DenseTargets
+from .base import ClsLoss, split_levels
+from .per_anchor import focal_term, sum_over_classes
+from .state import OptionalBuffers, is_training_step, sum_over_processes
+from .targets import DenseTargets
 
 _MAX_LEVELS = 8  # rows of the buffer, whose shape is the same for any pyramid: P2 to P9
 
@@ -29,7 +27,6 @@ def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
     )  # NaN, which becomes a loss of NaN, is in the first
 
 
-@CLS_LOSS_REGISTRY.register()
 class GHMCLoss(OptionalBuffers, ClsLoss):
     """GHM-C: cross entropy divided by the gradient density, the number of similar gradient norms.
 

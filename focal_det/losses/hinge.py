@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.arguments import check_alpha, check_number
-from focal_det.losses.binary import get_sides, sum_over_classes
-from focal_det.losses.cls_loss import PointwiseClsLoss
-from focal_det.registry import CLS_LOSS_REGISTRY
+from .arguments import check_alpha, check_number
+from .base import PointwiseClsLoss
+from .per_anchor import get_sides, sum_over_classes
 
 
 def hinge_loss_per_anchor(
@@ -42,7 +41,6 @@ def hinge_loss_per_anchor(
     )
 
 
-@CLS_LOSS_REGISTRY.register()
 class HingeLoss(PointwiseClsLoss):
     """Hinge loss on p_t; see `hinge_loss_per_anchor`. Here for the completeness of the paper's comparison, not for use."""
 

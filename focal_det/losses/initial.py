@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focal_det.losses.cls_loss import ClsLoss, PointwiseClsLoss
-from focal_det.targets import DenseTargets
+from .base import ClsLoss
+from .targets import DenseTargets
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def compute_initial_loss(
         (N,) sums as of `cls_loss`.
     """
     cls_loss = copy.deepcopy(cls_loss).eval()
-    if not isinstance(cls_loss, PointwiseClsLoss):
+    if not cls_loss.pointwise:
         logits = bias.expand(*targets.gt_labels.shape, -1).split(list(level_sizes), dim=1)
         return cls_loss(logits, targets)
 

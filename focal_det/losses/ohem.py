@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focal_det.losses.arguments import check_integer, check_number
-from focal_det.losses.cls_loss import ClsLoss, split_levels
-from focal_det.losses.focal import focal_loss_per_anchor
-from focal_det.registry import CLS_LOSS_REGISTRY
-from focal_det.targets import DenseTargets
+from .arguments import check_integer, check_number
+from .base import ClsLoss, split_levels
+from .per_anchor import focal_loss_per_anchor
+from .targets import DenseTargets
 
 
 @torch.no_grad()
@@ -70,7 +69,6 @@ def _nms(boxes: Tensor, nms_thresh: float) -> Tensor:
     return nms(boxes, ranks, nms_thresh)
 
 
-@CLS_LOSS_REGISTRY.register()
 class OHEMLoss(ClsLoss):
     """Cross entropy of the hardest anchors of each image, as a mean over them; see `mine_hard_anchors`.
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.arguments import check_number, check_tensor_range
-from focal_det.losses.binary import focal_term, keep_for_derivatives, sum_over_classes
-from focal_det.losses.cls_loss import PointwiseClsLoss
-from focal_det.registry import CLS_LOSS_REGISTRY
+from .arguments import check_number, check_tensor_range
+from .base import PointwiseClsLoss
+from .per_anchor import focal_term, keep_for_derivatives, sum_over_classes
 
 
 def quality_focal_loss_per_anchor(
@@ -39,7 +38,6 @@ def quality_focal_loss_per_anchor(
     )
 
 
-@CLS_LOSS_REGISTRY.register()
 class QualityFocalLoss(PointwiseClsLoss):
     """Quality focal loss; see `quality_focal_loss_per_anchor`. Scores then rank detections by how well they are placed, too."""
 

@@ -6,10 +6,9 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from focal_det.losses.arguments import check_alpha, check_logits_and_labels, check_number, to_float
-from focal_det.losses.binary import blank_ignored, focal_term, get_sides
-from focal_det.losses.cls_loss import PointwiseClsLoss, get_priors
-from focal_det.registry import CLS_LOSS_REGISTRY
+from .arguments import check_alpha, check_logits_and_labels, check_number, to_float
+from .base import PointwiseClsLoss, get_priors
+from .per_anchor import blank_ignored, focal_term, get_sides
 
 
 def softmax_focal_loss_per_anchor(
@@ -44,7 +43,6 @@ def softmax_focal_loss_per_anchor(
     return torch.where(labels >= 0, weight * focal_term(z, gamma), 0.0)
 
 
-@CLS_LOSS_REGISTRY.register()
 class SoftmaxFocalLoss(PointwiseClsLoss):
     """Softmax cross entropy (gamma = 0) or focal loss, as in Detectron; see `softmax_focal_loss_per_anchor`.
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.arguments import check_number, check_tensor_range
-from focal_det.losses.binary import focal_term, sum_over_classes
-from focal_det.losses.cls_loss import PointwiseClsLoss
-from focal_det.registry import CLS_LOSS_REGISTRY
+from .arguments import check_number, check_tensor_range
+from .base import PointwiseClsLoss
+from .per_anchor import focal_term, sum_over_classes
 
 
 def varifocal_loss_per_anchor(
@@ -46,7 +45,6 @@ def varifocal_loss_per_anchor(
     return sum_over_classes(logits, labels, positive_term, negative_term)
 
 
-@CLS_LOSS_REGISTRY.register()
 class VarifocalLoss(PointwiseClsLoss):
     """Varifocal loss; see `varifocal_loss_per_anchor`. It focuses negatives only and weighs positives by their quality."""
 

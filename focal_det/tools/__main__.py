@@ -3,38 +3,60 @@
 import ast
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Optional
 
-from focal_det.registry import describe_unknown
+from focal_det.host import require_detectron2
+from focal_det.messages import describe_unknown
+
+# In the order in which a person needs them; programs that are not named here come last.
+_ORDER = ("check", "train", "report", "demo", "weights", "sweep", "curves", "loss-cdf", "bench")
+_USAGE = """\
+usage: focal-det <program> [arguments]
+       focal-det <program> --help
+       focal-det --version
+"""
 
 
-def main(argv: Optional[Sequence[str]] = None) -> Optional[int]:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run `argv[0]` with the rest of `argv`; without arguments, list the programs."""
-    warnings.filterwarnings(
-        "ignore", "`torch.jit"
-    )  # fvcore compiles its own losses on import, which current torch warns about
-    argv = list(sys.argv[1:] if argv is None else argv)
-    tools = _find_tools()
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: focal-det <program> [arguments]\n       focal-det --version\n")
-        print("\n".join(f"  {name:<10} {summary}" for name, summary in tools.items()))
+    words = list(sys.argv[1:] if argv is None else argv)
+    programs = _find_programs()
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE)
+        for name, summary in programs.items():
+            print(f"  {name:<10} {summary}")
         return 0
-    if argv[0] == "--version":
-        print("\n".join(map(_describe_version, ("focal_det", "detectron2", "torch"))))
+    if words[0] == "--version":
+        for package in ("focal_det", "detectron2", "torch"):
+            print(_describe_version(package))
         return 0
-    if argv[0] not in tools:
-        print(describe_unknown("program", argv[0], tools), file=sys.stderr)
+    name, *rest = words
+    if name not in programs:
+        print(describe_unknown("program", name, programs), file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"focal_det.tools.{argv[0].replace('-', '_')}").main(
-            argv[1:]
-        )
+        module = _import_program(name)
+    except ImportError as error:
+        print(f"focal-det {name}: {error}", file=sys.stderr)
+        return 2
+    try:
+        return module.main(rest)
     except KeyboardInterrupt:
-        print(f"\nfocal-det {argv[0]}: interrupted", file=sys.stderr)
+        print(f"\nfocal-det {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _import_program(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"focal_det.tools.{name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        # Curves of losses need no Detectron2; for the others, this says how to get it.
+        if error.name and error.name.partition(".")[0] == "detectron2":
+            require_detectron2()
+        raise
 
 
 def _describe_version(package: str) -> str:
@@ -44,13 +66,15 @@ def _describe_version(package: str) -> str:
         return f"{package} is not installed"
 
 
-def _find_tools() -> dict[str, str]:
+def _find_programs() -> dict[str, str]:
     """Name (with dashes) and first docstring line of each program, without importing it."""
-    files = sorted(Path(__file__).parent.glob("[!_]*.py"))
-    return {
-        file.stem.replace("_", "-"): ast.get_docstring(ast.parse(file.read_text())).splitlines()[0]
-        for file in files
-    }
+    summaries = {}
+    for file in Path(__file__).parent.glob("[!_]*.py"):
+        doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        summaries[file.stem.replace("_", "-")] = doc.partition("\n")[0]
+    names = [x for x in _ORDER if x in summaries]
+    names += sorted(summaries.keys() - {*_ORDER})
+    return {name: summaries[name] for name in names}
 
 
 if __name__ == "__main__":

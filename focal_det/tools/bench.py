@@ -9,15 +9,13 @@ from datetime import date
 from pathlib import Path
 from typing import Optional
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
-
 import torch
 
-from focal_det.analysis.benchmark import get_conditions, make_table, time_alternating, to_json
-from focal_det.analysis.record import get_commit, get_version
-from focal_det.analysis.scaling import draw_scaling
 from focal_det.env import ensure_environment
-from focal_det.tools._bench_cases import BENCHMARKS, OURS, get_shape
+from focal_det.experiments.bench_cases import BENCHMARKS, OURS, get_shape
+from focal_det.experiments.records import get_commit, get_version
+from focal_det.experiments.timing import get_conditions, make_table, time_alternating, to_json
+from focal_det.report.scaling import draw_scaling
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _QUICK_NOTE = """\

@@ -1,38 +1,35 @@
 """Check data, config and model before a training: what would stop it or go wrong in silence, with the place and the fix."""
 
 import argparse
-import functools
 import html
 import json
 import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
-
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
+from typing import Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from focal_det.analysis.class_weights import draw_class_weights
-from focal_det.analysis.detections import draw_ground_truth
-from focal_det.data.catalog import describe_unregistered, register_datasets
-from focal_det.data.check_images import check_images, check_overlap
-from focal_det.data.findings import SEVERITIES, Finding, Findings
-from focal_det.env import find_config_file, load_config
-from focal_det.tools import _check_anchors as check_anchors
-from focal_det.tools._check_anchors import TrainingSetReport
-from focal_det.tools._check_config import check_classes, check_config, check_model
-from focal_det.tools._check_data import check_dataset, check_evaluation, silence, write_fixed
-from focal_det.tools._training_set import get_num_classes_key
-from focal_det.tools.weights import warn_unread
+from focal_det.check.datasets import write_fixed
+from focal_det.check.findings import SEVERITIES, Finding, Findings
+from focal_det.check.run import LABELLED_IMAGES, run_checks
+from focal_det.config import find_config_file
+from focal_det.env import load_config
+from focal_det.imbalance.config_file import warn_unread
+from focal_det.imbalance.describe import describe
+from focal_det.imbalance.measure import TrainingSetReport, to_json
+from focal_det.imbalance.suggested_config import write_suggestion
+from focal_det.messages import describe_error
+from focal_det.report.anchors import draw_anchor_fit
+from focal_det.report.class_weights import draw_class_weights
+from focal_det.report.detections import draw_ground_truth
 
 _COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
 _END = "\033[0m"
-_LABELLED_IMAGES = 200  # whose anchors are labelled, and at most --images
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -45,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         default=0,
         metavar="N",
         help="decode N images of each data set (default: all) and look at the anchors of at most N "
-        f"(default: {_LABELLED_IMAGES})",
+        f"(default: {LABELLED_IMAGES})",
     )
     parser.add_argument("--json", action="store_true", help="print findings and figures as json")
     parser.add_argument(
@@ -117,12 +114,12 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> int:
             print(f"\npage:    {args.report / 'index.html'}", file=sys.stderr)
         raise
     if report and args.write:
-        check_anchors.write_suggestion(report, cfg, args.config_file, args.opts, args.write)
+        write_suggestion(report, cfg, args.config_file, args.opts, args.write)
         warn_unread(cfg)
     if args.report:
         _write_page(args.report, args.config_file, findings, report)
     if args.json:
-        figures = check_anchors.to_json(report) if report else None
+        figures = to_json(report) if report else None
         print(
             json.dumps(
                 {"findings": [x.to_json() for x in findings], "training_set": figures}, indent=1
@@ -134,101 +131,6 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> int:
         fixed = write_fixed(args.dataset, args.fix)
         print(f"corrected copy, to be checked in its place: {args.fix}\n  {fixed}", file=sys.stderr)
     return findings.exit_code
-
-
-def describe_error(error: Exception) -> str:
-    """Its message; that of a KeyError without quotes."""
-    return str(error.args[0] if len(error.args) == 1 else error)
-
-
-def run_checks(
-    cfg: CfgNode,
-    *,
-    images: int = 0,
-    dataset: Optional[str] = None,
-    suggest: bool = False,
-    is_training: bool = False,
-    findings: Optional[Findings] = None,
-) -> tuple[Findings, Optional[TrainingSetReport]]:
-    """Check a config, its data sets, its model and its weights.
-
-    Args:
-        images: how many of each data set to decode, at even distances; 0 for all. No more are labelled either.
-        dataset: check the data of this data set, instead of those of the config, and nothing else but the config.
-        suggest: also look for anchors that fit better.
-        is_training: whether this machine is about to train.
-        findings: to add to, for a caller that wants what was found before an interrupt.
-
-    Returns:
-        What was found; and what was measured of the training set, if there are no errors and the model is a RetinaNet.
-
-    Raises:
-        ValueError: an unknown `dataset`.
-    """
-    findings = Findings() if findings is None else findings
-    get_records = functools.cache(_load)  # a large json takes long
-    try:
-        register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
-    except (OSError, ValueError) as error:
-        if dataset not in DatasetCatalog.list():  # else another one is wrong
-            what = "data sets that cannot be registered"
-            findings.add("error", what, "Correct MODEL.FOCAL_DET.DATASETS.", str(error))
-            return findings, None
-    if dataset and dataset not in DatasetCatalog.list():
-        raise ValueError(f"--dataset: {describe_unregistered(dataset)}")
-    check_config(cfg, findings, is_training=is_training, dataset=dataset)
-    _check_datasets(cfg, dataset, get_records, images, findings)
-    if dataset or findings.get("error"):
-        return findings, None
-    for name in cfg.DATASETS.TEST:
-        check_evaluation(cfg, name, get_records, findings)
-    check_model(cfg, findings)
-    if not get_num_classes_key(cfg).startswith("MODEL.RETINANET"):
-        place = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
-        findings.add(
-            "note", "anchors that were not looked at", "That is for RetinaNets only.", place
-        )
-    elif not findings.get("error"):
-        report = check_anchors.measure_training_set(
-            cfg, get_records, min(images or _LABELLED_IMAGES, _LABELLED_IMAGES), suggest=suggest
-        )
-        check_anchors.add_findings(report, findings)
-        return findings, report
-    return findings, None
-
-
-def _check_datasets(
-    cfg: CfgNode,
-    dataset: Optional[str],
-    get_records: Callable[[str], list[dict[str, Any]]],
-    images: int,
-    findings: Findings,
-) -> None:
-    """Check the data sets of a config, or one, each by itself and against each other."""
-    files, classes = {}, {}
-    train, test = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
-    for name in [dataset] if dataset else dict.fromkeys((*train, *test)):
-        if name not in DatasetCatalog.list():
-            continue
-        use = {
-            "is_train": name in train or name not in test,
-            "is_test": name in test or name not in train,
-        }
-        records, classes[name] = check_dataset(cfg, name, get_records, findings, **use)
-        files[name] = check_images(records, findings, num_decoded=images)
-    check_classes(cfg, classes, findings)
-    if not dataset:
-        check_overlap(
-            {x: files[x] for x in train if x in files},
-            {x: files[x] for x in test if x in files},
-            findings,
-        )
-
-
-def _load(name: str) -> list[dict[str, Any]]:
-    """Detectron2's dicts of a data set, without what loading them says."""
-    with silence():
-        return DatasetCatalog.get(name)
 
 
 def print_findings(findings: Findings) -> None:
@@ -261,7 +163,7 @@ def _print_all(
     findings: Findings, report: Optional[TrainingSetReport], args: argparse.Namespace
 ) -> None:
     if report:
-        print("\n".join(check_anchors.describe(report)), end="\n\n")
+        print("\n".join(describe(report)), end="\n\n")
     print_findings(findings)
     if findings.get("error") and not args.dataset:
         not_written = f"; {args.write} is not written" if args.write else ""
@@ -272,6 +174,13 @@ def _print_all(
         print(f"config:  {args.write}")
     if args.report:
         print(f"page:    {args.report / 'index.html'}")
+
+
+def draw_fits(report: TrainingSetReport, file: Path) -> None:
+    fits = {"now": report.fit}
+    if report.fit_after:
+        fits["suggested"] = report.fit_after
+    draw_anchor_fit(fits, report.weights.labels, report.level_names, file)
 
 
 def _to_html(finding: Finding) -> str:
@@ -287,7 +196,7 @@ def _write_page(
     pictures: dict[str, str] = {}
     lines: list[str] = []
     if report:
-        check_anchors.draw(report, folder / "anchors.png")
+        draw_fits(report, folder / "anchors.png")
         draw_class_weights(
             report.weights, folder / "classes.png", title="objects, and alpha and pi per class"
         )
@@ -297,7 +206,7 @@ def _write_page(
             "anchors.png": "anchors",
             "classes.png": "classes",
         }
-        lines = check_anchors.describe(report)
+        lines = describe(report)
     rows = "".join(
         f"<tr class={x.severity}><td>{x.severity}<td>{_to_html(x)}</tr>\n" for x in findings
     )

@@ -1,27 +1,19 @@
 """Curves of classification losses: value and gradient against p_t and x_t, figures 1, 5 and 6 of the paper for any loss."""
 
 import argparse
-import ast
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import yaml
-
-from focal_det.analysis.loss_curves import (
-    MAX_LOSSES,
-    compute_loss_curves,
-    draw_loss_curves,
-    get_label,
-)
-from focal_det.losses import CLS_LOSS_REGISTRY, ClsLoss
-from focal_det.registry import get_constructor_args
+from focal_det.experiments.loss_curves import compute_loss_curves
+from focal_det.experiments.loss_specs import parse_loss
+from focal_det.losses import ClsLoss
+from focal_det.registry import CLS_LOSS_REGISTRY, get_constructor_args
+from focal_det.report.loss_curves import MAX_LOSSES, draw_loss_curves, get_label
 
 FIGURE_1 = [f"FocalLoss:gamma={gamma},alpha=-1" for gamma in (0, 0.5, 1, 2, 5)]
 _SUFFIXES = (".png", ".svg", ".pdf")
-_ARGUMENT = re.compile(r"(?:\[[^\]]*\]|[^,])+")  # up to a comma that is in no list
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -71,37 +63,6 @@ def _make_parser() -> argparse.ArgumentParser:
     what = "IoU of objects with their boxes, for losses that use it (default: %(default)s)"
     parser.add_argument("--iou", type=float, default=1.0, help=what)
     return parser
-
-
-def parse_loss(spec: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of "NAME:ARGUMENT=VALUE,...".
-
-    A value is a Python literal, else a yaml scalar: 2, -1, 1e-3, [0.25, 0.5], true.
-
-    Raises:
-        ValueError: an argument without value, one given twice, or a value that is neither Python nor yaml.
-    """
-    name, _, text = spec.partition(":")
-    args: dict[str, Any] = {}
-    for part in _ARGUMENT.findall(text):
-        key, equals, value = (x.strip() for x in part.partition("="))
-        if not (key and equals and value):
-            raise ValueError(f"arguments are written ARGUMENT=VALUE,..., got {part!r}")
-        if key in args:
-            raise ValueError(f"argument {key} is given twice")
-        args[key] = _parse_value(key, value)
-    return name, args
-
-
-def _parse_value(key: str, value: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, TypeError, SyntaxError):
-        pass  # not Python
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"{key} must be a number, a list or a word, got {value!r}") from None
 
 
 def _build(name: str, args: dict[str, Any]) -> ClsLoss:

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
-
 import cv2
 import numpy as np
 import torch
@@ -27,13 +25,13 @@ from torch import nn
 from tqdm import tqdm
 
 from focal_det import model_zoo
-from focal_det.analysis.detections import describe_absence, draw_boxes
+from focal_det.check.images import find_value_fault
+from focal_det.checkpoint.checkpointer import load_all_weights
 from focal_det.data.catalog import read_class_names
-from focal_det.data.check_images import find_value_fault
-from focal_det.engine.checkpointer import load_trained
 from focal_det.env import load_config
-from focal_det.tools._training_set import get_num_classes, get_num_classes_key
-from focal_det.tools.check import describe_error
+from focal_det.messages import describe_error
+from focal_det.modeling.build import read_settings
+from focal_det.report.detections import describe_absence, draw_boxes
 
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -122,14 +120,14 @@ class Detector:
 
     def __init__(self, cfg: CfgNode, score_thresh: float) -> None:
         self.model: nn.Module = build_model(cfg).eval()
-        checkpoint = load_trained(self.model, cfg.MODEL.WEIGHTS)
+        checkpoint = load_all_weights(self.model, cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
         self.score_thresh = score_thresh
         self.best_scores: list[float] = []
         names = _find_class_names(cfg, checkpoint)
         self.has_names = bool(names)
-        self.class_names = names or [str(i) for i in range(get_num_classes(cfg))]
+        self.class_names = names or [str(i) for i in range(read_settings(cfg).num_classes)]
 
     def read(self, file: Path) -> np.ndarray:
         """An image as training reads it: (H, W, C) in INPUT.FORMAT, turned as its EXIF says.
@@ -184,12 +182,12 @@ class Detector:
 
 def _find_class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str]:
     """Names of the model's classes; none if neither checkpoint nor data sets have as many."""
-    num_classes = get_num_classes(cfg)
+    num_classes = read_settings(cfg).num_classes
     trained = [str(x) for x in checkpoint.get("class_names", [])]
     if trained and len(trained) != num_classes:
         raise ValueError(
             f"{cfg.MODEL.WEIGHTS} has the names of {len(trained)} classes "
-            f"({', '.join(trained[:10])}), but {get_num_classes_key(cfg)} is {num_classes}. "
+            f"({', '.join(trained[:10])}), but {read_settings(cfg).num_classes_key} is {num_classes}. "
             f"Set it to {len(trained)}."
         )
     # Names of another data set than the model was trained on would be wrong.
@@ -234,7 +232,9 @@ def _load_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file is None:
         cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(_DEFAULT)
     cfg.MODEL.WEIGHTS = args.weights or cfg.MODEL.WEIGHTS
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0  # the best score is shown where none is drawn
+    cfg.merge_from_list(
+        [read_settings(cfg).get_key("SCORE_THRESH_TEST"), 0.0]
+    )  # the best score is shown where none is drawn
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             f"{args.config_file} names no MODEL.WEIGHTS; give the checkpoint of a training with --weights"

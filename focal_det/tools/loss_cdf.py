@@ -5,11 +5,8 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
-
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
 
 import torch
 from detectron2.config import CfgNode
@@ -20,18 +17,20 @@ from detectron2.structures import Boxes
 from torch import Tensor
 from tqdm import tqdm
 
-from focal_det.analysis.loss_cdf import SIDES, LossHistogram, draw_loss_cdf, summarize
-from focal_det.box_loss import iou_of_predictions
-from focal_det.config import build_cls_loss
+from focal_det.checkpoint.checkpointer import load_all_weights
 from focal_det.data.catalog import sample_evenly
-from focal_det.engine.checkpointer import load_trained
 from focal_det.env import load_config
-from focal_det.losses import CLS_LOSS_REGISTRY, PointwiseClsLoss
-from focal_det.losses.cls_loss import split_levels
-from focal_det.meta_arch import FocalRetinaNet
-from focal_det.registry import describe_unknown
-from focal_det.targets import DenseTargets
-from focal_det.tools.curves import parse_loss
+from focal_det.experiments.loss_cdf import SIDES, LossHistogram, summarize
+from focal_det.experiments.loss_specs import parse_loss
+from focal_det.losses import PointwiseClsLoss
+from focal_det.losses.base import split_levels
+from focal_det.losses.targets import DenseTargets
+from focal_det.messages import describe_unknown
+from focal_det.modeling.box_loss import iou_of_predictions
+from focal_det.modeling.build import build_cls_loss, read_settings
+from focal_det.modeling.retinanet import FocalRetinaNet
+from focal_det.registry import CLS_LOSS_REGISTRY
+from focal_det.report.loss_cdf import draw_loss_cdf
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _SIZES = {
@@ -57,12 +56,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         losses = _build_losses(args, cfg)
         model = build_model(cfg).eval()
         records, dataset = _load_records(cfg, args)
-        load_trained(model, cfg.MODEL.WEIGHTS)
+        load_all_weights(model, cfg.MODEL.WEIGHTS)
     except (ValueError, KeyError, FileNotFoundError) as error:
         parser.error(str(error.args[0]))
     histograms: Histograms = defaultdict(lambda: {side: LossHistogram() for side in SIDES})
     names = MetadataCatalog.get(dataset).get("thing_classes") or [
-        str(i) for i in range(cfg.MODEL.RETINANET.NUM_CLASSES)
+        str(i) for i in range(read_settings(cfg).num_classes)
     ]
     with tqdm(total=len(records), unit="image") as progress:
         for inputs in _read_batches(records, cfg, args.batch):
@@ -125,18 +124,17 @@ def _load_config(args: argparse.Namespace) -> CfgNode:
 
 def _build_losses(args: argparse.Namespace, cfg: CfgNode) -> dict[str, PointwiseClsLoss]:
     """The losses by the name of their curve."""
-    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+    num_classes = read_settings(cfg).num_classes
     gammas = args.gammas or ([] if args.losses else [0.0, 0.5, 1.0, 2.0])
     specs = {
-        f"gamma {x:g}": f"FocalLoss:gamma={x!r},alpha={cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA!r}"
-        for x in gammas
+        f"gamma {x:g}": f"FocalLoss:gamma={x!r},alpha={read_settings(cfg).alpha!r}" for x in gammas
     }
     specs.update({x: x for x in args.losses})
     num_outputs = build_cls_loss(cfg).num_outputs(num_classes)
     losses = {}
     for name, spec in specs.items():
         loss = CLS_LOSS_REGISTRY.build(*parse_loss(spec), num_classes=num_classes)
-        if not isinstance(loss, PointwiseClsLoss):
+        if not loss.pointwise:
             raise ValueError(
                 f"{spec}: the loss of an anchor depends on the others, so it has none of its own"
             )
@@ -191,14 +189,18 @@ def add_batch(
     gt_labels, gt_boxes = model.label_anchors(
         anchors, [x["instances"].to(model.device) for x in inputs]
     )
-    targets = DenseTargets.from_labels(
-        torch.stack(gt_labels), torch.stack(gt_boxes), model.num_classes
+    deltas = torch.cat(deltas, dim=1)
+    all_anchors = Boxes.cat(anchors).tensor
+    targets = DenseTargets.build(
+        torch.stack(gt_labels),
+        torch.stack(gt_boxes),
+        model.num_classes,
+        needs=frozenset().union(*(loss.needs for loss in losses.values())),
+        anchors=all_anchors,
+        compute_iou=lambda targets: iou_of_predictions(
+            deltas, all_anchors, targets, model.box2box_transform
+        ),
     )
-    if any("iou" in loss.needs for loss in losses.values()):
-        iou = iou_of_predictions(
-            torch.cat(deltas, dim=1), Boxes.cat(anchors).tensor, targets, model.box2box_transform
-        )
-        targets = replace(targets, iou=iou)
     groups, names = (
         _make_groups(by, targets, inputs, sizes, [x.shape[1] for x in logits], class_names)
         if by

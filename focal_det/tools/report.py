@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
-
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from focal_det.analysis.curves import draw_curves, read_metrics
-from focal_det.analysis.detections import draw_detections
-from focal_det.analysis.record import make_record
 from focal_det.data.catalog import register_datasets
 from focal_det.env import load_config
+from focal_det.experiments.records import make_record, read_metrics
+from focal_det.report.detections import draw_detections
+from focal_det.report.training_curves import draw_curves
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -8,22 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from focal_det.data.findings import shorten
-from focal_det.engine.step_guard import find_sick_gradients, from_plain, get_largest_outputs
+from focal_det.engine.step_guard import find_nonfinite_gradients, from_plain, get_largest_outputs
 from focal_det.env import ensure_environment
+from focal_det.messages import shorten
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
     parser = argparse.ArgumentParser(prog="focal-det reproduce", description=__doc__)
     parser.add_argument(
-        "file", type=Path, help="sick_step_<iteration>_rank<process>.pth of a run's OUTPUT_DIR"
+        "file", type=Path, help="nonfinite_step_<iteration>_rank<process>.pth of a run's OUTPUT_DIR"
     )
     parser.add_argument(
         "--json", action="store_true", help="print it as json, with the names of all parameters"
@@ -38,12 +36,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _describe(step: dict[str, Any]) -> list[str]:
-    sick = step["sick_gradients"]
-    is_sick = sick or not all(map(math.isfinite, step["losses"].values()))
+    wrong = step["nonfinite_gradients"]
+    is_wrong = wrong or not all(map(math.isfinite, step["losses"].values()))
     return [
-        f"iteration {step['iteration']}: {'not finite again' if is_sick else 'all is finite'}",
+        f"iteration {step['iteration']}: {'not finite again' if is_wrong else 'all is finite'}",
         *(f"  {name}: {value:.6g}" for name, value in step["losses"].items()),
-        f"  parameters whose gradient is not finite: {len(sick)}{f', {shorten(sick)}' if sick else ''}",
+        f"  parameters whose gradient is not finite: {len(wrong)}{f', {shorten(wrong)}' if wrong else ''}",
         *(
             f"  largest {name}, in evaluation mode: {value:.6g}"
             for name, value in step["largest"].items()
@@ -56,10 +54,10 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     """Do forward and backward of a step that a training stopped at, on the config's device, in one process.
 
     Args:
-        file: `sick_step_<iteration>_rank<process>.pth`; read without running code.
+        file: `nonfinite_step_<iteration>_rank<process>.pth`; read without running code.
 
     Returns:
-        "iteration"; "images"; "losses" by name; "sick_gradients", names of the parameters whose gradient is not finite;
+        "iteration"; "images"; "losses" by name; "nonfinite_gradients", names of the parameters whose gradient is not finite;
         "largest", |logit| and |delta| in evaluation mode. A normalizer that counts over several processes counts this one's batch
         only.
 
@@ -75,7 +73,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
         content = {}
     if not {"model", "batch", "config"} <= set(content):
         raise ValueError(
-            f"{file} is no step that focal-det train has kept; those are sick_step_*.pth of a run's OUTPUT_DIR"
+            f"{file} is no step that focal-det train has kept; those are nonfinite_step_*.pth of a run's OUTPUT_DIR"
         )
     cfg = CfgNode.load_cfg(content["config"])
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
@@ -95,7 +93,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
         "iteration": content["iteration"],
         "images": [x.get("file_name", x.get("image_id")) for x in batch],
         "losses": {k: float(v.detach()) for k, v in losses.items()},
-        "sick_gradients": find_sick_gradients(model),
+        "nonfinite_gradients": find_nonfinite_gradients(model),
         "largest": outputs,
     }
 

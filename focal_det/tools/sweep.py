@@ -14,19 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import focal_det.host  # noqa: F401  (first: says how to get Detectron2)
-
 import torch
 import yaml
 from detectron2.config import CfgNode
 
 from focal_det import model_zoo
-from focal_det.analysis.sweep_results import draw_results, make_markdown
-from focal_det.config import flatten_config
 from focal_det.env import load_config
-from focal_det.tools import _sweep_rows as sweep_rows
-from focal_det.tools._sweep_rows import Row
-from focal_det.tools._sweep_runs import Run, execute_all, execute_with_submitit
+from focal_det.experiments import sweep_rows
+from focal_det.experiments.sweep_rows import Row
+from focal_det.experiments.sweep_runs import Run, execute_all, execute_with_submitit
+from focal_det.modeling.build import flatten_config
+from focal_det.report.sweep_results import draw_results, make_markdown
 
 _DIGITS_MODEL = "digits/focal_retinanet_tiny.yaml"
 

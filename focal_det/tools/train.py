@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from focal_det.host import LOGGER_NAME, keep_log_files_plain
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
@@ -16,25 +14,27 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch import multiprocessing
 
+from focal_det.check.run import run_checks
+from focal_det.checkpoint.checkpointer import load_all_weights
+from focal_det.checkpoint.last import find_last_checkpoint
+from focal_det.checkpoint.weights_file import WeightsError
+from focal_det.config import find_config_file
 from focal_det.data.catalog import register_datasets
-from focal_det.data.findings import shorten
-from focal_det.engine.checkpointer import load_trained
-from focal_det.engine.files import DiskFullError, is_disk_full, open_to_replace
 from focal_det.engine.output_dir import (
     find_all_run_files,
     find_changes,
-    find_last_checkpoint,
     find_run_files,
     read_earlier_config,
 )
 from focal_det.engine.processes import end_children_on_error, end_with_parent
-from focal_det.engine.step_guard import SickStepError
+from focal_det.engine.step_guard import DIVERGED, DivergedError
 from focal_det.engine.trainer import Trainer
-from focal_det.engine.weights_file import WeightsError
-from focal_det.env import find_config_file, load_config
-from focal_det.tools.check import describe_error, print_findings, run_checks
+from focal_det.env import load_config
+from focal_det.files import DiskFullError, is_disk_full, open_to_replace
+from focal_det.host import LOGGER_NAME, keep_log_files_plain
+from focal_det.messages import describe_error, shorten
+from focal_det.tools.check import print_findings
 
-SICK = "sick: "  # is what the last message of a training begins with that the guard has stopped
 _CHECKED_IMAGES = 200  # of each data set, before a training
 
 
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> Optional[dict]:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume, take_new_settings=args.allow_changes)
     results = trainer.train()
-    if trainer.checkpointer.sickness:
-        raise SickStepError(
-            f"the model at the end of the training is sick: {trainer.checkpointer.sickness}"
+    if trainer.checkpointer.divergence:
+        raise DivergedError(
+            f"the model has diverged at the end of the run: {trainer.checkpointer.divergence}"
         )
     return results
 
@@ -88,7 +88,7 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _evaluate(cfg: CfgNode) -> dict:
     logging.getLogger(LOGGER_NAME).info(f"evaluating {cfg.MODEL.WEIGHTS}")
     model = Trainer.build_model(cfg)
-    load_trained(model, cfg.MODEL.WEIGHTS)
+    load_all_weights(model, cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -302,13 +302,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         with end_children_on_error():
             launch(run, args.num_gpus, **machines, args=(args,))
-    except (SickStepError, WeightsError, OSError, multiprocessing.ProcessRaisedException) as error:
+    except (DivergedError, WeightsError, OSError, multiprocessing.ProcessRaisedException) as error:
         kind, message = _find_stop(error)
         if kind is None:
             raise
         if kind is WeightsError:
             parser.error(message)
-        prefix = SICK if kind is SickStepError else "focal-det train: "
+        prefix = DIVERGED if kind is DivergedError else "focal-det train: "
         raise SystemExit(f"{prefix}{message}") from None
 
 
@@ -317,7 +317,7 @@ def _find_stop(error: Exception) -> tuple[Optional[type[Exception]], str]:
 
     One of several processes hands it on as text, the traceback with the message at its end.
     """
-    for kind in (SickStepError, WeightsError, DiskFullError):
+    for kind in (DivergedError, WeightsError, DiskFullError):
         if isinstance(error, kind):
             return kind, str(error)
         _, is_kind, message = str(error).partition(f"{kind.__name__}: ")

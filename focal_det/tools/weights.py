@@ -8,29 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from focal_det.host import LOGGER_NAME
-
 from detectron2.config import CfgNode
 
-from focal_det.analysis.anchor_fit import AnchorFit, measure_anchors
-from focal_det.analysis.class_weights import (
+from focal_det.config import find_config_file
+from focal_det.data.catalog import sample_evenly
+from focal_det.env import load_config
+from focal_det.host import LOGGER_NAME
+from focal_det.imbalance.anchors import AnchorFit, build_anchor_setup, measure_anchors
+from focal_det.imbalance.class_weights import (
     WEIGHT_METHODS,
     ClassWeights,
     compute_class_alphas,
     compute_class_priors,
     count_objects,
-    draw_class_weights,
 )
-from focal_det.data.catalog import sample_evenly
-from focal_det.env import find_config_file, load_config
-from focal_det.tools._training_set import (
-    build_anchor_setup,
-    get_class_names,
-    get_middle_size,
-    read_training_set,
+from focal_det.imbalance.config_file import (
+    get_weight_values,
+    round_weight,
     to_command_line,
+    warn_unread,
     write_config,
 )
+from focal_det.imbalance.describe import describe_imbalance
+from focal_det.imbalance.read import get_class_names, get_middle_size, read_training_set
+from focal_det.modeling.build import read_settings
+from focal_det.report.class_weights import draw_class_weights
 
 _FIRST_LINE = "Class weights of"
 _MAX_ROWS = 40  # of more classes, the terminal shows the most and the least frequent
@@ -44,7 +46,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     records = read_training_set(cfg)
     class_names = get_class_names(cfg)
     counts = count_objects(records, len(class_names))
-    scalar_alpha = cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA
+    scalar_alpha = read_settings(cfg).alpha
     alpha_args = {"mean": scalar_alpha, "max_alpha": args.max_alpha, "beta": args.beta}
     alphas = {
         method: compute_class_alphas(counts, method=method, **alpha_args)
@@ -53,7 +55,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sample, size = sample_evenly(records, args.images), get_middle_size(cfg)
     fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
     priors = compute_class_priors(fit.positives, fit.num_anchors)
-    scalar_prior = cfg.MODEL.RETINANET.PRIOR_PROB
+    scalar_prior = read_settings(cfg).prior_prob
     weights = ClassWeights(
         class_names, counts, alphas, args.method, priors, scalar_alpha, scalar_prior
     )
@@ -167,16 +169,6 @@ def _find_bases(config_file: Path) -> list[Path]:
     return files
 
 
-def get_weight_values(weights: ClassWeights, max_alpha: float) -> dict[str, list[float]]:
-    """What goes into a config, by key."""
-    return {
-        "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS": [_round(x) for x in weights.priors],
-        "MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class": [
-            min(_round(x), max_alpha) for x in weights.alphas[weights.method]
-        ],
-    }
-
-
 def _warn(cfg: CfgNode, weights: ClassWeights, fit: AnchorFit) -> None:
     """Name the classes whose numbers are not measured, and what of the written config is not read."""
     warn = logging.getLogger(LOGGER_NAME).warning
@@ -197,20 +189,6 @@ def _warn(cfg: CfgNode, weights: ClassWeights, fit: AnchorFit) -> None:
         )
 
 
-def warn_unread(cfg: CfgNode) -> None:
-    """Say which numbers per class the config's model or loss does not read."""
-    warn = logging.getLogger(LOGGER_NAME).warning
-    if cfg.MODEL.META_ARCHITECTURE != "FocalRetinaNet":
-        warn(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only FocalRetinaNet reads the numbers per class"
-        )
-    loss_name = cfg.MODEL.FOCAL_DET.CLS_LOSS.NAME
-    if loss_name != "FocalLoss":
-        warn(
-            f"alpha_per_class is written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is {loss_name}"
-        )
-
-
 def _make_table(weights: ClassWeights) -> list[str]:
     """A line of column names, then one per class by falling number of objects."""
     width = max(5, *(len(x) for x in weights.labels))
@@ -219,7 +197,9 @@ def _make_table(weights: ClassWeights) -> list[str]:
     ]
     for i in weights.order:
         count, alpha = weights.counts[i], weights.alphas[weights.method][i]
-        numbers = f"{count:>8}  {100 * count / weights.counts.sum():>6.2f} %  {_round(alpha):>8}  {_round(weights.priors[i]):>10}"
+        share = 100 * count / weights.counts.sum()
+        prior = round_weight(weights.priors[i])
+        numbers = f"{count:>8}  {share:>6.2f} %  {round_weight(alpha):>8}  {prior:>10}"
         lines.append(f"{i:>4}  {weights.labels[i]:<{width}}  {numbers}")
     return lines
 
@@ -233,18 +213,6 @@ def _shorten(table: list[str]) -> list[str]:
         f"      ... {len(table) - 1 - 2 * half} more, see the written config",
         *table[-half:],
     ]
-
-
-def describe_imbalance(weights: ClassWeights) -> str:
-    """How many times the objects of the least frequent class that has any the most frequent one has."""
-    order = [i for i in weights.order if weights.counts[i]]
-    most, least = (weights.labels[i] for i in (order[0], order[-1]))
-    ratio = weights.counts[order[0]] / weights.counts[order[-1]]
-    return f"{len(weights.counts)} classes; {ratio:.4g} times as many of class {most} as of {least}"
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 if __name__ == "__main__":

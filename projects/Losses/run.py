@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from focal_det.analysis.record import make_record
+from focal_det.experiments.records import make_record
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

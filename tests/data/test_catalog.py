@@ -7,7 +7,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from focal_det.data.catalog import (
-    check_datasets,
+    prepare_datasets,
     register_datasets,
     register_datasets_file,
     register_digits,
@@ -157,22 +157,25 @@ def test_num_classes_is_checked_before_a_model_is_built(tmp_path, make_cfg, writ
     build_model(make_cfg(*overrides, "MODEL.RETINANET.NUM_CLASSES", 2))
 
 
-def test_classes_that_the_json_does_not_have_are_named(tmp_path):
+KEY = "MODEL.RETINANET.NUM_CLASSES"
+
+
+def test_classes_that_the_json_does_not_have_are_named(make_cfg, tmp_path):
     write_coco(tmp_path)
     register_datasets([coco_block(tmp_path, classes=["circle", "triangle"])], source="test")
     with pytest.raises(
         ValueError, match=r"\['circle', 'triangle'\], but .*coco\.json has \['circle', 'square'\]"
     ):
-        check_datasets(["cells"], 2)
+        prepare_datasets(make_cfg("DATASETS.TRAIN", ("cells",)), 2, KEY)
 
 
 @pytest.mark.parametrize("content", ['{"images": [', "[" * 100_000], ids=["cut off", "deep"])
-def test_a_json_without_categories_is_named(content, tmp_path):
+def test_a_json_without_categories_is_named(content, make_cfg, tmp_path):
     write_coco(tmp_path)
     (tmp_path / "coco.json").write_text(content)
     register_datasets([coco_block(tmp_path)], source="test")
     with pytest.raises(ValueError, match=r"cells: .*coco\.json is not COCO json"):
-        check_datasets(["cells"], 2)
+        prepare_datasets(make_cfg("DATASETS.TRAIN", ("cells",)), 2, KEY)
 
 
 def test_boxes_without_area_in_a_json_are_reported_and_left_out(tmp_path, caplog):
@@ -188,10 +191,12 @@ def test_boxes_without_area_in_a_json_are_reported_and_left_out(tmp_path, caplog
     )
 
 
-def test_digits_are_known_before_they_are_drawn():
+def test_digits_are_known_before_they_are_drawn(make_cfg):
     register_digits()
     register_digits()
     for name in ("digits_train", "digits_val", "digits_longtail_train"):
         assert MetadataCatalog.get(name).thing_classes == [str(i) for i in range(10)]
     with pytest.raises(ValueError, match="digits_val has 10 classes"):
-        check_datasets(["digits_val", "a_set_of_somebody_else"], 9)
+        prepare_datasets(
+            make_cfg("DATASETS.TEST", ("digits_val", "a_set_of_somebody_else")), 9, KEY
+        )

@@ -8,11 +8,11 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from focal_det.config import flatten_config
-from focal_det.engine.output_dir import find_last_checkpoint
+from focal_det.checkpoint.last import find_last_checkpoint
+from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.engine.trainer import Trainer
-from focal_det.engine.weights_file import WeightsError
 from focal_det.env import load_config
+from focal_det.modeling.build import flatten_config
 from focal_det.tools.train import main as train
 from tests.faults.copies import refuse_train, run_train
 

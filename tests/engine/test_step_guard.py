@@ -10,8 +10,8 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from torch.utils.data import SequentialSampler
 
-from focal_det.engine.checkpointer import HealthyCheckpointer
-from focal_det.engine.step_guard import SickStepError, StepGuard
+from focal_det.checkpoint.checkpointer import HealthyCheckpointer
+from focal_det.engine.step_guard import DivergedError, StepGuard
 from focal_det.engine.trainer import LaterSampler
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.reproduce import main as reproduce
@@ -54,7 +54,7 @@ def test_a_gradient_that_is_not_finite_stops_with_every_optimizer(overrides, tra
         return grad
 
     with pytest.raises(
-        SickStepError,
+        DivergedError,
         match=r"Iteration 1: a gradient is not finite(?s:.)*1 parameters .*head\.cls_score\.weight",
     ):
         train_steps(spoil, *overrides)
@@ -67,14 +67,14 @@ def test_a_gradient_that_is_not_finite_stops_with_every_optimizer(overrides, tra
 def test_the_message_says_how_to_go_on(has_checkpoint, how, train_steps, tmp_path):
     if has_checkpoint:
         (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    with pytest.raises(SickStepError, match=how):
+    with pytest.raises(DivergedError, match=how):
         train_steps(lambda grad, _: grad * float("nan"))
 
 
 def test_a_huge_gradient_is_not_told_to_be_infinite(train_steps):
     """The squares of its norm are."""
     guard = train_steps(lambda grad, _: grad * 1e30 + 1e30)
-    assert guard.find_sickness() is None  # the learning rate was tiny
+    assert guard.find_divergence() is None  # the learning rate was tiny
 
 
 def test_hooks_are_gone_after_the_training(train_steps):
@@ -100,7 +100,7 @@ def test_a_first_batch_without_objects_makes_no_later_loss_a_divergence(make_cfg
     trainer = make_trainer(cfg, [make_batch([]), make_batch([[16, 16, 52, 52]])])
     trainer.train(0, 2)
     (guard,) = trainer._hooks
-    assert 1000 * guard._first_loss < guard._last_loss and guard.find_sickness() is None
+    assert 1000 * guard._first_loss < guard._last_loss and guard.find_divergence() is None
 
 
 def test_a_training_that_has_diverged_for_long_is_stopped(make_cfg, tmp_path):
@@ -112,11 +112,11 @@ def test_a_training_that_has_diverged_for_long_is_stopped(make_cfg, tmp_path):
         k: v * (1e4 if trainer.iter >= 5 else 1) for k, v in losses(*args).items()
     }
     with pytest.raises(
-        SickStepError,
+        DivergedError,
         match=r"Iteration 35: the training has diverged: .* at the start, for 31 iterations in a row",
     ):
         trainer.train(0, 100)
-    assert (tmp_path / "sick_step_0000035_rank0.pth").is_file()
+    assert (tmp_path / "nonfinite_step_0000035_rank0.pth").is_file()
 
 
 def test_steps_that_a_loss_scaler_leaves_out_are_counted(make_cfg, tmp_path):
@@ -135,7 +135,7 @@ def test_steps_that_a_loss_scaler_leaves_out_are_counted(make_cfg, tmp_path):
 
     trainer.run_step = run_step
     with pytest.raises(
-        SickStepError,
+        DivergedError,
         match=r"Iteration 61: gradients have not been finite for 31 iterations in a row(?s:.)*cls_score",
     ):
         trainer.train(0, 100)
@@ -155,7 +155,7 @@ def test_a_step_that_is_left_out_is_looked_at(is_lost, make_cfg, tmp_path):
 
     trainer.run_step = run_step
     if is_lost:
-        with pytest.raises(SickStepError, match="Iteration 2: loss_cls is nan"):
+        with pytest.raises(DivergedError, match="Iteration 2: loss_cls is nan"):
             trainer.train(0, 40)
     else:
         trainer.train(0, 40)
@@ -180,7 +180,7 @@ def test_a_model_without_gradients_and_buffers_is_guarded_too(make_cfg, tmp_path
     trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), 0.1))
     trainer.register_hooks([StepGuard(make_cfg("OUTPUT_DIR", str(tmp_path)))])
     trainer._write_metrics = lambda *args: None  # which has a look of its own
-    with pytest.raises(SickStepError, match="Iteration 1: loss is nan"):
+    with pytest.raises(DivergedError, match="Iteration 1: loss is nan"):
         trainer.train(0, 2)
 
 
@@ -199,9 +199,9 @@ def test_reproduce_refuses_another_file(kind, tmp_path, capsys):
 
 
 def test_reproduce_prints_the_step(train_steps, tmp_path, capsys):
-    with pytest.raises(SickStepError):
+    with pytest.raises(DivergedError):
         train_steps(lambda grad, _: grad * float("nan"))
-    file = str(tmp_path / "sick_step_0000000_rank0.pth")
+    file = str(tmp_path / "nonfinite_step_0000000_rank0.pth")
     assert reproduce([file]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "iteration 0: all is finite" and lines[1].startswith(
@@ -211,23 +211,26 @@ def test_reproduce_prints_the_step(train_steps, tmp_path, capsys):
     assert reproduce([file, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["iteration"] == 0 and set(printed["losses"]) == {"loss_cls", "loss_box_reg"}
-    assert printed["sick_gradients"] == [] and set(printed["largest"]) == {"|logit|", "|delta|"}
+    assert printed["nonfinite_gradients"] == [] and set(printed["largest"]) == {
+        "|logit|",
+        "|delta|",
+    }
 
 
-@pytest.mark.parametrize("sickness", [None, "it has diverged"])
-def test_a_sick_checkpoint_is_kept_apart(sickness, tmp_path):
+@pytest.mark.parametrize("divergence", [None, "it has diverged"])
+def test_a_diverged_checkpoint_is_kept_apart(divergence, tmp_path):
     checkpointer = HealthyCheckpointer(torch.nn.Linear(2, 2), str(tmp_path))
     checkpointer.save("model_0000001")
-    checkpointer.find_sickness = lambda: sickness
+    checkpointer.find_divergence = lambda: divergence
     checkpointer.save("model_0000003")
     expected = {
         "last_checkpoint",
         "model_0000001.pth",
-        "sick_model_0000003.pth" if sickness else "model_0000003.pth",
+        "diverged_model_0000003.pth" if divergence else "model_0000003.pth",
     }
     assert {x.name for x in tmp_path.iterdir()} == expected
     assert (tmp_path / "last_checkpoint").read_text() == (
-        "model_0000001.pth" if sickness else "model_0000003.pth"
+        "model_0000001.pth" if divergence else "model_0000003.pth"
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.copies import DigitsCopy, copy_cells
+from tests.faults.copies import copy_cells
 
 
 @pytest.fixture
@@ -20,11 +20,6 @@ def fault(record_property):
         record_property("fault", values)
 
     return tell
-
-
-@pytest.fixture
-def digits(tmp_path, clean_catalog):
-    return DigitsCopy(tmp_path)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from detectron2.structures import Boxes, Instances
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.data.catalog import register_datasets
-from focal_det.engine.checkpointer import HealthyCheckpointer
-from focal_det.engine.step_guard import SickStepError, StepGuard
+from focal_det.engine.step_guard import DivergedError, StepGuard
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.tools.reproduce import reproduce_step
@@ -72,7 +72,7 @@ def test_row_11_a_diverged_model_is_not_the_last_checkpoint(digits, fault):
             trainer.train()
         assert (out / "last_checkpoint").read_text() == last
         if kind is Trainer:
-            assert (out / "sick_model_0000003.pth").is_file() and not (
+            assert (out / "diverged_model_0000003.pth").is_file() and not (
                 out / "model_0000003.pth"
             ).exists()
             again = resume(Trainer, digits)
@@ -92,7 +92,7 @@ def test_row_11_a_diverged_model_is_not_the_last_checkpoint(digits, fault):
     )
 
 
-def test_a_finite_model_whose_loss_has_left_for_good_is_sick(digits):
+def test_a_finite_model_whose_loss_has_left_for_good_has_diverged(digits):
     trainer = make_trainer(Trainer, digits, SOLVER__MAX_ITER=3, SOLVER__CHECKPOINT_PERIOD=10)
     old_step = trainer.run_step
 
@@ -104,8 +104,8 @@ def test_a_finite_model_whose_loss_has_left_for_good_is_sick(digits):
 
     trainer.run_step = run_step
     trainer.train()
-    assert "the training has diverged: the loss is" in trainer._guard.find_sickness()
-    assert (digits.folder / "out" / "sick_model_final.pth").is_file() and not (
+    assert "the training has diverged: the loss is" in trainer._guard.find_divergence()
+    assert (digits.folder / "out" / "diverged_model_final.pth").is_file() and not (
         digits.folder / "out" / "last_checkpoint"
     ).exists()
 
@@ -119,7 +119,7 @@ def break_gradient(trainer, iteration):
 def test_row_12_a_gradient_that_is_not_finite_does_not_reach_the_weights(digits, fault):
     trainer = make_trainer(Trainer, digits)
     break_gradient(trainer, 1)
-    with pytest.raises(SickStepError) as stop:
+    with pytest.raises(DivergedError) as stop:
         trainer.train()
     message, out = str(stop.value), digits.folder / "out"
     assert "Iteration 1: a gradient is not finite" in message and "head.cls_score.weight" in message
@@ -129,7 +129,7 @@ def test_row_12_a_gradient_that_is_not_finite_does_not_reach_the_weights(digits,
         and "start again with a lower SOLVER.BASE_LR" in message
     )
     assert all(x.isfinite().all() for x in trainer.model.state_dict().values())
-    kept = torch.load(out / "sick_step_0000001_rank0.pth", weights_only=True)
+    kept = torch.load(out / "nonfinite_step_0000001_rank0.pth", weights_only=True)
     assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in kept["model"].items())
     assert not (out / "last_checkpoint").exists()
 
@@ -151,7 +151,7 @@ def test_row_12_a_gradient_that_is_not_finite_does_not_reach_the_weights(digits,
     )
 
 
-class SickLoss:
+class NonFiniteLoss:
     """`loss_cls` of NaN in one iteration, as a loss that overflows gives it."""
 
     def __init__(self, model, trainer, iteration):
@@ -168,18 +168,18 @@ class SickLoss:
 
 def test_row_14_a_loss_that_is_not_finite_names_term_and_images_and_keeps_the_step(digits, fault):
     trainer = make_trainer(Trainer, digits)
-    trainer.model.losses = SickLoss(trainer.model, trainer, 1)
-    with pytest.raises(SickStepError) as stop:
+    trainer.model.losses = NonFiniteLoss(trainer.model, trainer, 1)
+    with pytest.raises(DivergedError) as stop:
         trainer.train()
     message = str(stop.value)
     assert "Iteration 1: loss_cls is nan (loss_box_reg" in message and message.count(".png") == 2
     assert re.search(r"gradients: \d+ parameters are not finite: backbone", message)
-    file = digits.folder / "out" / "sick_step_0000001_rank0.pth"
+    file = digits.folder / "out" / "nonfinite_step_0000001_rank0.pth"
     assert f"focal-det reproduce {file}" in message
     file.unlink()
     before = set(file.parent.iterdir())
     stock = make_trainer(DefaultTrainer, digits)
-    stock.model.losses = SickLoss(stock.model, stock, 1)
+    stock.model.losses = NonFiniteLoss(stock.model, stock, 1)
     with pytest.raises(FloatingPointError) as error:
         stock.train()
     new = sorted(x.name for x in set(file.parent.iterdir()) - before if x.suffix == ".pth")
@@ -205,16 +205,16 @@ def test_a_kept_step_is_the_same_again_and_its_state_is_that_before_it(digits):
         return preprocess(batch)
 
     trainer.model.preprocess_image = spoil
-    with pytest.raises(SickStepError, match=r"pixels that are not finite: .*png") as stop:
+    with pytest.raises(DivergedError, match=r"pixels that are not finite: .*png") as stop:
         trainer.train()
     assert "Iteration 1: loss_cls is nan" in str(stop.value)
-    file = digits.folder / "out" / "sick_step_0000001_rank0.pth"
+    file = digits.folder / "out" / "nonfinite_step_0000001_rank0.pth"
     kept = torch.load(file, weights_only=True)["model"]
     assert all(torch.equal(kept[k], v) for k, v in seen[0].items())
     again = reproduce_step(file)
     assert again["iteration"] == 1 and again["losses"]["loss_cls"] != again["losses"]["loss_cls"]
     assert (
-        "head.cls_score.weight" in again["sick_gradients"]
+        "head.cls_score.weight" in again["nonfinite_gradients"]
         and again["largest"]["|logit|"] != again["largest"]["|logit|"]
     )
     assert again["images"][1] in str(stop.value)
@@ -236,7 +236,7 @@ def train_in_process(rank, cfg, folder, is_guarded):
         DistributedDataParallel(model), batches, torch.optim.SGD(model.parameters(), 1e-3)
     )
     if rank == 1:
-        model.losses = SickLoss(model, trainer, 1)
+        model.losses = NonFiniteLoss(model, trainer, 1)
     if is_guarded:
         guard = StepGuard(cfg)
         trainer.register_hooks([guard])
@@ -251,7 +251,7 @@ def stop_of_detectron2(trainer, guard):
     def run():
         try:
             run_step()
-        except SickStepError:
+        except DivergedError:
             raise
         except FloatingPointError:
             guard.stop()
@@ -269,9 +269,9 @@ def test_row_15_a_loss_that_is_not_finite_in_one_process_of_two(make_cfg, tmp_pa
     (tmp_path / "store").unlink()
     with pytest.raises(multiprocessing.ProcessRaisedException) as stop:
         multiprocessing.spawn(train_in_process, (cfg, tmp_path, True), nprocs=2)
-    assert "SickStepError: Iteration 1: " in str(stop.value)
+    assert "DivergedError: Iteration 1: " in str(stop.value)
     kept = [
-        torch.load(tmp_path / f"sick_step_0000001_rank{rank}.pth", weights_only=True)
+        torch.load(tmp_path / f"nonfinite_step_0000001_rank{rank}.pth", weights_only=True)
         for rank in range(2)
     ]
     assert all(x.isfinite().all() for x in kept[1]["model"].values())
@@ -651,11 +651,11 @@ def test_an_image_that_breaks_after_the_check_is_named(digits):
 
 def test_a_kept_step_needs_no_data_set(digits):
     trainer = make_trainer(Trainer, digits)
-    trainer.model.losses = SickLoss(trainer.model, trainer, 1)
-    with pytest.raises(SickStepError):
+    trainer.model.losses = NonFiniteLoss(trainer.model, trainer, 1)
+    with pytest.raises(DivergedError):
         trainer.train()
     digits.json.unlink()
-    again = reproduce_step(digits.folder / "out" / "sick_step_0000001_rank0.pth")
+    again = reproduce_step(digits.folder / "out" / "nonfinite_step_0000001_rank0.pth")
     assert (
         again["iteration"] == 1 and again["losses"]["loss_cls"] > 0
     )  # it was the test that spoilt it
@@ -687,11 +687,11 @@ def test_other_architectures_train_on_data_sets_of_the_config(architecture, digi
     assert code == 2 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 10" in output
 
 
-def test_a_training_that_ends_sick_says_so_with_its_exit_code(digits, monkeypatch):
+def test_a_training_that_ends_diverged_says_so_with_its_exit_code(digits, monkeypatch):
     monkeypatch.setattr("focal_det.engine.step_guard._MAX_OUTPUT", 1e-3)
     with pytest.raises(
         SystemExit,
-        match=r"sick: the model at the end .*: the training has diverged: the largest \|logit\|",
+        match=r"diverged: the model has diverged at the end of the run: the training has diverged: the largest \|logit\|",
     ):
         train(["--no-check", "--config-file", str(digits.write_config())])
-    assert (digits.folder / "out" / "sick_model_final.pth").is_file()
+    assert (digits.folder / "out" / "diverged_model_final.pth").is_file()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from focal_det.targets import DenseTargets
+from focal_det.losses.targets import DenseTargets
 
 GAMMAS = [0, 0.1, 0.2, 0.5, 1, 1.5, 2, 5]
 NUM_CLASSES = 3

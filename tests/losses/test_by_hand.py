@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from focal_det.losses import CLS_LOSS_REGISTRY
-from focal_det.targets import DenseTargets
+from focal_det.losses.targets import DenseTargets
+from focal_det.registry import CLS_LOSS_REGISTRY
 
 LOG2, LOG3 = math.log(2), math.log(3)
 # One anchor with the first of two classes. A logit of log 3 is p = 3/4, one of 0 is p = 1/2.
@@ -16,7 +16,7 @@ OBJECT = torch.tensor([[[LOG3, 0.0]]])
 def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, steps=1):
     """Sums per image, of the last of some equal steps."""
     labels = torch.tensor(labels)
-    targets = DenseTargets.from_labels(labels, torch.zeros(*labels.shape, 4), num_classes)
+    targets = DenseTargets.build(labels, torch.zeros(*labels.shape, 4), num_classes)
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0]]) + 20 * torch.arange(labels.shape[1])[:, None]
     iou = iou * ((labels >= 0) & (labels < num_classes)).float()
     loss = CLS_LOSS_REGISTRY.build(name, args, num_classes=num_classes)
@@ -125,13 +125,13 @@ def test_ghm_has_a_density_and_a_mean_for_each_level():
     # is one region of two terms.
     logits = [OBJECT, torch.zeros(1, 1, 2)]
     labels = torch.tensor([[0, 2]])
-    targets = DenseTargets.from_labels(labels, torch.zeros(1, 2, 4), 2)
+    targets = DenseTargets.build(labels, torch.zeros(1, 2, 4), 2)
     loss = CLS_LOSS_REGISTRY.build("GHMCLoss", {"momentum": 0.5}, num_classes=2)
     want = [(math.log(4 / 3) + LOG2) / 2 + LOG2]
     assert loss(logits, targets).tolist() == pytest.approx(want, rel=1e-5)
     # The levels change places: on the first, the average of the region of 1/2 is (1 + 2) / 2; on the
     # second, that of 1/4 is (0 + 1) / 2 and that of 1/2 is (2 + 1) / 2.
-    targets = DenseTargets.from_labels(labels.flip(1), torch.zeros(1, 2, 4), 2)
+    targets = DenseTargets.build(labels.flip(1), torch.zeros(1, 2, 4), 2)
     want = [2 * LOG2 / 1.5 + (math.log(4 / 3) / 0.5 + LOG2 / 1.5) / 2]
     assert loss(logits[::-1], targets).tolist() == pytest.approx(want, rel=1e-5)
 
@@ -144,7 +144,7 @@ def test_ghm_starts_anew_from_a_checkpoint_with_one_density():
 
 def test_more_levels_than_ghm_keeps_are_refused():
     loss = CLS_LOSS_REGISTRY.build("GHMCLoss", {}, num_classes=2)
-    targets = DenseTargets.from_labels(torch.zeros(1, 9).long(), torch.zeros(1, 9, 4), 2)
+    targets = DenseTargets.build(torch.zeros(1, 9).long(), torch.zeros(1, 9, 4), 2)
     with pytest.raises(ValueError, match="GHMCLoss takes at most 8 pyramid levels, got 9"):
         loss([OBJECT] * 9, targets)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss as torchvision_loss
 
 from focal_det.losses import FocalLoss, focal_loss_from_labels, sigmoid_focal_loss
-from focal_det.targets import DenseTargets
+from focal_det.losses.targets import DenseTargets
 
 GAMMAS = [0, 0.1, 0.2, 0.5, 1, 1.5, 2, 5]
 ALPHAS = [-1, 0, 0.25, 0.75, 1]
@@ -287,7 +287,7 @@ def test_module_sums_each_image_over_levels_and_leaves_its_input_alone():
     labels = torch.randint(-1, 4, (2, 24))
     before = [x.clone() for x in logits]
     loss = FocalLoss(alpha=0.25, gamma=1.5)(
-        logits, DenseTargets.from_labels(labels, torch.zeros(2, 24, 4), 3)
+        logits, DenseTargets.build(labels, torch.zeros(2, 24, 4), 3)
     )
     for i in range(2):
         want = focal_loss_from_labels(torch.cat(logits, dim=1)[i], labels[i], alpha=0.25, gamma=1.5)

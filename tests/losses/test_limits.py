@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from focal_det.losses import CLS_LOSS_REGISTRY, FocalLoss
-from focal_det.targets import DenseTargets
+from focal_det.losses import FocalLoss
+from focal_det.losses.targets import DenseTargets
+from focal_det.registry import CLS_LOSS_REGISTRY
 from tests.losses.test_matrix import make_targets, value_and_grad
 
 K = 3

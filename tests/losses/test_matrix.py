@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
-from focal_det.losses import CLS_LOSS_REGISTRY, kernels
-from focal_det.targets import DenseTargets
+from focal_det.losses import kernels
+from focal_det.losses.targets import DenseTargets
+from focal_det.registry import CLS_LOSS_REGISTRY
 from tests.losses.cases import CASES, IOUS, NUM_CLASSES
 
 NAMES = sorted(dict(CLS_LOSS_REGISTRY))
@@ -55,7 +56,7 @@ def make_targets(labels, num_classes=NUM_CLASSES):
     anchors = torch.cat([corner, corner + 20 + torch.rand(num_anchors, 2) * 20], dim=1)
     pos_mask = (labels >= 0) & (labels < num_classes)
     iou = torch.where(pos_mask, torch.tensor(IOUS)[torch.randint(len(IOUS), labels.shape)], 0.0)
-    targets = DenseTargets.from_labels(labels, torch.zeros(num_images, num_anchors, 4), num_classes)
+    targets = DenseTargets.build(labels, torch.zeros(num_images, num_anchors, 4), num_classes)
     return DenseTargets(**{**vars(targets), "anchors": anchors, "iou": iou})
 
 
@@ -403,18 +404,18 @@ def test_the_bias_gives_the_prior(name, args):
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        (0, r"prior must be in \(0, 1\), got 0.0; in a config it is MODEL.RETINANET.PRIOR_PROB"),
+        (0, r"prior must be in \(0, 1\), got 0.0"),
         (math.nan, r"prior must be in \(0, 1\)"),
         (
             [0.1, 0.1],
-            "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS must have one value for each of the 3 classes, got 2",
+            "prior must have one value for each of the 3 classes, got 2",
         ),
         (
             [0.1, 1.0, 0.1],
-            r"prior must be in \(0, 1\), got 1.0; in a config it is MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS",
+            r"prior must be in \(0, 1\), got 1.0",
         ),
     ],
 )
-def test_a_prior_out_of_range_names_its_key(name, args, prior, message):
+def test_prior_out_of_range_is_refused(name, args, prior, message):
     with pytest.raises(ValueError, match=message):
         build(name, args).bias(prior, NUM_CLASSES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from focal_det.losses import OHEMLoss, mine_hard_anchors
-from focal_det.targets import DenseTargets
+from focal_det.losses.targets import DenseTargets
 from tests.losses.cases import mine_all
 
 K = 4
@@ -41,7 +41,7 @@ def test_equals_nms_over_all_anchors(anchors, batch, nms_thresh, neg_per_pos, ti
     losses, labels = make_losses(len(anchors), ties=ties)
     args = {"batch": batch, "nms_thresh": nms_thresh, "neg_per_pos": neg_per_pos}
     got = mine_hard_anchors(losses, labels, anchors, num_classes=K, **args)
-    targets = DenseTargets.from_labels(labels[None], anchors[None], K)
+    targets = DenseTargets.build(labels[None], anchors[None], K)
     want = mine_all(losses, DenseTargets(**{**vars(targets), "anchors": anchors}), 0, **args)
     assert got.tolist() == want
 
@@ -79,7 +79,7 @@ def test_a_minibatch_that_cannot_be_made_is_refused(args, message):
 def test_only_the_minibatch_gets_a_gradient(anchors):
     labels = torch.full((1, len(anchors)), K)
     logits = torch.randn(1, len(anchors), K, requires_grad=True)
-    targets = DenseTargets.from_labels(labels, anchors[None], K)
+    targets = DenseTargets.build(labels, anchors[None], K)
     OHEMLoss(batch=16)(
         [logits], DenseTargets(**{**vars(targets), "anchors": anchors})
     ).sum().backward()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from focal_det.analysis.record import get_figures
+from focal_det.experiments.records import get_figures
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "projects" / "Losses"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from focal_det.tools import _sweep_rows as sweep_rows
+from focal_det.experiments import sweep_rows
 from tests.conftest import ROOT, run_python
 
 FILES = sorted((ROOT / "projects" / "PaperTables" / "results").glob("digits_*.json"))

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from focal_det.analysis.benchmark import (
+from focal_det.experiments.timing import (
     Timing,
     compute_ratios,
     find_largest_batch,

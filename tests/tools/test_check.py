@@ -12,15 +12,14 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from focal_det.analysis.anchor_fit import label_record
-from focal_det.analysis.detections import draw_boxes, draw_ground_truth
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config, setup_environment
+from focal_det.imbalance.anchors import build_anchor_setup, label_record
+from focal_det.imbalance.first_loss import compute_expected_loss
 from focal_det.model_zoo import get_config_file
 from focal_det.registry import CLS_LOSS_REGISTRY
+from focal_det.report.detections import draw_boxes, draw_ground_truth
 from focal_det.tools.__main__ import main as focal_det_main
-from focal_det.tools._expected_loss import compute_expected_loss
-from focal_det.tools._training_set import build_anchor_setup
 from focal_det.tools.check import main
 from focal_det.tools.train import main as train
 from tests.data.make_data import CLASSES, load_records, write_annotation, write_coco, write_voc
@@ -83,7 +82,7 @@ def test_correct_data_and_config_pass(config, capsys):
         (["MODEL.WEIGHTS", "none.pth"], "weights that do not exist: none.pth", 2),
         (
             ["MODEL.FOCAL_DET.NORMALIZER.NAME", "EMA"],
-            "models that cannot be built: KeyError: MODEL.FOCAL_DET.NORMALIZER: Unknown",
+            "models that cannot be built: UnknownNameError: MODEL.FOCAL_DET.NORMALIZER: Unknown",
             2,
         ),
         (["MODEL.META_ARCHITECTURE", "FocalRetina"], "Did you mean 'FocalRetinaNet'", 2),
@@ -577,8 +576,8 @@ def count_labelled(monkeypatch):
         labelled.append(record)
         return label_record(record, setup)
 
-    monkeypatch.setattr("focal_det.analysis.anchor_fit.label_record", label)
-    monkeypatch.setattr("focal_det.tools._expected_loss.label_record", label)
+    monkeypatch.setattr("focal_det.imbalance.anchors.label_record", label)
+    monkeypatch.setattr("focal_det.imbalance.first_loss.label_record", label)
     return labelled
 
 
@@ -599,7 +598,7 @@ def test_of_images_with_very_many_boxes_fewer_are_labelled(config, monkeypatch, 
         for i in range(400)
     ]
     file.write_text(json.dumps(content))
-    monkeypatch.setattr("focal_det.tools._check_anchors._MAX_BOXES", 200)
+    monkeypatch.setattr("focal_det.imbalance.measure._MAX_BOXES", 200)
     labelled = count_labelled(monkeypatch)
     run(config)
     assert len({id(x) for x in labelled}) == 2
@@ -621,7 +620,7 @@ def test_the_page_is_written_though_the_search_is_interrupted(
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("focal_det.tools._check_anchors.suggest_anchors", interrupt)
+    monkeypatch.setattr("focal_det.imbalance.measure.suggest_anchors", interrupt)
     words = ["--config-file", str(config), "--report", str(tmp_path / "page")]
     assert focal_det_main(["check", *words]) == 130
     page = (tmp_path / "page" / "index.html").read_text()
@@ -639,7 +638,7 @@ def test_of_very_many_boxes_in_an_image_some_are_drawn(tmp_path, monkeypatch):
         drawn.append(len(boxes))
         return draw_boxes(image, boxes, *args, **kwargs)
 
-    monkeypatch.setattr("focal_det.analysis.detections.draw_boxes", draw)
+    monkeypatch.setattr("focal_det.report.detections.draw_boxes", draw)
     draw_ground_truth([record], CLASSES, tmp_path / "images.png")
     assert drawn == [200]
 

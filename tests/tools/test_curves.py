@@ -3,8 +3,9 @@
 import cv2
 import pytest
 
-from focal_det.losses import CLS_LOSS_REGISTRY
-from focal_det.tools.curves import FIGURE_1, main, parse_loss
+from focal_det.experiments.loss_specs import parse_loss
+from focal_det.registry import CLS_LOSS_REGISTRY
+from focal_det.tools.curves import FIGURE_1, main
 from tests.conftest import run_python
 
 REGISTERED = sorted(name for name, _ in CLS_LOSS_REGISTRY)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from focal_det.analysis.loss_cdf import SIDES, LossHistogram
+from focal_det.experiments.loss_cdf import SIDES, LossHistogram
 from focal_det.losses import FocalLoss, QualityFocalLoss
 from focal_det.model_zoo import get_checkpoint_url, get_config_file
 from focal_det.tools.loss_cdf import add_batch, main

@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from focal_det.analysis.sweep_results import draw_results, make_markdown
 from focal_det.env import load_config
-from focal_det.tools import _sweep_rows as sweep_rows
-from focal_det.tools._sweep_runs import Run, execute, execute_with_submitit
+from focal_det.experiments import sweep_rows
+from focal_det.experiments.sweep_runs import Run, execute, execute_with_submitit
+from focal_det.report.sweep_results import draw_results, make_markdown
 from focal_det.tools.sweep import main, make_executor
 from tests.conftest import ROOT, run_python
 from tests.data.make_data import write_coco

@@ -12,8 +12,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from focal_det.losses.kernels import cpu
-from focal_det.transforms import is_transformed
+from ..per_anchor import focal_loss_per_anchor, focal_star_loss_per_anchor
+from ..transforms import is_transformed
+from . import cpu
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # float16 keeps this multiple of the gradient until backward knows its scale, as most of it is too small for float16.
@@ -102,7 +103,7 @@ def _focal_sums(
 ) -> tuple[Tensor, Tensor]:
     """Sums (N,), and their derivatives, the shape and dtype of the logits, times `_get_scale`; empty unless `with_grad`."""
     if logits.is_cuda:
-        from focal_det.losses.kernels import triton_focal as kernel
+        from . import triton_focal as kernel
     else:
         kernel = cpu
     scale = _get_scale(logits)
@@ -161,9 +162,6 @@ def _differentiable_backward(
     star: bool,
 ) -> Tensor:
     """The gradient by the plain functions, which can be differentiated again."""
-    from focal_det.losses.focal import focal_loss_per_anchor  # which import this module
-    from focal_det.losses.focal_star import focal_star_loss_per_anchor
-
     weights = {"pos_weight": pos_weight, "neg_weight": neg_weight, "gamma": gamma}
     if star:
         sums = focal_star_loss_per_anchor(logits, labels, beta=beta, **weights).sum(dim=1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focal_det.losses.binary import focal_slope, focal_term
+from ..per_anchor import focal_slope, focal_term
 
 # Elements of a piece: four float32 buffers of it are 4 MB. A smaller one fits a nearer cache, but then waking the threads for each
 # operation takes longer than the operation; with many threads each has its least share.

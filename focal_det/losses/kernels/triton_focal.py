@@ -1,8 +1,8 @@
 """Triton kernels of the focal loss and of FL*: value and gradient in one pass over the logits of one pyramid level.
 
 Importing this module needs Triton (ImportError without it); a kernel is compiled when it is first called. The plain path,
-`focal_det.losses.binary` and `focal_det.losses.focal_star`, is the definition; the names are its own: x is a logit, z = -x_t the
-logit of the wrong answer, p = sigmoid(z) and q = sigmoid(-z).
+`focal_det.losses.per_anchor` and `focal_det.losses.focal_star`, is the definition; the names are its own: x is a logit, z = -x_t
+the logit of the wrong answer, p = sigmoid(z) and q = sigmoid(-z).
 
 Shape of the work: one program takes BLOCK consecutive logits of one image, so that loads and stores are contiguous vectors
 whatever K is, and writes one partial sum, which torch adds up: no atomics, the same sum every time. On an H100 a 16-bit logit

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 
-from focal_det.analysis.benchmark import measure_peak_bytes
+from focal_det.experiments.timing import measure_peak_bytes
 from focal_det.losses import (
     FocalLoss,
     FocalStarLoss,
@@ -12,7 +12,7 @@ from focal_det.losses import (
     focal_loss_per_anchor,
     kernels,
 )
-from focal_det.targets import DenseTargets
+from focal_det.losses.targets import DenseTargets
 
 WEIGHTS = {"pos_weight": 0.25, "neg_weight": 0.75, "gamma": 2.0}
 
@@ -40,7 +40,7 @@ def test_a_compiled_graph_has_the_operator_and_not_its_parts(scene):
         seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
         return graph.forward
 
-    targets = DenseTargets.from_labels(labels, torch.zeros(2, 50, 4), 4)
+    targets = DenseTargets.build(labels, torch.zeros(2, 50, 4), 4)
     torch.compile(FocalLoss(), backend=backend, fullgraph=True)([logits], targets)
     assert any("focal_sums" in x for x in seen) and not any(
         "logsigmoid" in x or "exp" in x for x in seen

@@ -15,8 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from focal_det.losses import FocalLoss, FocalStarLoss, kernels
-from focal_det.losses.binary import get_sides
-from focal_det.targets import DenseTargets
+from focal_det.losses.per_anchor import get_sides
+from focal_det.losses.targets import DenseTargets
 from tests.conftest import ROOT, run_python
 from tests.losses.cases import CASES
 
@@ -96,7 +96,7 @@ def compute_by_formula(logits, labels, form, alpha):
     reference = CASES["FocalStarLoss" if "beta" in form else "FocalLoss"].reference(
         alpha=alpha, **form
     )
-    targets = DenseTargets.from_labels(labels, torch.zeros(*labels.shape, 4), logits.shape[2])
+    targets = DenseTargets.build(labels, torch.zeros(*labels.shape, 4), logits.shape[2])
     return differentiate(lambda x: reference(x, targets), logits)
 
 

@@ -1,0 +1,99 @@
+"""Curves of classification losses: value and gradient against p_t and x_t, as in figures 1, 5 and 6 of arXiv 1708.02002.
+
+Any `ClsLoss` is asked for its values through its interface, with one class: x is the logit of that class, above a background logit
+of 0 if the loss has one; y = +1 for an object and -1 for background; x_t = y x; p_t is the probability of the right answer. G is
+the number of points of a curve.
+"""
+
+import copy
+import dataclasses
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from focal_det.losses import ClsLoss
+from focal_det.losses.targets import DenseTargets
+
+X_MAX = 6.0  # of |x_t|
+NUM_POINTS = 1201
+
+
+@dataclasses.dataclass(frozen=True)
+class LossCurves:
+    """Values of one loss. Where there are two rows, the first is for y = +1 and the second for y = -1.
+
+    Attributes:
+        x_t: (G,) from -6 to 6, equally spaced.
+        p_t: (2, G) in [0, 1].
+        loss: (2, G) nats.
+        grad: (2, G) derivative of the loss with respect to x_t; that with respect to x is y times it.
+        iou: IoU of the positives, None for a loss that does not ask for it.
+        self_normalized: True if the values are parts of a mean over the batch, which is the grid.
+        stateful: True if training changes the values; these are of the first step.
+    """
+
+    x_t: Tensor
+    p_t: Tensor
+    loss: Tensor
+    grad: Tensor
+    iou: Optional[float]
+    self_normalized: bool
+    stateful: bool
+
+    @property
+    def lines(self) -> list[Tensor]:
+        """(3, G) p_t, loss and gradient to draw: for y = +1, and for y = -1 unless it is the same function of x_t."""
+        pos, neg = torch.stack([self.p_t, self.loss, self.grad], dim=1)
+        return [pos] if is_same_line(pos, neg) else [pos, neg]
+
+
+def compute_loss_curves(loss: ClsLoss, *, iou: float = 1.0) -> LossCurves:
+    """Evaluate a loss on one batch of 2 G images with one anchor each: G values of x_t, for y = +1 and for y = -1.
+
+    Args:
+        loss: built for one class; it is not modified.
+        iou: IoU of the positives with their boxes, in [0, 1], for losses that need it.
+
+    Raises:
+        ValueError: `iou` out of range, or the loss is made for another number of classes.
+    """
+    if not 0 <= iou <= 1:
+        raise ValueError(f"iou must be in [0, 1], got {iou}")
+    loss = copy.deepcopy(loss)
+    x_t = torch.linspace(-X_MAX, X_MAX, NUM_POINTS)
+    y = torch.tensor([[1.0], [-1.0]])
+    x = (y * x_t).requires_grad_()
+    logits = F.pad(x.reshape(-1, 1, 1), (0, loss.num_outputs(1) - 1))
+    values = loss([logits], _make_targets(iou, loss.needs))
+    (grad,) = torch.autograd.grad(values.sum(), x)
+    score = loss.scores(logits.detach())[..., 0].reshape(2, -1)
+    return LossCurves(
+        x_t=x_t,
+        p_t=torch.stack([score[0], 1 - score[1]]),
+        loss=values.detach().reshape(2, -1),
+        grad=y * grad,
+        iou=iou if "iou" in loss.needs else None,
+        self_normalized=loss.self_normalized,
+        stateful=loss.stateful,
+    )
+
+
+def is_same_line(a: Tensor, b: Tensor) -> bool:
+    size = torch.maximum(a.abs(), b.abs()).amax(dim=1, keepdim=True)
+    return bool(((a - b).abs() <= 1e-4 * size).all())
+
+
+def _make_targets(iou: float, needs: frozenset[str]) -> DenseTargets:
+    """Labels (2 G, 1): G images with an object, then G with background; beside them what the loss needs."""
+    labels = torch.tensor([0, 1]).repeat_interleave(NUM_POINTS).reshape(-1, 1)
+    box = torch.tensor([0.0, 0.0, 32.0, 32.0])
+    return DenseTargets.build(
+        labels,
+        box.expand(len(labels), 1, 4),
+        num_classes=1,
+        needs=needs,
+        anchors=box.reshape(1, 4),
+        compute_iou=lambda targets: iou * (targets.gt_labels == 0).float(),
+    )

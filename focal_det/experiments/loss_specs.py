@@ -1,0 +1,40 @@
+"""Losses written as words, such as "FocalLoss:gamma=2,alpha=0.25"."""
+
+import ast
+import re
+from typing import Any
+
+import yaml
+
+_ARGUMENT = re.compile(r"(?:\[[^\]]*\]|[^,])+")  # up to a comma that is in no list
+
+
+def parse_loss(spec: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of "NAME:ARGUMENT=VALUE,...".
+
+    A value is a Python literal, else a yaml scalar: 2, -1, 1e-3, [0.25, 0.5], true.
+
+    Raises:
+        ValueError: an argument without value, one given twice, or a value that is neither Python nor yaml.
+    """
+    name, _, text = spec.partition(":")
+    args: dict[str, Any] = {}
+    for part in _ARGUMENT.findall(text):
+        key, equals, value = (x.strip() for x in part.partition("="))
+        if not (key and equals and value):
+            raise ValueError(f"arguments are written ARGUMENT=VALUE,..., got {part!r}")
+        if key in args:
+            raise ValueError(f"argument {key} is given twice")
+        args[key] = _parse_value(key, value)
+    return name, args
+
+
+def _parse_value(key: str, value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError):
+        pass  # not Python
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"{key} must be a number, a list or a word, got {value!r}") from None

@@ -1,0 +1,5 @@
+"""What a training set asks for: anchors, alpha and pi per class, the first loss."""
+
+from focal_det.host import require_detectron2
+
+require_detectron2()

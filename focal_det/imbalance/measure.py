@@ -1,0 +1,189 @@
+"""What a training set asks of a detector: class balance, anchors that reach the boxes, the first loss."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from detectron2.config import CfgNode
+
+from focal_det.data.catalog import sample_evenly
+from focal_det.modeling.build import read_settings
+
+from .anchors import (
+    AnchorFit,
+    Anchors,
+    AnchorSetup,
+    build_anchor_setup,
+    get_objects,
+    measure_anchors,
+)
+from .class_weights import (
+    WEIGHT_METHODS,
+    ClassWeights,
+    compute_class_alphas,
+    compute_class_priors,
+    count_objects,
+)
+from .config_file import MAX_ALPHA, get_weight_values
+from .first_loss import compute_expected_loss
+from .read import GetRecords, get_class_names, get_middle_size, read_training_set
+from .suggestion import MIN_GAIN, suggest_anchors
+
+_MAX_BOXES = 10_000  # whose anchors are labelled, unless a single image has more
+_DEFAULT_ALPHA = 0.25  # where the config has none that can be a mean
+
+
+@dataclass(frozen=True)
+class TrainingSetReport:
+    """What was measured of a training set.
+
+    Attributes:
+        class_names: K names.
+        level_names: L names of feature maps.
+        weights: objects, alpha and pi per class.
+        num_images: of the training set.
+        sample: the images whose anchors were labelled.
+        size: shorter side of the images in training, in pixels; 0 if they are not resized.
+        fit: of the config's anchors.
+        initial_loss: `loss_cls` of the first step.
+        anchors, fit_after: those of the suggestion, if other anchors are worth it.
+        loss_after: `loss_cls` of the first step with all that is suggested, pi and alpha per class
+            included; None if nothing was suggested.
+    """
+
+    class_names: Sequence[str]
+    level_names: Sequence[str]
+    weights: ClassWeights
+    num_images: int
+    sample: list[dict[str, Any]]
+    size: int
+    fit: AnchorFit
+    initial_loss: float
+    anchors: Optional[Anchors] = None
+    fit_after: Optional[AnchorFit] = None
+    loss_after: Optional[float] = None
+
+
+def measure_training_set(
+    cfg: CfgNode, get_records: GetRecords, num_images: int, *, suggest: bool
+) -> TrainingSetReport:
+    """Count and label a training set.
+
+    Args:
+        get_records: from the name of a data set to its dataset dicts.
+        num_images: whose anchors are labelled, at even distances; 0 for all. Fewer if they have very
+            many boxes.
+        suggest: whether to look for better anchors.
+    """
+    records = read_training_set(cfg, get_records)
+    class_names = get_class_names(cfg)
+    sample = _choose_sample(records, num_images)
+    setup = build_anchor_setup(cfg)
+    fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
+    anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit) if suggest else (None, None)
+    weights = _compute_weights(
+        cfg, class_names, count_objects(records, len(class_names)), fit_after or fit
+    )
+    batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
+    loss_after = None
+    if suggest:
+        setup_after = setup.with_anchors(anchors) if anchors else setup
+        loss_after = _compute_loss_after(cfg, weights, batch, setup_after)
+    return TrainingSetReport(
+        class_names=class_names,
+        level_names=read_settings(cfg).level_names,
+        weights=weights,
+        num_images=len(records),
+        sample=sample,
+        size=get_middle_size(cfg),
+        fit=fit,
+        initial_loss=compute_expected_loss(cfg, batch, setup),
+        anchors=anchors,
+        fit_after=fit_after,
+        loss_after=loss_after,
+    )
+
+
+def _choose_sample(records: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    """Images at even distances that have objects, and not too many of these in all."""
+    sample = sample_evenly(records, num_images)
+    if not any(map(get_objects, sample)):  # few images have any
+        sample = sample_evenly([x for x in records if get_objects(x)], num_images)
+    num_boxes = sum(len(get_objects(x)) for x in sample)
+    if num_boxes > _MAX_BOXES:
+        sample = sample_evenly(sample, max(1, len(sample) * _MAX_BOXES // num_boxes))
+    return sample
+
+
+def _find_better_anchors(
+    cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup, fit: AnchorFit
+) -> tuple[Optional[Anchors], Optional[AnchorFit]]:
+    """Other anchors that reach more boxes, and how well they fit; None twice if there are none."""
+    anchors = _suggest(cfg, sample, setup)
+    if anchors is None:
+        return None, None
+    fit_after = measure_anchors(sample, setup.with_anchors(anchors), progress="better anchors")
+    # The search looks at one anchor of each shape; the labels have the last word.
+    if fit_after.score < fit.score + MIN_GAIN:
+        return None, None
+    return anchors, fit_after
+
+
+def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> Optional[Anchors]:
+    node = cfg.MODEL.ANCHOR_GENERATOR
+    levels = read_settings(cfg).level_names
+    if node.NAME != "DefaultAnchorGenerator" or len(node.ASPECT_RATIOS) != 1:
+        return None
+    sizes = list(node.SIZES) * (len(levels) if len(node.SIZES) == 1 else 1)
+    is_known_backbone = cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone"
+    anchors = Anchors(sizes, list(node.ASPECT_RATIOS[0]), setup.strides)
+    may_add_level = is_known_backbone and levels[0] == "p3"
+    return suggest_anchors(sample, setup, anchors, may_add_level=may_add_level)
+
+
+def _compute_weights(
+    cfg: CfgNode, class_names: Sequence[str], counts: Any, fit: AnchorFit
+) -> ClassWeights:
+    settings = read_settings(cfg)
+    alpha = settings.alpha if 0 < settings.alpha <= MAX_ALPHA else _DEFAULT_ALPHA
+    return ClassWeights(
+        class_names=class_names,
+        counts=counts,
+        alphas={
+            method: compute_class_alphas(counts, method=method, mean=alpha, max_alpha=MAX_ALPHA)
+            for method in WEIGHT_METHODS
+        },
+        method="sqrt",
+        priors=compute_class_priors(fit.positives, fit.num_anchors),
+        scalar_alpha=alpha,
+        scalar_prior=settings.prior_prob,
+    )
+
+
+def _compute_loss_after(
+    cfg: CfgNode, weights: ClassWeights, batch: Sequence[dict[str, Any]], setup: AnchorSetup
+) -> float:
+    """`loss_cls` of the first step with pi and alpha per class."""
+    cfg = cfg.clone()
+    values = get_weight_values(weights, MAX_ALPHA)
+    cfg.merge_from_list([x for pair in values.items() for x in pair])
+    return compute_expected_loss(cfg, batch, setup)
+
+
+def to_json(report: TrainingSetReport) -> dict[str, Any]:
+    """Figures for a program."""
+    fit = report.fit
+    per_level = fit.positives_per_level / len(report.sample)
+    return {
+        "images": report.num_images,
+        "objects_per_class": dict(zip(report.class_names, report.weights.counts.tolist())),
+        "positives_per_image": float(fit.positives_per_image.mean()),
+        "positives_per_level": dict(zip(report.level_names, per_level.tolist())),
+        "boxes_reached": fit.score,
+        "best_possible_recall": float(fit.has_positive.mean()),
+        "initial_loss_cls": report.initial_loss,
+        "suggested_anchors": vars(report.anchors) if report.anchors else None,
+        "initial_loss_cls_with_suggested": report.loss_after,
+        "boxes_reached_by_suggested": report.fit_after.score if report.fit_after else None,
+    }

@@ -1,0 +1,78 @@
+"""The training set of a config: its images, its classes and the size it is trained at."""
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+
+from focal_det.data.catalog import prepare_datasets
+from focal_det.modeling.build import read_settings
+
+# From the name of a data set to its dataset dicts.
+GetRecords = Callable[[str], list[dict[str, Any]]]
+
+
+def read_training_set(
+    cfg: CfgNode, get_records: GetRecords = DatasetCatalog.get
+) -> list[dict[str, Any]]:
+    """Dataset dicts of DATASETS.TRAIN, without those that the config has the data loader leave out.
+
+    Raises:
+        ValueError: no training set, one that is not registered or has no annotations, or classes
+            that are not those of the model.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; name the data sets to count")
+    settings = read_settings(cfg)
+    prepare_datasets(cfg, settings.num_classes, settings.num_classes_key)
+    for name in cfg.DATASETS.TRAIN:
+        if name not in DatasetCatalog.list():
+            raise ValueError(
+                f"DATASETS.TRAIN: data set {name} is not registered; does FOCAL_DET_DATASETS name its file?"
+            )
+    records = []
+    for name in cfg.DATASETS.TRAIN:
+        dataset_dicts = get_records(name)
+        if not any(x.get("annotations") for x in dataset_dicts):
+            raise ValueError(
+                f"Data set {name} of DATASETS.TRAIN has no annotations to count; is it a test set?"
+            )
+        records += dataset_dicts
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+    if not records:
+        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has nothing but crowds")
+    return records
+
+
+def get_class_names(cfg: CfgNode) -> list[str]:
+    """The classes of the training sets, which must be the same and as many as the model has; ids where there are no names."""
+    settings = read_settings(cfg)
+    num_classes = settings.num_classes
+    first = cfg.DATASETS.TRAIN[0]
+    classes = MetadataCatalog.get(first).get("thing_classes") or [
+        str(i) for i in range(num_classes)
+    ]
+    for name in cfg.DATASETS.TRAIN:
+        others = MetadataCatalog.get(name).get("thing_classes") or classes
+        if list(others) != list(classes):
+            raise ValueError(
+                f"DATASETS.TRAIN: the classes of {name} {others[:10]} are not those of {first} {classes[:10]}"
+            )
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"Data set {first} has {len(classes)} classes, but {settings.num_classes_key} is {num_classes}"
+        )
+    return list(classes)
+
+
+def get_middle_size(cfg: CfgNode) -> int:
+    """The middle of the sizes that training draws from, in pixels; 0 if it does not resize."""
+    sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
+    return (
+        (sizes[0] + sizes[-1]) // 2
+        if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+        else sizes[len(sizes) // 2]
+    )

@@ -1,0 +1,126 @@
+"""The one way to a trained model: build it, load all of its weights, find the names of its classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import Image
+from torch import nn
+
+from focal_det.checkpoint.checkpointer import load_all_weights
+from focal_det.data.catalog import read_class_names
+from focal_det.modeling.build import read_settings
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with all of its weights, in evaluation mode.
+
+    Attributes:
+        model: on the config's device.
+        class_names: K names: of the checkpoint, or else of a data set of the config, or else numbers.
+        has_names: whether they are not numbers.
+    """
+
+    model: nn.Module
+    class_names: Sequence[str]
+    has_names: bool
+
+
+def load_trained(cfg: CfgNode, weights: str = "") -> TrainedModel:
+    """Build the model of a config and load trained weights.
+
+    Args:
+        weights: a file or URL; by default MODEL.WEIGHTS of the config.
+
+    Raises:
+        ValueError: there are no weights, or the checkpoint has names of another number of classes.
+        FileNotFoundError: the file does not exist.
+        WeightsError: the file holds no weights, or not those of all parameters; names it.
+    """
+    weights = weights or cfg.MODEL.WEIGHTS
+    if not weights:
+        raise ValueError("no MODEL.WEIGHTS: give a trained checkpoint with --weights")
+    if "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"--weights {weights} does not exist")
+    model = build_model(cfg).eval()
+    checkpoint = load_all_weights(model, weights)
+    names = _find_class_names(cfg, weights, checkpoint)
+    numbers = [str(i) for i in range(read_settings(cfg).num_classes)]
+    return TrainedModel(model, names or numbers, has_names=bool(names))
+
+
+def _find_class_names(cfg: CfgNode, weights: str, checkpoint: dict[str, Any]) -> list[str]:
+    """Names of the model's classes; none if neither checkpoint nor data sets have as many."""
+    settings = read_settings(cfg)
+    trained = [str(x) for x in checkpoint.get("class_names", [])]
+    if trained and len(trained) != settings.num_classes:
+        raise ValueError(
+            f"{weights} has the names of {len(trained)} classes ({', '.join(trained[:10])}), but "
+            f"{settings.num_classes_key} is {settings.num_classes}. Set it to {len(trained)}."
+        )
+    if trained:
+        return trained
+    # Names of another data set than the model was trained on would be wrong.
+    of_datasets = map(read_class_names, (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+    return next((x for x in of_datasets if len(x) == settings.num_classes), [])
+
+
+class Predictor:
+    """A trained model with the test-time resizing of its config, on batches of images.
+
+    Args:
+        cfg: with MODEL.WEIGHTS.
+        weights: instead of MODEL.WEIGHTS.
+
+    Raises:
+        ValueError, FileNotFoundError, WeightsError: see `load_trained`.
+
+    Attributes:
+        class_names, has_names: see `TrainedModel`.
+        input_format: of the images, such as "BGR".
+    """
+
+    def __init__(self, cfg: CfgNode, weights: str = "") -> None:
+        trained = load_trained(cfg, weights)
+        self.model = trained.model
+        self.class_names = trained.class_names
+        self.has_names = trained.has_names
+        self.input_format = cfg.INPUT.FORMAT
+        self._resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    def read(self, file: Path) -> np.ndarray:
+        """An image as training reads it: (H, W, C) in `input_format`, turned as its EXIF says.
+
+        Raises:
+            Exception: of Pillow; the file cannot be decoded.
+        """
+        return read_image(str(file), self.input_format)
+
+    def convert_frame(self, frame: np.ndarray) -> np.ndarray:
+        """An (H, W, 3) uint8 BGR frame of a video in `input_format`."""
+        return convert_PIL_to_numpy(Image.fromarray(frame[:, :, ::-1]), self.input_format)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        """Detections of (H, W, C) images in `input_format`, on the CPU, by falling score.
+
+        Boxes are in pixels of the given images. The lowest score is that of the config.
+        """
+        inputs = []
+        for image in images:
+            resized = self._resize.get_transform(image).apply_image(image)
+            channels_first = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
+            height, width = image.shape[:2]
+            inputs.append(
+                {"image": torch.as_tensor(channels_first), "height": height, "width": width}
+            )
+        return [x["instances"].to("cpu") for x in self.model(inputs)]

@@ -1,0 +1,127 @@
+"""The interface of a classification loss for dense heads."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from .targets import DenseTargets
+
+
+class ClsLoss(nn.Module, ABC):
+    """Base of all classification losses: sums per image, never divides.
+
+    Subclasses declare how they differ through the attributes and methods below; callers never test
+    the type. A config selects a loss by the name of its class. Constructor arguments are
+    keyword-only and have defaults.
+
+    Attributes:
+        needs: which of "iou" and "anchors" the loss reads from its targets.
+        self_normalized: True if the sums are means already; they are then averaged over images, not
+            divided by positives.
+        pointwise: True if an anchor's loss depends on that anchor alone.
+        stateful: True if buffers change with every step that trains, see `state.is_training_step`.
+    """
+
+    needs: frozenset[str] = frozenset()
+    self_normalized: bool = False
+    pointwise: bool = False
+    stateful: bool = False
+
+    def num_outputs(self, num_classes: int) -> int:
+        """Number of logits per anchor, C, for K classes; ValueError if the loss was made for another K."""
+        return num_classes
+
+    def bias(self, prior: Union[float, Sequence[float]], num_classes: int) -> Tensor:
+        """(C,) float32: initial bias of `cls_score` so that every anchor starts with probability `prior` in each class.
+
+        Section 4.1 of arXiv 1708.02002: b = -log((1 - prior) / prior).
+
+        Args:
+            prior: in (0, 1), for every class or one for each.
+
+        Raises:
+            ValueError: prior out of range, or not one per class.
+        """
+        return get_priors(prior, num_classes).logit().float()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(..., C) logits to (..., K) scores in [0, 1], used at inference; never in place."""
+        return logits.sigmoid()
+
+    def check_targets(self, targets: DenseTargets) -> None:
+        """Refuse targets without what the loss needs."""
+        for name in sorted(self.needs):
+            if getattr(targets, name) is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs `{name}` in its DenseTargets, got None"
+                )
+
+    @abstractmethod
+    def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        """Sum of the loss of each image.
+
+        Args:
+            logits: per level (N, Ri, C), any float dtype; the sum of Ri is R.
+            targets: labels of the same anchors.
+
+        Returns:
+            (N,) float32 in nats.
+        """
+
+
+class PointwiseClsLoss(ClsLoss):
+    """A loss that looks at one anchor at a time: a subclass gives the loss of each anchor of a level."""
+
+    pointwise = True
+
+    @abstractmethod
+    def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor]) -> Tensor:
+        """(N, Ri) losses of one level.
+
+        Args:
+            logits: (N, Ri, C).
+            labels: (N, Ri) int64 in {-1, 0..K}.
+            iou: (N, Ri) in [0, 1] for losses that need "iou", else None.
+        """
+
+    def per_image(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor]) -> Tensor:
+        """(N,) sums of one level; a loss with a fast path for them has it here."""
+        return self.per_anchor(logits, labels, iou).sum(dim=1)
+
+    def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        self.check_targets(targets)
+        sums = [self.per_image(*level) for level in split_levels(logits, targets)]
+        return torch.stack(sums).sum(dim=0)
+
+
+def split_levels(
+    logits: Sequence[Tensor], targets: DenseTargets
+) -> Iterator[tuple[Tensor, Tensor, Optional[Tensor]]]:
+    """Per level: logits (N, Ri, C), labels (N, Ri), and IoU (N, Ri) if the targets have it."""
+    sizes = [x.shape[1] for x in logits]
+    labels = targets.gt_labels.split(sizes, dim=1)
+    iou = [None] * len(sizes) if targets.iou is None else targets.iou.split(sizes, dim=1)
+    return zip(logits, labels, iou)
+
+
+def get_priors(prior: Union[float, Sequence[float]], num_classes: int) -> Tensor:
+    """(K,) float64 foreground probabilities, from one for all classes or one for each.
+
+    Raises:
+        ValueError: a prior outside (0, 1), or not one per class.
+    """
+    if isinstance(prior, (int, float)):
+        priors = [float(prior)] * num_classes
+    else:
+        priors = [float(x) for x in prior]
+    if len(priors) != num_classes:
+        raise ValueError(
+            f"prior must have one value for each of the {num_classes} classes, got {len(priors)}"
+        )
+    for value in priors:
+        if not 0 < value < 1:
+            raise ValueError(f"prior must be in (0, 1), got {value}")
+    return torch.tensor(priors, dtype=torch.float64)

@@ -1,0 +1,73 @@
+"""DenseTargets: what every anchor of a batch should predict, as plain tensors.
+
+Shapes: N images, R anchors per image (all levels, in level order), K classes, P positives of the batch.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """The labels of a batch; `build` makes one.
+
+    Attributes:
+        gt_labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, 0..K-1 a class, K is background.
+        gt_boxes: (N, R, 4) XYXY in absolute pixels, the matched box of each anchor; undefined where
+            the anchor is not positive.
+        num_classes: K.
+        pos_idxs: two (P,) int64 tensors, the image and the anchor of each positive.
+        num_pos: (N,) int64, number of positives of each image.
+        anchors: (R, 4) XYXY in absolute pixels; only for losses that need "anchors".
+        iou: (N, R) float32 in [0, 1], IoU of the decoded prediction with its matched box, 0 where
+            not positive, no gradient; only for losses that need "iou".
+    """
+
+    gt_labels: Tensor
+    gt_boxes: Tensor
+    num_classes: int
+    pos_idxs: tuple[Tensor, Tensor]
+    num_pos: Tensor
+    anchors: Optional[Tensor] = None
+    iou: Optional[Tensor] = None
+
+    @classmethod
+    def build(
+        cls,
+        gt_labels: Tensor,
+        gt_boxes: Tensor,
+        num_classes: int,
+        *,
+        needs: Collection[str] = (),
+        anchors: Optional[Tensor] = None,
+        compute_iou: Optional[Callable[["DenseTargets"], Tensor]] = None,
+    ) -> "DenseTargets":
+        """Assemble the targets of a batch; the one place that looks for its positives.
+
+        Args:
+            gt_labels: (N, R) int64 in {-1, 0..K}.
+            gt_boxes: (N, R, 4) matched boxes.
+            num_classes: K.
+            needs: of the losses that will read the targets: a subset of {"iou", "anchors"}.
+            anchors: (R, 4); kept if "anchors" is needed.
+            compute_iou: from targets without IoU to (N, R) IoU; called if "iou" is needed.
+
+        Raises:
+            ValueError: something is needed that was not given.
+        """
+        pos_mask = (gt_labels >= 0) & (gt_labels != num_classes)
+        pos_idxs = torch.nonzero(pos_mask, as_tuple=True)
+        targets = cls(gt_labels, gt_boxes, num_classes, pos_idxs, pos_mask.sum(dim=1))
+        if "anchors" in needs:
+            if anchors is None:
+                raise ValueError("anchors are needed, got None")
+            targets = replace(targets, anchors=anchors)
+        if "iou" in needs:
+            if compute_iou is None:
+                raise ValueError("compute_iou is needed, got None")
+            targets = replace(targets, iou=compute_iou(targets))
+        return targets

@@ -1,0 +1,72 @@
+"""Box regression loss of the positives, summed per image."""
+
+from typing import Callable
+
+import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
+from fvcore.nn import smooth_l1_loss
+from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+
+from focal_det.losses.targets import DenseTargets
+
+_IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "giou": generalized_box_iou_loss,
+    "diou": distance_box_iou_loss,
+    "ciou": complete_box_iou_loss,
+}
+BOX_LOSS_TYPES = ("smooth_l1", *_IOU_LOSSES)
+
+
+def box_loss_per_image(
+    pred_anchor_deltas: Tensor,
+    anchors: Tensor,
+    targets: DenseTargets,
+    box2box_transform: Box2BoxTransform,
+    *,
+    loss_type: str,
+    smooth_l1_beta: float,
+) -> Tensor:
+    """Detectron2's dense box regression loss, over the positives only and per image instead of in one sum.
+
+    Args:
+        pred_anchor_deltas: (N, R, 4) predicted (dx, dy, dw, dh).
+        anchors: (R, 4) XYXY in absolute pixels.
+        targets: labels and matched boxes of the anchors.
+        loss_type: one of BOX_LOSS_TYPES; `MODEL.RETINANET.BBOX_REG_LOSS_TYPE`.
+        smooth_l1_beta: where smooth L1 goes from quadratic to linear, >= 0; 0 is L1.
+
+    Returns:
+        (N,) float32 sums.
+    """
+    image_idxs, anchor_idxs = targets.pos_idxs
+    deltas = pred_anchor_deltas[image_idxs, anchor_idxs].float()
+    pos_anchors, gt_boxes = anchors[anchor_idxs], targets.gt_boxes[image_idxs, anchor_idxs]
+    if loss_type == "smooth_l1":
+        gt_deltas = box2box_transform.get_deltas(pos_anchors, gt_boxes)
+        loss = smooth_l1_loss(deltas, gt_deltas, beta=smooth_l1_beta, reduction="none").sum(dim=1)
+    else:
+        pred_boxes = box2box_transform.apply_deltas(deltas, pos_anchors)
+        loss = _IOU_LOSSES[loss_type](pred_boxes, gt_boxes, reduction="none")
+    return loss.new_zeros(len(targets.num_pos)).index_add(0, image_idxs, loss)
+
+
+@torch.no_grad()
+def iou_of_predictions(
+    pred_anchor_deltas: Tensor,
+    anchors: Tensor,
+    targets: DenseTargets,
+    box2box_transform: Box2BoxTransform,
+) -> Tensor:
+    """(N, R) float32 in [0, 1]: IoU of each positive's decoded prediction with its matched box, 0 elsewhere; no gradient."""
+    image_idxs, anchor_idxs = targets.pos_idxs
+    deltas = pred_anchor_deltas[image_idxs, anchor_idxs].float()
+    pred_boxes = box2box_transform.apply_deltas(deltas, anchors[anchor_idxs])
+    gt_boxes = targets.gt_boxes[image_idxs, anchor_idxs]
+    top_left = torch.maximum(pred_boxes[:, :2], gt_boxes[:, :2])
+    bottom_right = torch.minimum(pred_boxes[:, 2:], gt_boxes[:, 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (pred_boxes, gt_boxes)]
+    iou = pred_boxes.new_zeros(targets.gt_labels.shape)
+    iou[image_idxs, anchor_idxs] = intersection / (areas[0] + areas[1] - intersection)
+    return iou

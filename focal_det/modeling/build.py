@@ -1,0 +1,199 @@
+"""From a config to the parts of a detector, and to what programs want to know of it.
+
+The one place besides `focal_det.config` that spells Detectron2's nodes of a detector: whoever needs
+their values reads `DetectorSettings`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any, Union
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.modeling.matcher import Matcher
+
+from focal_det.losses import ClsLoss
+from focal_det.losses.base import get_priors
+from focal_det.losses.normalizers import Normalizer
+from focal_det.messages import UnknownNameError, describe_unknown
+from focal_det.registry import (
+    ASSIGNER_REGISTRY,
+    CLS_LOSS_REGISTRY,
+    NORMALIZER_REGISTRY,
+    ComponentRegistry,
+)
+
+from .assigners import Assigner
+
+# Constructor arguments of components that have a key of Detectron2's.
+RETINANET_ARGS = {
+    "alpha": "FOCAL_LOSS_ALPHA",
+    "gamma": "FOCAL_LOSS_GAMMA",
+    "num_classes": "NUM_CLASSES",
+}
+# What is read at inference only, so that it may differ at a resume.
+INFERENCE_KEYS = (
+    "MODEL.RETINANET.NMS_THRESH_TEST",
+    "MODEL.RETINANET.SCORE_THRESH_TEST",
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
+)
+_NODES = {RetinaNet: "MODEL.RETINANET", GeneralizedRCNN: "MODEL.ROI_HEADS"}
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Settings of the detector that a config describes, wherever their keys are.
+
+    Attributes:
+        node_key: full key of its node, such as "MODEL.RETINANET"; empty for an architecture that is
+            neither a RetinaNet nor a GeneralizedRCNN.
+        node: the values below that key.
+    """
+
+    node_key: str
+    node: Mapping[str, Any]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is a RetinaNet, whose anchors and losses focal_det knows."""
+        return self.node_key == _NODES[RetinaNet]
+
+    @property
+    def num_classes_key(self) -> str:
+        """Full key of the number of classes; empty if it is not known."""
+        return self.get_key("NUM_CLASSES") if self.node_key else ""
+
+    @property
+    def num_classes(self) -> int:
+        """K, background not counted; 0 if it is not known."""
+        return self.node.get("NUM_CLASSES", 0)
+
+    @property
+    def alpha(self) -> float:
+        """The weight of the positives; -1 for no weighting."""
+        return self.node["FOCAL_LOSS_ALPHA"]
+
+    @property
+    def prior_prob(self) -> float:
+        """The foreground probability at the start, one for all classes."""
+        return self.node["PRIOR_PROB"]
+
+    @property
+    def level_names(self) -> Sequence[str]:
+        """Names of the feature maps that have anchors."""
+        return self.node["IN_FEATURES"]
+
+    def get_key(self, name: str) -> str:
+        """The full key of a value of the node."""
+        return f"{self.node_key}.{name}"
+
+
+def read_settings(cfg: CfgNode) -> DetectorSettings:
+    """The settings of a config's detector."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    for known, key in _NODES.items():
+        if isinstance(architecture, type) and issubclass(architecture, known):
+            return DetectorSettings(key, reduce(getitem, key.split("."), cfg))
+    return DetectorSettings("", {})
+
+
+def build_cls_loss(cfg: CfgNode) -> ClsLoss:
+    """Build `MODEL.FOCAL_DET.CLS_LOSS`.
+
+    Raises:
+        ValueError: an unknown name (UnknownNameError) or argument, or a value it refuses; names the
+            key.
+    """
+    known = {arg: cfg.MODEL.RETINANET[key] for arg, key in RETINANET_ARGS.items()}
+    cls_loss = _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **known)
+    try:
+        cls_loss.num_outputs(cfg.MODEL.RETINANET.NUM_CLASSES)
+    except ValueError as error:
+        raise ValueError(f"MODEL.FOCAL_DET.CLS_LOSS: {error}") from error
+    return cls_loss
+
+
+def build_normalizer(cfg: CfgNode) -> Normalizer:
+    """Build `MODEL.FOCAL_DET.NORMALIZER`; errors as for `build_cls_loss`."""
+    return _build(NORMALIZER_REGISTRY, "NORMALIZER", cfg)
+
+
+def build_assigner(cfg: CfgNode) -> Assigner:
+    """Build `MODEL.FOCAL_DET.ASSIGNER`; errors as for `build_cls_loss`."""
+    known = {"matcher": build_matcher(cfg), "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES}
+    return _build(ASSIGNER_REGISTRY, "ASSIGNER", cfg, **known)
+
+
+def build_matcher(cfg: CfgNode) -> Matcher:
+    """Detectron2's matcher with the thresholds of a RetinaNet."""
+    node = cfg.MODEL.RETINANET
+    return Matcher(node.IOU_THRESHOLDS, node.IOU_LABELS, cfg.MODEL.FOCAL_DET.LOW_QUALITY_MATCHES)
+
+
+def get_prior_prob(cfg: CfgNode) -> Union[float, Sequence[float]]:
+    """The prior of a config, one for all classes or one for each.
+
+    Raises:
+        ValueError: outside (0, 1), or not one per class; names the key.
+    """
+    per_class = cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
+    key = "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS" if per_class else "MODEL.RETINANET.PRIOR_PROB"
+    prior = per_class or cfg.MODEL.RETINANET.PRIOR_PROB
+    try:
+        get_priors(prior, cfg.MODEL.RETINANET.NUM_CLASSES)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return prior
+
+
+def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their full keys, of a config or of the mapping that it was dumped from."""
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            values.update(flatten_config(value, f"{prefix}{key}."))
+        else:
+            values[prefix + key] = value
+    return values
+
+
+def check_finite(cfg: CfgNode) -> None:
+    """Refuse NaN and infinity, which yaml can have and training finds after a step or never.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    wrong = find_not_finite(cfg)
+    if wrong:
+        shown = ", ".join(f"{key} {value}" for key, value in wrong.items())
+        raise ValueError(f"the config has numbers that are not finite: {shown}")
+
+
+def find_not_finite(cfg: CfgNode) -> dict[str, Any]:
+    """Keys and values that are or contain NaN or infinity."""
+    wrong = {key: value for key, value in flatten_config(cfg).items() if not _is_finite(value)}
+    # The order of a norm may be infinite.
+    return {k: v for k, v in wrong.items() if not (k.endswith("NORM_TYPE") and v == math.inf)}
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **known: Any) -> Any:
+    """Build the component that a node of MODEL.FOCAL_DET names, with its ARGS."""
+    node = cfg.MODEL.FOCAL_DET[key]
+    for name in node.ARGS:
+        if name not in registry:
+            kind = f"{registry.kind} in MODEL.FOCAL_DET.{key}.ARGS"
+            raise UnknownNameError(describe_unknown(kind, name, dict(registry)))
+    try:
+        return registry.build(node.NAME, node.ARGS.get(node.NAME, {}), **known)
+    except ValueError as error:
+        raise type(error)(f"MODEL.FOCAL_DET.{key}: {error.args[0]}") from error

@@ -1,0 +1,93 @@
+"""Targets and losses of a dense detector, from what it predicts and what its anchors should predict.
+
+Plain functions, so that any head over anchors can use them: the architecture names the losses, the
+classification loss sums them per image, the normalizer divides.
+
+Shapes: N images, R anchors per image (all levels), Ri anchors of a level, K classes, C logits.
+"""
+
+from collections.abc import Collection, Sequence
+
+from detectron2.modeling.box_regression import Box2BoxTransform
+from torch import Tensor
+
+from focal_det.losses import ClsLoss
+from focal_det.losses.targets import DenseTargets
+
+from .box_loss import box_loss_per_image, iou_of_predictions
+
+
+def build_targets(
+    gt_labels: Tensor,
+    gt_boxes: Tensor,
+    num_classes: int,
+    *,
+    anchors: Tensor,
+    pred_anchor_deltas: Tensor,
+    box2box_transform: Box2BoxTransform,
+    needs: Collection[str],
+) -> DenseTargets:
+    """The targets of a batch, with the IoU of its predictions if a loss needs it.
+
+    Args:
+        gt_labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        gt_boxes: (N, R, 4) XYXY matched boxes in absolute pixels.
+        num_classes: K.
+        anchors: (R, 4) XYXY in absolute pixels.
+        pred_anchor_deltas: (N, R, 4) predicted (dx, dy, dw, dh).
+        needs: of the losses that will read the targets: a subset of {"iou", "anchors"}.
+    """
+    return DenseTargets.build(
+        gt_labels,
+        gt_boxes,
+        num_classes,
+        needs=needs,
+        anchors=anchors,
+        compute_iou=lambda targets: iou_of_predictions(
+            pred_anchor_deltas, anchors, targets, box2box_transform
+        ),
+    )
+
+
+def compute_dense_losses(
+    pred_logits: Sequence[Tensor],
+    pred_anchor_deltas: Tensor,
+    anchors: Tensor,
+    targets: DenseTargets,
+    divisor: Tensor,
+    *,
+    cls_loss: ClsLoss,
+    box2box_transform: Box2BoxTransform,
+    box_loss_type: str,
+    smooth_l1_beta: float,
+) -> tuple[Tensor, Tensor]:
+    """Normalized classification and box regression loss.
+
+    Args:
+        pred_logits: per level (N, Ri, C).
+        pred_anchor_deltas: (N, R, 4).
+        anchors: (R, 4) XYXY in absolute pixels.
+        targets: of `build_targets`, for this `cls_loss`.
+        divisor: () or (N,), of a normalizer.
+        box_loss_type, smooth_l1_beta: see `box_loss_per_image`.
+
+    Returns:
+        Two () losses, in nats and in the units of the box loss.
+    """
+    box_sums = box_loss_per_image(
+        pred_anchor_deltas,
+        anchors,
+        targets,
+        box2box_transform,
+        loss_type=box_loss_type,
+        smooth_l1_beta=smooth_l1_beta,
+    )
+    loss_cls = normalize_cls_sums(cls_loss, cls_loss(pred_logits, targets), divisor)
+    return loss_cls, (box_sums / divisor).sum()
+
+
+def normalize_cls_sums(cls_loss: ClsLoss, sums: Tensor, divisor: Tensor) -> Tensor:
+    """() loss of a batch from the (N,) sums of a classification loss and a divisor, () or (N,)."""
+    if cls_loss.self_normalized:
+        return sums.mean()
+    return (sums / divisor).sum()

@@ -1,0 +1,149 @@
+"""What all programs share: their arguments, and what becomes of an error.
+
+A program is a module of this package with a docstring, whose first line `focal-det` lists, and a
+function `main(argv)` that calls `run_program` with what adds its arguments and what does the work. It
+catches no errors: `run_program` reports them all in the same way.
+"""
+
+import argparse
+import contextlib
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from tqdm import tqdm
+
+from focal_det.messages import describe_error
+
+FAILED = 1  # the work was done, and its outcome is not good
+REFUSED = 2  # something for the user to mend; one line says what
+CRASHED = 3  # a bug of focal_det; with a traceback
+INTERRUPTED = 130
+_PACKAGE = Path(__file__).parents[1]
+
+
+def run_program(
+    name: str,
+    doc: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], Optional[int]],
+    argv: Optional[Sequence[str]] = None,
+    *,
+    example: str,
+) -> int:
+    """Run a program with its arguments and return its exit code.
+
+    Args:
+        name: of the program, such as "loss-cdf".
+        doc: its docstring, for `--help`.
+        add_arguments: adds its arguments to a parser.
+        run: does the work; returns the exit code, None for 0.
+        argv: arguments; by default those of this process.
+        example: a command that `--help` shows.
+
+    Raises:
+        SystemExit: with `REFUSED` and one line on stderr for what the user can mend, with `CRASHED`
+            and a traceback for a bug.
+    """
+    # fvcore compiles its own losses on import, which current torch warns about.
+    warnings.filterwarnings("ignore", "`torch.jit")
+    parser = make_parser(name, doc, example)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        with _hide_progress(args.quiet):
+            return run(args) or 0
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, f"\nfocal-det {name}: interrupted\n")
+    except Exception as error:
+        if is_for_user(error):
+            parser.exit(REFUSED, f"focal-det {name}: {describe_error(error)}\n")
+        traceback.print_exc()
+        parser.exit(
+            CRASHED, f"focal-det {name} crashed; this is a bug in focal-det, please report it\n"
+        )
+
+
+def is_for_user(error: BaseException) -> bool:
+    """Whether an error tells the user what to mend, and is not a bug.
+
+    Files that cannot be read or written are; so are the errors that focal_det raises itself, whose
+    messages name what is wrong. A ValueError that comes out of a library is a bug of ours.
+    """
+    if isinstance(error, (OSError, ImportError)):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    *_, innermost = traceback.walk_tb(error.__traceback__)
+    frame, _ = innermost
+    return _PACKAGE in Path(frame.f_code.co_filename).parents
+
+
+def make_parser(name: str, doc: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of the program and an example."""
+    summary, _, rest = doc.partition("\n\n")
+    epilog = f"example:\n  {example}"
+    if rest.strip():
+        epilog = f"{rest.strip()}\n\n{epilog}"
+    parser = argparse.ArgumentParser(
+        prog=f"focal-det {name}",
+        description=summary,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    return parser
+
+
+@contextlib.contextmanager
+def _hide_progress(is_quiet: bool) -> Iterator[None]:
+    """Keep every progress bar of this process from the terminal, Detectron2's too, if asked to."""
+    show = tqdm.__init__
+
+    def hide(self: tqdm, *args: Any, **kwargs: Any) -> None:
+        show(self, *args, **{**kwargs, "disable": True})
+
+    if is_quiet:
+        tqdm.__init__ = hide
+    try:
+        yield
+    finally:
+        tqdm.__init__ = show
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """`--config-file`, and KEY VALUE pairs; call it last, as they are the last words of a command."""
+    parser.add_argument(
+        "--config-file",
+        required=required,
+        metavar="FILE",
+        help="a .yaml file, or the name of a config that focal_det ships",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config, last"
+    )
+
+
+def add_output_argument(
+    parser: argparse.ArgumentParser, what: str, default: Optional[str] = None, **kwargs: Any
+) -> None:
+    """`--output`: the file or folder that a program writes its results to.
+
+    Args:
+        what: is written, for the help.
+        default: without one, it is required, unless `kwargs` say otherwise.
+        kwargs: of argparse, such as `required=False`.
+    """
+    kwargs.setdefault("required", default is None)
+    kwargs.setdefault("metavar", "PATH")
+    if default is not None:
+        what += " (default: %(default)s)"
+        kwargs["default"] = Path(default)
+    parser.add_argument("--output", type=Path, help=what, **kwargs)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """`--json`: print the results as JSON on stdout, and nothing else there."""
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")

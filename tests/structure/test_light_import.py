@@ -1,0 +1,88 @@
+"""Importing is cheap, and what needs no Detectron2 works without it."""
+
+import detectron2
+import torch
+
+import focal_det
+from focal_det.tools.__main__ import main
+from tests.conftest import run_python
+
+BLOCK = "import sys\nfor name in {names}: sys.modules[name] = None\n"
+
+
+def run_blocked(code: str, *names: str, check: bool = True):
+    return run_python(
+        "-c", BLOCK.format(names=names) + code, env={"DETECTRON2_ENV_MODULE": None}, check=check
+    )
+
+
+def test_focal_det_imports_without_torch():
+    run_blocked("import focal_det; assert focal_det.__version__", "torch", "detectron2", "fvcore")
+
+
+def test_losses_and_normalizers_need_torch_and_fvcores_registry_only():
+    code = "import focal_det.losses, focal_det.losses.normalizers, torch\n"
+    code += "print(focal_det.losses.sigmoid_focal_loss(torch.zeros(1), torch.ones(1)).item())"
+    _, output = run_blocked(
+        code, "detectron2", "torchvision", "cv2", "pycocotools", "matplotlib", "sklearn"
+    )
+    assert abs(float(output) - 0.1733) < 1e-3
+
+
+def test_parts_for_detectron2_say_how_to_get_it():
+    for part in (
+        "config",
+        "modeling.retinanet",
+        "data.catalog",
+        "imbalance.class_weights",
+        "checkpoint.checkpointer",
+        "engine.trainer",
+        "inference.predictor",
+        "check.run",
+        "model_zoo",
+    ):
+        code, output = run_blocked(f"import focal_det.{part}", "detectron2", check=False)
+        assert code != 0
+    error = output[output.index("ImportError") :]
+    for way in ("facebookresearch/detectron2.git", "conda-forge", "dev/build_detectron2.py"):
+        assert way in error
+    assert "During handling" not in output
+
+
+def test_import_changes_nothing_of_detectron2():
+    code = "from detectron2.config import get_cfg\nfrom detectron2.data import DatasetCatalog\n"
+    code += "import focal_det.modeling.retinanet\n"
+    code += (
+        "assert 'FOCAL_DET' not in get_cfg().MODEL and 'digits_val' not in DatasetCatalog.list()"
+    )
+    run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
+
+
+def test_names_of_the_package_are_found_lazily():
+    code = "import focal_det, sys\nassert 'torch' not in sys.modules\nfor name in dir(focal_det): getattr(focal_det, name)\n"
+    code += "try: focal_det.FocalRetinaNets\nexcept AttributeError as e: print(e)"
+    _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
+    assert "no attribute 'FocalRetinaNets'" in output
+
+
+def test_the_package_can_be_the_first_import_where_it_is_the_environment_module():
+    code = "from focal_det import FocalRetinaNetHead, add_focal_det_config\nfrom detectron2.config import get_cfg\n"
+    run_python("-c", code + "assert get_cfg().MODEL.FOCAL_DET")
+    run_python("-c", "import focal_det.modeling.retinanet_head")
+    code, output = run_python("-c", "import focal_det.config", check=False)
+    assert code == 1 and "import detectron2 before focal_det.config" in output
+
+
+def test_the_program_has_the_versions_of_its_hosts():
+    code = "from focal_det.tools.__main__ import main; assert main(['--version']) == 0"
+    _, output = run_blocked(code, "detectron2")
+    assert output.splitlines() == [
+        f"focal_det {focal_det.__version__}",
+        "detectron2 is not installed",
+        f"torch {torch.__version__}",
+    ]
+
+
+def test_the_program_has_the_version_of_detectron2(capsys):
+    assert main(["--version"]) == 0
+    assert f"\ndetectron2 {detectron2.__version__}\n" in capsys.readouterr().out
