@@ -1,4 +1,4 @@
-"""Stops a training before the optimizer takes in a loss or gradient that is not finite, and keeps all that led to it."""
+"""Stops a run before a non-finite loss or gradient reaches the optimizer, and keeps the step."""
 
 import functools
 import math
@@ -10,41 +10,51 @@ from typing import Any, Optional
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from focal_det.files import open_to_replace
 from focal_det.messages import shorten
 
-_MAX_NAMES = 5
-_DIVERGED = 1000  # times the loss of the first step, or 1 if that is less, as without objects
-_PATIENCE = 30  # iterations in a row; with so many steps left out, a loss scale of 2**16 is below 1
-_WAIT_SECONDS = (
-    30.0  # for other processes to keep the step too, before this one ends them by its error
+from .nonfinite_step import (
+    compute_largest_outputs,
+    find_nonfinite_gradients,
+    get_step_files,
+    save_step,
 )
-_MAX_OUTPUT = 1e4  # |logit| or |delta|; a sigmoid says no more than 1 from 20 on
-_FIELDS = ("file_name", "image_id", "height", "width")
+
+_MAX_NAMES = 5
+# A loss has diverged above this multiple of the first loss, or of 1 where that is smaller, as it is
+# for a first batch without objects.
+_DIVERGED_RATIO = 1000
+# Iterations in a row. A loss scale of 2**16, halved at each skipped step, is below 1 by then.
+_PATIENCE = 30
+_MAX_OUTPUT = 1e4  # |logit| or |delta| of a model that has diverged; the sigmoid saturates near 20
+# For the other processes to keep the step too, before the error of this one ends them.
+_WAIT_SECONDS = 30.0
 
 # Prefix of the exit message when StepGuard stops a run; `focal-det sweep` looks for it.
 DIVERGED = "diverged: "
 
 
 class DivergedError(FloatingPointError):
-    """A loss or gradient that is not finite; the message says of what, and where the step is kept."""
+    """A loss or gradient is non-finite, or a run has diverged; the message has the details."""
 
 
 class StepGuard(HookBase):
-    """Looks at losses and gradients before each step of the optimizer; needs one wait for the device.
+    """Stops a run before a non-finite loss or gradient reaches the optimizer.
 
-    It hangs on the model's forward and stands before the optimizer's step, as Detectron2 0.5 has no place between backward and
-    step. (torch's hooks of an optimizer would come too late: where Detectron2 clips gradients, they see the clipped ones.)
-    In mixed precision, the loss scaler leaves out steps whose gradient is not finite; too many in a row are a stop too, and so are
-    too many iterations in a row whose loss is finite but a thousand times that of the start.
-    The state it keeps is the last good one: the weights have not been stepped, and buffers that the forward changed are put back.
+    Uses forward hooks on the model and wraps `optimizer.step`, because Detectron2 0.5 has no hook
+    between backward and step. (torch's own optimizer hooks come too late: where Detectron2 clips
+    gradients, they see the clipped ones.) It waits for the device once per step. It also stops
+
+    - mixed precision whose loss scaler skips too many steps in a row,
+    - a run whose loss stays finite, but a thousand times that of the start, for too many steps.
+
+    The kept state is the last good one: the weights have not been stepped, and the buffers that the
+    forward pass changed are restored.
 
     Args:
-        cfg: of the run, kept with the step.
+        cfg: of the run; kept with the step.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -53,16 +63,20 @@ class StepGuard(HookBase):
         self._losses: dict[str, Tensor] = {}
         self._first_loss: Optional[float] = None
         self._last_loss = 0.0
-        self._num_skipped = self._num_diverged = 0
+        self._num_skipped = 0
+        self._num_diverged = 0
         self._buffers: list[Tensor] = []
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], Any]] = []
         self._start_time = 0.0
 
     def before_train(self) -> None:
-        model, optimizer = self.trainer.model, self.trainer.optimizer
-        step, self._start_time = optimizer.step, time.time()
+        model = self.trainer.model
+        optimizer = self.trainer.optimizer
+        step = optimizer.step
+        self._start_time = time.time()
 
-        @functools.wraps(step)  # with what a scheduler of the learning rate has noted on it
+        # Schedulers of the learning rate mark `step` with attributes, which `wraps` copies.
+        @functools.wraps(step)
         def check_and_step(*args: Any, **kwargs: Any) -> Any:
             self.check()
             return step(*args, **kwargs)
@@ -75,207 +89,191 @@ class StepGuard(HookBase):
         ]
 
     def after_step(self) -> None:
+        # `check` sets -1; a step that the loss scaler skips has not called it.
         self._num_skipped += 1
         if self._num_skipped > 0 and not all(x.isfinite() for x in self._losses.values()):
             self.stop()
-        if self._num_skipped > _PATIENCE and find_nonfinite_gradients(self.trainer.model):
+        if self._num_skipped > _PATIENCE and find_nonfinite_gradients(self._model):
             self.stop(
-                f"gradients have not been finite for {self._num_skipped} iterations in a row, at ever smaller loss scales"
+                f"gradients have been non-finite for {self._num_skipped} iterations in a row, at "
+                "ever smaller loss scales"
             )
 
     def after_train(self) -> None:
         for undo in self._undo:
             undo()
 
+    @property
+    def _model(self) -> nn.Module:
+        """The model, also where DistributedDataParallel wraps it."""
+        return getattr(self.trainer.model, "module", self.trainer.model)
+
     def _before_forward(self, model: nn.Module, inputs: tuple) -> None:
-        if model.training:
-            self._batch = inputs[0]
-            if self._buffers:
-                torch._foreach_copy_(self._buffers, list(model.buffers()))
-            else:
-                self._buffers = [x.clone() for x in model.buffers()]
+        if not model.training:
+            return
+        self._batch = inputs[0]
+        if self._buffers:
+            # One kernel, into the same memory: a clone per step would cost a launch per buffer.
+            torch._foreach_copy_(self._buffers, list(model.buffers()))
+        else:
+            self._buffers = [x.clone() for x in model.buffers()]
 
     def _after_forward(self, model: nn.Module, inputs: tuple, losses: Any) -> None:
         if model.training:
             self._losses = {k: v.detach() for k, v in losses.items()}
 
     def check(self) -> None:
-        """Raise DivergedError if a loss or gradient of this step is not finite, or the loss has been far too high for long."""
-        self._num_skipped = -1  # until `after_step` of this iteration
-        values = [x.float() for x in self._losses.values()]
+        """Check losses and gradients of this step.
+
+        Raises:
+            DivergedError: one is non-finite, or the loss has been far too high for too long.
+        """
+        self._num_skipped = -1
+        losses, norm = self._read_losses_and_norm()
+        if not all(map(math.isfinite, losses)):
+            self.stop()
+        # Finite gradients above 1e19 have an infinite norm too, so each gradient is checked.
+        if not math.isfinite(norm) and find_nonfinite_gradients(self._model):
+            self.stop("a gradient is non-finite")
+
+        self._last_loss = sum(losses)
+        if self._first_loss is None:
+            self._first_loss = self._last_loss
+        divergence = self._describe_loss()
+        self._num_diverged = self._num_diverged + 1 if divergence else 0
+        if self._num_diverged > _PATIENCE:
+            self.stop(
+                f"the run has diverged: {divergence}, for {self._num_diverged} iterations in a row"
+            )
+
+    def _read_losses_and_norm(self) -> tuple[list[float], float]:
+        """The losses and the norm of all gradients, read with a single wait for the device."""
         grads = [
             x.grad
             for group in self.trainer.optimizer.param_groups
             for x in group["params"]
             if x.grad is not None
         ]
+        values = [x.float() for x in self._losses.values()]
         if grads:
+            # The sum of the norms will do: it is finite only if each of them is.
             values.append(torch.stack(torch._foreach_norm(grads)).sum().float())
-        values = torch.stack(values).tolist()
-        losses = values[: len(self._losses)]
-        if not all(map(math.isfinite, losses)):
-            self.stop()
-        # A norm is infinite for finite gradients above 1e19 as well, so they are looked at again.
-        if not all(map(math.isfinite, values)) and find_nonfinite_gradients(self.trainer.model):
-            self.stop("a gradient is not finite")
-        self._last_loss = sum(losses)
-        self._first_loss = self._last_loss if self._first_loss is None else self._first_loss
-        divergence = self._describe_divergence()
-        self._num_diverged = self._num_diverged + 1 if divergence else 0
-        if self._num_diverged > _PATIENCE:
-            self.stop(f"{divergence}, for {self._num_diverged} iterations in a row")
+        numbers = torch.stack(values).tolist()
+        num_losses = len(self._losses)
+        return numbers[:num_losses], sum(numbers[num_losses:])
 
-    def _describe_divergence(self) -> str:
-        """What is wrong with a loss that is finite, if anything."""
-        if self._first_loss is None or self._last_loss <= _DIVERGED * max(1.0, self._first_loss):
+    def _describe_loss(self) -> str:
+        """How far a finite loss has left that of the start; empty if it has not diverged."""
+        if self._first_loss is None:
             return ""
-        return f"the training has diverged: the loss is {self._last_loss:.3g}, and was {self._first_loss:.3g} at the start"
+        if self._last_loss <= _DIVERGED_RATIO * max(1.0, self._first_loss):
+            return ""
+        return f"the loss is {self._last_loss:.3g}, and was {self._first_loss:.3g} at the start"
 
-    def stop(self, why: str = "the loss of another process is not finite") -> None:
-        """Keep the step in OUTPUT_DIR, wait until all processes have, and raise DivergedError.
+    def stop(self, reason: str = "the loss of another process is non-finite") -> None:
+        """Keep the step in OUTPUT_DIR, wait until all processes have done so, and raise.
 
         Args:
-            why: what to say if all losses of this process are finite.
+            reason: reported if all losses of this process are finite.
+
+        Raises:
+            DivergedError: always.
+            DiskFullError: the step does not fit on the disk.
         """
-        iteration, model = self.trainer.iter, self.trainer.model
-        losses = {k: float(v) for k, v in self._losses.items()}
-        layers = find_nonfinite_gradients(model)
+        model = self._model
+        gradients = find_nonfinite_gradients(model)
         if self._buffers:
             torch._foreach_copy_(list(model.buffers()), self._buffers)
-        files = [
-            Path(self._cfg.OUTPUT_DIR) / f"nonfinite_step_{iteration:07d}_rank{i}.pth"
-            for i in range(comm.get_world_size())
-        ]
+        iteration = self.trainer.iter
+        folder = Path(self._cfg.OUTPUT_DIR)
+        files = get_step_files(folder, iteration, comm.get_world_size())
         file = files[comm.get_rank()]
-        model = getattr(model, "module", model)  # of DistributedDataParallel
-        content = {
-            "model": model.state_dict(),
-            "optimizer": self.trainer.optimizer.state_dict(),
-            "iteration": iteration,
-            "batch": [_to_plain(x) for x in self._batch],
-            "config": self._cfg.dump(),
-        }
-        with open_to_replace(file) as stream:
-            torch.save(content, stream)
-        outputs = get_largest_outputs(model, self._batch)
+        save_step(
+            file, model, self.trainer.optimizer, self._batch, iteration=iteration, cfg=self._cfg
+        )
+        largest = compute_largest_outputs(model, self._batch)
         _wait_for(files, self._start_time)
-        terms = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
-        values = {k: v for k, v in losses.items() if math.isfinite(v)}
-        values["learning rate"] = self.trainer.optimizer.param_groups[0]["lr"]
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-        what = f"Iteration {iteration}: {' and '.join(terms) or why} ({shown})."
-        raise DivergedError(_describe(what, layers, self._batch, outputs, file))
+        lines = [
+            f"Iteration {iteration}: {self._describe_losses(reason)}. "
+            "The optimizer was not stepped.",
+            *_describe_gradients(gradients),
+            *_describe_batch(self._batch),
+            *(f"largest {k}, in evaluation mode: {v:.4g}" for k, v in largest.items()),
+            f"kept: {file} has the batch and the state before this step. To repeat the step: "
+            f"focal-det reproduce {file}",
+            _advise(folder),
+        ]
+        raise DivergedError("\n  ".join(lines))
+
+    def _describe_losses(self, reason: str) -> str:
+        """The non-finite losses, or else a reason; then the finite ones and the learning rate."""
+        losses = {k: float(v) for k, v in self._losses.items()}
+        nonfinite = [f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
+        finite = {k: v for k, v in losses.items() if math.isfinite(v)}
+        finite["learning rate"] = self.trainer.optimizer.param_groups[0]["lr"]
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in finite.items())
+        return f"{' and '.join(nonfinite) or reason} ({shown})"
 
     def find_divergence(self) -> Optional[str]:
-        """What is wrong with the model as it is, if anything: it is not finite, or the loss is far above that of the start.
+        """How the model has diverged, None if it has not.
 
-        The model is asked for its logits on the last batch, as at the next step.
+        It has if a tensor of its state is non-finite, if its outputs on the last batch are huge,
+        which is what the next step would see, or if the loss is far above that of the start.
         """
-        model = getattr(self.trainer.model, "module", self.trainer.model)
-        wrong = [
+        model = self._model
+        nonfinite = [
             k
             for k, v in model.state_dict().items()
             if v.is_floating_point() and not v.isfinite().all()
         ]
-        if wrong:
-            return f"{len(wrong)} tensors are not finite: {shorten(wrong, _MAX_NAMES)}"
-        outputs = get_largest_outputs(model, self._batch) if self._batch else {}
-        for name, value in outputs.items():
-            if not value < _MAX_OUTPUT:
-                return f"the training has diverged: the largest {name} on the last batch is {value:.3g}"
-        return self._describe_divergence() or None
-
-
-def find_nonfinite_gradients(model: nn.Module) -> list[str]:
-    """Names of the parameters whose gradient is not finite."""
-    return [
-        name
-        for name, x in model.named_parameters()
-        if x.grad is not None and not x.grad.isfinite().all()
-    ]
-
-
-@torch.no_grad()
-def get_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The largest "|logit|" and "|delta|" of a batch, NaN if one is not finite; nothing for models without `predict`.
-
-    The model is in evaluation mode meanwhile, so that nothing changes and no process waits for another.
-    """
-    if not hasattr(model, "predict"):
-        return {}
-    was_training = model.training
-    model.eval()
-    try:
-        _, _, *outputs = model.predict(batch)
-        return {
-            k: float(torch.stack([x.abs().amax() for x in v]).amax())
-            for k, v in zip(("|logit|", "|delta|"), outputs)
-        }
-    finally:
-        model.train(was_training)
+        if nonfinite:
+            return f"{len(nonfinite)} tensors are non-finite: {shorten(nonfinite, _MAX_NAMES)}"
+        if self._batch:
+            for name, value in compute_largest_outputs(model, self._batch).items():
+                if not value < _MAX_OUTPUT:  # also true for NaN
+                    return f"the largest {name} on the last batch is {value:.3g}"
+        return self._describe_loss() or None
 
 
 def _wait_for(files: Sequence[Path], start_time: float) -> None:
-    """Wait until all have been written since a time, but not for ever: other machines may write elsewhere."""
+    """Wait until all files have been written since a time, for a limited time.
+
+    Processes on another machine may write to another disk.
+    """
     deadline = time.monotonic() + _WAIT_SECONDS
-    while (
-        not all(x.is_file() and x.stat().st_mtime >= start_time for x in files)
-        and time.monotonic() < deadline
-    ):
+    while time.monotonic() < deadline:
+        if all(x.is_file() and x.stat().st_mtime >= start_time for x in files):
+            return
         time.sleep(0.1)
 
 
-def _to_plain(item: dict[str, Any]) -> dict[str, Any]:
-    """An image of a batch as what `torch.load(weights_only=True)` reads; of its objects, boxes and classes."""
-    plain = {k: item[k] for k in _FIELDS if isinstance(item.get(k), (str, int, float))}
-    plain["image"] = item["image"].cpu()
-    if "instances" in item:
-        plain["gt_boxes"], plain["gt_classes"] = (
-            item["instances"].gt_boxes.tensor.cpu(),
-            item["instances"].gt_classes.cpu(),
-        )
-    return plain
+def _describe_gradients(names: Sequence[str]) -> list[str]:
+    """A line about the parameters with a non-finite gradient, if any."""
+    if not names:
+        return []
+    return [f"gradients: {len(names)} parameters are non-finite: {shorten(names, _MAX_NAMES)}"]
 
 
-def from_plain(item: dict[str, Any]) -> dict[str, Any]:
-    """The image of a batch again, from what a `nonfinite_step` file has."""
-    if "gt_boxes" not in item:
-        return item
-    instances = Instances(tuple(item["image"].shape[1:]))
-    instances.gt_boxes, instances.gt_classes = Boxes(item["gt_boxes"]), item["gt_classes"]
-    return {**item, "instances": instances}
-
-
-def _describe(
-    what: str, layers: Sequence[str], batch: Sequence[dict], outputs: dict, file: Path
-) -> str:
-    """The message of a stop."""
-    has_checkpoint = (file.parent / "last_checkpoint").is_file()
-    how = (
-        "to go on from the last checkpoint: --resume, with"
-        if has_checkpoint
-        else "there is no checkpoint yet; start again with"
-    )
+def _describe_batch(batch: Sequence[dict[str, Any]]) -> list[str]:
+    """A line with the images, and one each for those with non-finite pixels or boxes."""
     names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
-    nonfinite_images = [name for name, x in zip(names, batch) if not x["image"].isfinite().all()]
-    with_boxes = [
-        (name, x["instances"].gt_boxes.tensor) for name, x in zip(names, batch) if "instances" in x
-    ]
-    nonfinite_boxes = [name for name, boxes in with_boxes if not boxes.isfinite().all()]
-    lines = [f"{what} The optimizer was not stepped."]
-    lines += (
-        [f"gradients: {len(layers)} parameters are not finite: {shorten(layers, _MAX_NAMES)}"]
-        if layers
-        else []
-    )
-    lines += [f"images: {', '.join(names)}"]
-    lines += (
-        [f"pixels that are not finite: {', '.join(nonfinite_images)}"] if nonfinite_images else []
-    )
-    lines += [f"boxes that are not finite: {', '.join(nonfinite_boxes)}"] if nonfinite_boxes else []
-    lines += [f"largest {k}, in evaluation mode: {v:.4g}" for k, v in outputs.items()]
-    lines += [
-        f"kept: {file} has the batch and the state before this step. To see it again: focal-det reproduce {file}",
-        f"{how} a lower SOLVER.BASE_LR, a longer warm-up, or SOLVER.CLIP_GRADIENTS",
-    ]
-    return "\n  ".join(lines)
+    images = []
+    boxes = []
+    for name, item in zip(names, batch):
+        if not item["image"].isfinite().all():
+            images.append(name)
+        if "instances" in item and not item["instances"].gt_boxes.tensor.isfinite().all():
+            boxes.append(name)
+    lines = [f"images: {', '.join(names)}"]
+    if images:
+        lines.append(f"images with non-finite pixels: {', '.join(images)}")
+    if boxes:
+        lines.append(f"images with non-finite boxes: {', '.join(boxes)}")
+    return lines
+
+
+def _advise(folder: Path) -> str:
+    start = "there is no checkpoint yet; start again with"
+    if (folder / "last_checkpoint").is_file():
+        start = "to continue from the last checkpoint: --resume, with"
+    return f"{start} a lower SOLVER.BASE_LR, a longer warm-up, or SOLVER.CLIP_GRADIENTS"

@@ -32,6 +32,7 @@ def run_program(
     argv: Optional[Sequence[str]] = None,
     *,
     example: str,
+    parser: Optional[argparse.ArgumentParser] = None,
 ) -> int:
     """Run a program with its arguments and return its exit code.
 
@@ -42,6 +43,7 @@ def run_program(
         run: does the work; returns the exit code, None for 0.
         argv: arguments; by default those of this process.
         example: a command that `--help` shows.
+        parser: with the arguments of another library, to be extended.
 
     Raises:
         SystemExit: with `REFUSED` and one line on stderr for what the user can mend, with `CRASHED`
@@ -49,7 +51,7 @@ def run_program(
     """
     # fvcore compiles its own losses on import, which current torch warns about.
     warnings.filterwarnings("ignore", "`torch.jit")
-    parser = make_parser(name, doc, example)
+    parser = make_parser(name, doc, example, parser)
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
@@ -81,18 +83,19 @@ def is_for_user(error: BaseException) -> bool:
     return _PACKAGE in Path(frame.f_code.co_filename).parents
 
 
-def make_parser(name: str, doc: str, example: str) -> argparse.ArgumentParser:
+def make_parser(
+    name: str, doc: str, example: str, parser: Optional[argparse.ArgumentParser] = None
+) -> argparse.ArgumentParser:
     """A parser whose help is the docstring of the program and an example."""
     summary, _, rest = doc.partition("\n\n")
     epilog = f"example:\n  {example}"
     if rest.strip():
         epilog = f"{rest.strip()}\n\n{epilog}"
-    parser = argparse.ArgumentParser(
-        prog=f"focal-det {name}",
-        description=summary,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser or argparse.ArgumentParser()
+    parser.prog = f"focal-det {name}"
+    parser.description = summary
+    parser.epilog = epilog
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     return parser
 
