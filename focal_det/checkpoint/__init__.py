@@ -1,4 +1,4 @@
-"""What is stored of a model: reading weights without running code, saving and resuming."""
+"""Stored models: weights read without running code, checkpoints saved and resumed."""
 
 from focal_det.host import require_detectron2
 

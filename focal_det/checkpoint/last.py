@@ -10,18 +10,20 @@ from .weights_file import WeightsError, read_weights
 
 
 def find_last_checkpoint(folder: Path) -> Optional[Path]:
-    """The checkpoint to resume from, None without any.
+    """The checkpoint to resume from, None if the folder has none.
 
-    It is the one that `last_checkpoint` names. Without that tag, or if the file it names does not
-    exist, it is the readable one of the highest iteration.
+    It is the one that `last_checkpoint` names. Without that tag, or if the named file does not
+    exist, it is the readable checkpoint of the highest iteration.
 
     Raises:
-        WeightsError: there are checkpoints, and none can be read; a run would start over them at 0.
+        WeightsError: there are checkpoints, but none can be read; a run would start at iteration 0
+            and overwrite them.
     """
     tag = folder / "last_checkpoint"
     tagged = tag.read_text().strip() if tag.is_file() else ""
     if tagged and (folder / tagged).is_file():
         return folder / tagged
+
     files = sorted(folder.glob("model_*.pth"))
     found = [x for x in map(_read_iteration, files) if x]
     if files and not found:
@@ -30,20 +32,22 @@ def find_last_checkpoint(folder: Path) -> Optional[Path]:
     if not found:
         return None
     _, file = max(found)
-    reason = f"names {tagged}, which does not exist" if tagged else "is empty or missing"
+    reason = "is empty or missing"
+    if tagged:
+        reason = f"names {tagged}, which does not exist"
     message = f"{tag} {reason}; {file.name} is the newest checkpoint that can be read"
     logging.getLogger(LOGGER_NAME).warning(message)
     return file
 
 
 def _read_iteration(file: Path) -> Optional[tuple[int, Path]]:
-    """The iteration after which a checkpoint was saved; None if it cannot be read, or has none."""
+    """The iteration after which a checkpoint was saved; None if it is unreadable or has none."""
     try:
         content = read_weights(str(file))
     except WeightsError as error:
-        logging.getLogger(LOGGER_NAME).warning(f"{file} is left out: {error}")
+        logging.getLogger(LOGGER_NAME).warning(f"{file} is skipped: {error}")
         return None
     if "iteration" not in content:
-        logging.getLogger(LOGGER_NAME).warning(f"{file} is left out: it holds weights only")
+        logging.getLogger(LOGGER_NAME).warning(f"{file} is skipped: it holds weights only")
         return None
     return int(content["iteration"]), file

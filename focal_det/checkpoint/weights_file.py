@@ -1,4 +1,4 @@
-"""Reading files of weights without running code, and saying what a file is that holds none."""
+"""Weights read without running code, and a description of files that hold none."""
 
 import pickle
 from collections import OrderedDict
@@ -7,26 +7,24 @@ from typing import Any
 
 import torch
 
-# All that a pickle of arrays by name needs: those of Detectron2's and Detectron's model zoos are such.
+# Everything that a pickle of numpy arrays by name calls; the model zoos of Detectron2 and Detectron
+# are such pickles. numpy 2 renamed `numpy.core` to `numpy._core`, and files of both are in use.
 _ALLOWED = {
     ("_codecs", "encode"),
     ("collections", "OrderedDict"),
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
-    *(
-        (f"numpy.{core}.{name}", function)
-        for core in ("core", "_core")
-        for name, function in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
 }
 _SAFE_FORM = (
-    "torch.save({'model': model.state_dict()}, 'weights.pth') makes a file that can be read"
+    "torch.save({'model': model.state_dict()}, 'weights.pth') writes a file that can be read"
 )
-_MAX_LINE = 200  # characters of another library's message
+_MAX_LINE = 200  # characters of an error message from another library
 
 
 class WeightsError(ValueError):
@@ -34,13 +32,13 @@ class WeightsError(ValueError):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays in plain containers; whatever else a pickle may call is refused."""
+    """Unpickles numpy arrays in plain containers, and refuses all other calls."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise WeightsError(
                 f"reading it would call {module}.{name}, and a pickle can run any code that way; "
-                f"only numpy arrays are read from .pkl files. {_SAFE_FORM}"
+                f"focal_det reads only numpy arrays from .pkl files. {_SAFE_FORM}"
             )
         return super().find_class(module, name)
 
@@ -49,12 +47,13 @@ def read_weights(file: str) -> dict[str, Any]:
     """Read a checkpoint of Detectron2, a state dict, or a file of a model zoo (.pkl, .pyth).
 
     Returns:
-        "model", tensors or arrays by name; for files of model zoos also what Detectron2 needs to
-        convert the names; of a checkpoint, all that it holds besides.
+        "model", tensors or arrays by name; for a model zoo also the entries that let Detectron2
+        convert the names; for a checkpoint also its other entries.
 
     Raises:
+        OSError: the file cannot be opened.
         WeightsError: the file holds something else, is damaged, or would run code when read. The
-            message does not name the file.
+            message does not name the file, because callers know what it is for.
     """
     kind = _describe_kind(Path(file))
     if kind:
@@ -65,29 +64,28 @@ def read_weights(file: str) -> dict[str, Any]:
         content = _from_pycls(_read_torch(file))
     else:
         content = _read_torch(file)
-        content = content if "model" in content else {"model": content}
+        if "model" not in content:  # a plain state dict
+            content = {"model": content}
     if not isinstance(content["model"], dict):
         raise WeightsError(f"its 'model' is a {type(content['model']).__name__}, not a mapping")
-    wrong = [k for k, v in content["model"].items() if not hasattr(v, "shape")]
-    if wrong or not content["model"]:
-        raise WeightsError(
-            f"it holds no tensors by name: {', '.join(map(str, wrong[:3])) or 'empty'}"
-        )
+    others = [str(k) for k, v in content["model"].items() if not hasattr(v, "shape")]
+    if others or not content["model"]:
+        raise WeightsError(f"it holds no tensors by name: {', '.join(others[:3]) or 'empty'}")
     return content
 
 
 def _describe_kind(file: Path) -> str:
-    """What a file is that cannot hold weights, seen from its first bytes; empty if it may."""
+    """The kind of a file that cannot hold weights, from its first bytes; empty if it may."""
     with open(file, "rb") as stream:
         start = stream.read(512)
     if not start:
         return "it is empty (0 bytes)"
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is an HTML page, such as a server sends in place of a file: download it again"
+        return "it is an HTML page, which servers send in place of a file: download it again"
     if text.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself: run `git lfs pull`"
-    # Protocol 0 of pickle, of old model zoos, is printable too; it does not decode to words.
+    # Old model zoos use protocol 0 of pickle, which is printable as well.
     is_text = all(x in b"\t\n\r" or 32 <= x < 127 for x in start)
     if is_text and not file.name.endswith(".pkl"):
         return f"it is a text file that begins with {start[:40].decode()!r}"
@@ -100,7 +98,7 @@ def _read_pickle(file: str) -> dict[str, Any]:
             content = _ArrayUnpickler(stream, encoding="latin1").load()
     except WeightsError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+    except Exception as error:  # the bytes of a damaged pickle can raise any type
         raise WeightsError(_describe_damage(error)) from None
     return _require_mapping(content)
 
@@ -115,12 +113,13 @@ def _read_torch(file: str) -> dict[str, Any]:
         raise WeightsError(
             f"it holds objects other than tensors ({unsafe[0]}), which could run code. {_SAFE_FORM}"
         ) from None
-    except Exception as error:  # torch raises what its zip reader says, of many types
+    except Exception as error:  # torch raises errors of many types
         raise WeightsError(_describe_damage(error)) from None
     return _require_mapping(content)
 
 
 def _describe_damage(error: Exception) -> str:
+    # torch's message goes on for a page about `weights_only`.
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"it is damaged, cut off or of another kind ({lines[0][:_MAX_LINE]})"
 
@@ -132,17 +131,20 @@ def _require_mapping(content: Any) -> dict[str, Any]:
 
 
 def _from_model_zoo(content: dict[str, Any]) -> dict[str, Any]:
-    """Of Detectron2's model zoo as it is; of Detectron's and ImageNet's with what they need."""
+    """The content of a .pkl file, with the entries that let Detectron2 convert its names."""
+    # Files of Detectron2's own zoo have them.
     if "model" in content and "__author__" in content:
         return content
+    # Detectron keeps its arrays in "blobs", ImageNet models at the top level.
     arrays = content.get("blobs", content)
     model = {k: v for k, v in arrays.items() if not k.endswith("_momentum")}
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def _from_pycls(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a .pyth file, with the entries that let Detectron2 convert its names."""
     if "model_state" not in content:
-        raise WeightsError("it has no 'model_state', which .pyth files of pycls have")
+        raise WeightsError("it has no 'model_state', which the .pyth files of pycls have")
     state = content["model_state"]
     model = OrderedDict((k, v) for k, v in state.items() if not k.endswith("num_batches_tracked"))
     return {"model": model, "__author__": "pycls", "matching_heuristics": True}

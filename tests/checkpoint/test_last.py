@@ -1,0 +1,25 @@
+"""Which checkpoint a run resumes from where `last_checkpoint` does not say."""
+
+import pytest
+import torch
+
+from focal_det.checkpoint.last import find_last_checkpoint
+from focal_det.checkpoint.weights_file import WeightsError
+
+
+def test_newest_checkpoint_is_by_iteration_and_readable(tmp_path):
+    for name, iteration in (("model_final", 9), ("model_0000004", 4), ("model_0000019", 19)):
+        torch.save(
+            {"model": {"x": torch.zeros(1)}, "iteration": iteration}, tmp_path / f"{name}.pth"
+        )
+    assert find_last_checkpoint(tmp_path).name == "model_0000019.pth"
+    (tmp_path / "model_0000019.pth").write_bytes(b"PK cut off")
+    assert find_last_checkpoint(tmp_path).name == "model_final.pth"
+
+
+def test_weights_in_the_folder_are_not_a_checkpoint(tmp_path):
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "model_zoo.pth")
+    with pytest.raises(WeightsError, match=r"no checkpoint that a run .*, but model_zoo\.pth"):
+        find_last_checkpoint(tmp_path)
+    torch.save({"model": {"x": torch.zeros(1)}, "iteration": 3}, tmp_path / "model_0000003.pth")
+    assert find_last_checkpoint(tmp_path).name == "model_0000003.pth"
