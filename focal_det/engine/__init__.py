@@ -1,4 +1,4 @@
-"""What `focal-det train` adds to Detectron2's training: guarded steps, healthy checkpoints, data order; and the telemetry."""
+"""A training run: what starts and ends it, guarded steps, data order, its folder and processes."""
 
 from focal_det.host import require_detectron2
 

@@ -1,4 +1,4 @@
-"""What an OUTPUT_DIR holds of an earlier run: its checkpoints, its config, and files that a new run would mix with."""
+"""An OUTPUT_DIR that holds an earlier run: what it may share with a new run, and what not."""
 
 from pathlib import Path
 from typing import Any, Optional
@@ -8,10 +8,18 @@ from detectron2.config import CfgNode, get_cfg
 
 from focal_det.checkpoint.last import find_last_checkpoint
 from focal_det.checkpoint.weights_file import WeightsError, read_weights
+from focal_det.messages import shorten
 from focal_det.modeling.build import INFERENCE_KEYS, flatten_config
 
-# Files of a run, by pattern; config.yaml and log.txt are written before a run has done anything.
-_RUN_FILES = ("last_checkpoint", "model_*.pth", "diverged_*.pth", "metrics.json")
+# Patterns of the files that show that a run has trained. config.yaml and log.txt do not: they are
+# written before the first iteration.
+_RUN_FILES = (
+    "last_checkpoint",
+    "model_*.pth",
+    "diverged_*.pth",
+    "nonfinite_step_*.pth",
+    "metrics.json",
+)
 _ALL_FILES = (
     *_RUN_FILES,
     "*.pth.part",
@@ -23,8 +31,8 @@ _ALL_FILES = (
     "curves.png",
     "detections.png",
 )
-# Keys that may differ at a resume without changing what is learnt; a key ending in "." stands for
-# all below it.
+# Keys that may change at a resume because they do not affect what is learnt; a key ending in "."
+# stands for all keys below it.
 _FREE_KEYS = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
@@ -44,21 +52,73 @@ _FREE_KEYS = (
 
 
 def find_run_files(folder: Path) -> list[str]:
-    """Names of the files that an earlier run has left and a new one would overwrite or mix with."""
+    """Names of an earlier run's files that a new run would overwrite or append to."""
     files = [x for pattern in _RUN_FILES for x in sorted(folder.glob(pattern))]
     return [x.name for x in files if x.stat().st_size > 0]
 
 
-def find_all_run_files(folder: Path) -> list[Path]:
-    """All that a run writes, its logs and results included; files of other names are left out."""
-    return [x for pattern in _ALL_FILES for x in sorted(folder.glob(pattern)) if x.is_file()]
+def remove_run(folder: Path, weights: str) -> None:
+    """Remove all files of the run in a folder, logs and results included; others stay.
+
+    Args:
+        weights: MODEL.WEIGHTS of the new run.
+
+    Raises:
+        ValueError: `weights` is one of the files.
+    """
+    if not find_run_files(folder):
+        return
+    files = [x for pattern in _ALL_FILES for x in folder.glob(pattern) if x.is_file()]
+    if Path(weights).resolve() in {x.resolve() for x in files}:
+        raise ValueError(
+            f"--overwrite would remove MODEL.WEIGHTS {weights}; choose another OUTPUT_DIR"
+        )
+    for file in files:
+        file.unlink()
+
+
+def refuse_mixed_runs(folder: Path) -> None:
+    """Refuse to start a new run in a folder that holds one.
+
+    Raises:
+        ValueError: it does; names its files and the ways to go on.
+    """
+    files = find_run_files(folder)
+    if files:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds a run ({shorten(files, 4)}). To continue it: --resume. To "
+            "remove it and start anew: --overwrite. Or choose another OUTPUT_DIR"
+        )
+
+
+def refuse_changes(cfg: CfgNode, before: dict[str, Any]) -> None:
+    """Refuse to resume a run with settings that change what is learnt.
+
+    Args:
+        before: the config of the run, from `read_earlier_config`.
+
+    Raises:
+        ValueError: there are such settings; names each with both values.
+    """
+    changes = find_changes(cfg, before)
+    if changes:
+        shown = "".join(
+            f"\n  {key}: {old} before, {new} now" for key, (old, new) in changes.items()
+        )
+        raise ValueError(
+            f"--resume: the run in {cfg.OUTPUT_DIR} was trained with other settings:{shown}\nSet "
+            "them back, or continue with the new ones: --allow-changes"
+        )
 
 
 def read_earlier_config(folder: Path) -> dict[str, Any]:
-    """The config, by full keys, that the run in a folder was trained with; empty if it is not known.
+    """The config, by full keys, that the run in a folder was trained with; empty if unknown.
 
-    It is the one in the last checkpoint, or in config.yaml for a run of Detectron2's own script.
-    Without a checkpoint there is nothing that a run would go on with, and it is empty.
+    It is the one in the last checkpoint, or config.yaml for a run of Detectron2's own script.
+    Without a checkpoint a run has nothing to continue from, and the config is empty.
+
+    Raises:
+        WeightsError: the last checkpoint cannot be read.
     """
     checkpoint = find_last_checkpoint(folder)
     if checkpoint is None:
@@ -67,7 +127,9 @@ def read_earlier_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
     if text is None and file.is_file():
         text = file.read_text(encoding="utf-8")
-    return flatten_config(yaml.safe_load(text)) if text else {}
+    if not text:
+        return {}
+    return flatten_config(yaml.safe_load(text))
 
 
 def _read_config_of(checkpoint: Path) -> Optional[str]:
@@ -75,40 +137,47 @@ def _read_config_of(checkpoint: Path) -> Optional[str]:
         return read_weights(str(checkpoint)).get("config")
     except WeightsError as error:
         raise WeightsError(
-            f"the last checkpoint, {checkpoint}, cannot be read: {error}. Without this file, "
-            "--resume goes on from the one before"
+            f"the last checkpoint, {checkpoint}, cannot be read: {error}. If you remove this file, "
+            "--resume continues from the checkpoint before it"
         ) from None
 
 
 def find_changes(cfg: CfgNode, before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys that decide what is learnt and differ from those of an earlier run.
+    """Keys that affect what is learnt and differ from those of an earlier run.
 
     Args:
-        before: of `read_earlier_config`.
+        before: the config of the earlier run, from `read_earlier_config`; empty for no changes.
 
     Returns:
-        By key, the value before and the value now; None where a key was or is not set.
+        By key, the value before and the value now; None where the key is not set.
     """
-    now = flatten_config(yaml.safe_load(cfg.dump()))  # as plain as what was dumped before
     if not before:
         return {}
+    # Through yaml, like the earlier config: a tuple has become a list there.
+    now = flatten_config(yaml.safe_load(cfg.dump()))
     declared = flatten_config(get_cfg())
-    keys = [x for x in {**before, **now} if (x in before and x in now) or _is_own_arg(x, declared)]
-    pairs = {key: (_simplify(key, before), _simplify(key, now)) for key in keys}
-    changes = {key: (old, new) for key, (old, new) in pairs.items() if old != new}
-    return {key: pair for key, pair in changes.items() if not _is_free(key, *pair, now)}
+    changes = {}
+    for key in {**before, **now}:
+        is_in_both = key in before and key in now
+        if not is_in_both and not _is_own_arg(key, declared):
+            continue
+        old = _simplify(key, before)
+        new = _simplify(key, now)
+        if old != new and not _is_free(key, old, new, now):
+            changes[key] = (old, new)
+    return changes
 
 
 def _is_own_arg(key: str, declared: dict[str, Any]) -> bool:
-    """Whether a key is an argument of a component that only a file or command line has, like gamma.
+    """Whether a key is a component's argument that only a file or command line sets, like gamma.
 
-    Other keys that one of two configs lacks are those of another version of Detectron2 or focal_det.
+    Other keys that one of two configs lacks come from another version of Detectron2 or focal_det.
     """
     return key.startswith("MODEL.FOCAL_DET.") and ".ARGS." in key and key not in declared
 
 
 def _simplify(key: str, values: dict[str, Any]) -> Any:
-    """The value of a key; of data sets, without the paths of their files, which may move."""
+    """The value of a key; for data sets, without the paths of their files, which may move."""
     value = values.get(key)
     if key == "MODEL.FOCAL_DET.DATASETS" and isinstance(value, list):
         return [{k: v for k, v in x.items() if k not in ("json", "images", "root")} for x in value]
@@ -116,15 +185,15 @@ def _simplify(key: str, values: dict[str, Any]) -> Any:
 
 
 def _is_free(key: str, before: Any, now: Any, values: dict[str, Any]) -> bool:
-    """Whether a key may differ, given all values of the config now."""
+    """Whether a key may change at a resume, given all values of the config now."""
     if key == "SEED":
-        return before < 0 or now < 0  # a negative SEED means that one is drawn
+        return before < 0 or now < 0  # a run with a negative SEED draws one
     if key == "SOLVER.MAX_ITER":
-        # A longer run; but other schedulers derive the learning rate of all iterations from it.
+        # A longer run; but other schedulers derive the learning rate of every iteration from it.
         return values["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR"
     for part in ("CLS_LOSS", "NORMALIZER"):
         args = f"MODEL.FOCAL_DET.{part}.ARGS."
         if key.startswith(args):
-            # Only the arguments of the component that is used are read.
+            # Only the arguments of the selected component are read.
             return not key.startswith(f"{args}{values[f'MODEL.FOCAL_DET.{part}.NAME']}.")
     return any(key == x or (x.endswith(".") and key.startswith(x)) for x in _FREE_KEYS)

@@ -1,4 +1,4 @@
-"""Processes of one run end together: ranks with the process that started them, and it with them."""
+"""Processes of a run end together: ranks with the process that started them, and it with them."""
 
 import multiprocessing
 import os
@@ -7,15 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SECONDS_TO_END = 5.0  # for a process to follow SIGTERM, before it is killed
+_SECONDS_TO_END = 5.0  # for a process to obey SIGTERM before it is killed
 
 
 def end_with_parent() -> None:
-    """End this process and its data workers when its parent has ended or sends SIGTERM.
+    """End this process and its data workers when its parent ends or sends SIGTERM.
 
-    Without it, the ranks of a run go on as orphans when their parent is killed, and the data workers
-    of a rank that gets SIGTERM stay for seconds. Does nothing in a process that `multiprocessing`
-    has not started.
+    Without it, the ranks of a run survive as orphans when their parent is killed, and the data
+    workers of a rank that gets SIGTERM stay for seconds. Does nothing in a process that
+    `multiprocessing` has not started.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -32,12 +32,13 @@ def end_with_parent() -> None:
 def _end() -> None:
     for worker in multiprocessing.active_children():
         worker.kill()
-    os._exit(1)  # the main thread may be waiting for other ranks, for ever
+    # Not sys.exit: the main thread may wait for other ranks forever.
+    os._exit(1)
 
 
 @contextmanager
 def end_children_on_error() -> Iterator[None]:
-    """End the processes started inside when an exception, such as an interrupt, leaves the block.
+    """End the processes started in the block when an exception, or an interrupt, leaves it.
 
     Without it, `multiprocessing` waits for them when the interpreter ends.
     """
@@ -46,6 +47,7 @@ def end_children_on_error() -> Iterator[None]:
         yield
     except BaseException:
         children = set(multiprocessing.active_children()) - others
+        # All at once, so that they do not wait for each other in a collective operation.
         for child in children:
             child.terminate()
         for child in children:

@@ -1,4 +1,4 @@
-"""Runs of `focal-det train` in a folder that holds an earlier run: resumed, evaluated, refused or overwritten."""
+"""A folder that holds an earlier run: resumed, evaluated, refused or overwritten."""
 
 import json
 
@@ -8,8 +8,6 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from focal_det.checkpoint.last import find_last_checkpoint
-from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.modeling.build import flatten_config
@@ -60,7 +58,7 @@ def test_eval_only_without_any_weights_is_refused(digits, capsys):
     assert not (digits.folder / "out").exists()
 
 
-def test_eval_only_refuses_weights_of_a_part_of_the_model(finished, capsys, tmp_path):
+def test_eval_only_refuses_weights_of_a_backbone(finished, capsys, tmp_path):
     config, out = finished
     model = read_checkpoint(out / "model_final.pth")["model"]
     backbone = {k: v for k, v in model.items() if k.startswith("backbone.")}
@@ -70,7 +68,7 @@ def test_eval_only_refuses_weights_of_a_part_of_the_model(finished, capsys, tmp_
     assert "MODEL.WEIGHTS" in message and "head.cls_subnet.0.weight is not in the file" in message
 
 
-def test_eval_only_takes_weights_named_on_the_command_line(finished, tmp_path, digits):
+def test_eval_only_takes_weights_of_the_command_line(finished, tmp_path, digits):
     config, out = finished
     named = tmp_path / "named.pth"
     named.write_bytes((out / "model_final.pth").read_bytes())
@@ -78,19 +76,19 @@ def test_eval_only_takes_weights_named_on_the_command_line(finished, tmp_path, d
     assert f"evaluating {named}" in read_log(digits)
 
 
-def test_eval_only_of_the_weights_a_run_started_from_is_ambiguous(finished, tmp_path, capsys):
-    """As when the command of the run is given again, with --eval-only added."""
+def test_eval_only_of_the_starting_weights_is_ambiguous(finished, tmp_path, capsys):
+    """As if the command of the run were repeated with --eval-only added."""
     config, out = finished
     start = tmp_path / "start.pth"
     start.write_bytes((out / "model_final.pth").read_bytes())
     words = ["MODEL.WEIGHTS", str(start)]
     run_train(config, "--overwrite", *words)
     message = refuse_train(capsys, config, "--eval-only", *words)
-    assert f"{start} is what the run in {out} has started from" in message
+    assert f"the run in {out} started from MODEL.WEIGHTS {start}" in message
 
 
 def test_eval_only_with_another_model_warns(finished, capsys):
-    """Of anchors of other sizes, whose number fits the weights."""
+    """Anchors of other sizes, in a number that fits the weights."""
     words = [
         "MODEL.ANCHOR_GENERATOR.SIZES",
         "[[8,10,12],[16,20,25],[32,40,50],[64,80,101],[128,161,203]]",
@@ -120,7 +118,8 @@ def test_eval_only_leaves_the_config_of_the_run(finished):
 
 def test_overwrite_leaves_nothing_of_the_earlier_run(digits, finished):
     config, out = finished
-    (out / "model_0000099.pth").write_bytes(b"of the earlier run")
+    for name in ("model_0000099", "diverged_model_final", "nonfinite_step_0000009_rank0"):
+        (out / f"{name}.pth").write_bytes(b"of the earlier run")
     (out / "notes.txt").write_text("of a person")
     run_train(config, "--overwrite", "SOLVER.MAX_ITER", "1")
     assert get_iterations(digits) == [0]
@@ -128,7 +127,7 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(digits, finished):
     assert (out / "notes.txt").is_file()
 
 
-def test_overwrite_does_not_remove_the_weights_it_starts_from(finished, capsys):
+def test_overwrite_keeps_the_weights_it_starts_from(finished, capsys):
     config, out = finished
     words = ["MODEL.WEIGHTS", str(out / "model_final.pth")]
     assert "--overwrite would remove MODEL.WEIGHTS" in refuse_train(
@@ -137,7 +136,7 @@ def test_overwrite_does_not_remove_the_weights_it_starts_from(finished, capsys):
     assert (out / "model_final.pth").is_file()
 
 
-def test_overwrite_of_a_folder_without_a_run_removes_nothing(digits):
+def test_overwrite_without_a_run_removes_nothing(digits):
     out = digits.folder / "out"
     (out / "inference").mkdir(parents=True)
     files = [out / "log.txt", out / "inference" / "mine.py", out / "curves.png"]
@@ -153,24 +152,6 @@ def test_overwrite_and_resume_exclude_each_other(finished, capsys):
     )
 
 
-def test_newest_checkpoint_is_by_iteration_and_readable(tmp_path):
-    for name, iteration in (("model_final", 9), ("model_0000004", 4), ("model_0000019", 19)):
-        torch.save(
-            {"model": {"x": torch.zeros(1)}, "iteration": iteration}, tmp_path / f"{name}.pth"
-        )
-    assert find_last_checkpoint(tmp_path).name == "model_0000019.pth"
-    (tmp_path / "model_0000019.pth").write_bytes(b"PK cut off")
-    assert find_last_checkpoint(tmp_path).name == "model_final.pth"
-
-
-def test_weights_in_the_folder_are_not_a_checkpoint(tmp_path):
-    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "model_zoo.pth")
-    with pytest.raises(WeightsError, match=r"no checkpoint that a run .*, but model_zoo\.pth"):
-        find_last_checkpoint(tmp_path)
-    torch.save({"model": {"x": torch.zeros(1)}, "iteration": 3}, tmp_path / "model_0000003.pth")
-    assert find_last_checkpoint(tmp_path).name == "model_0000003.pth"
-
-
 def test_resume_without_a_readable_checkpoint_is_refused(finished, capsys):
     config, out = finished
     (out / "last_checkpoint").unlink()
@@ -180,7 +161,7 @@ def test_resume_without_a_readable_checkpoint_is_refused(finished, capsys):
     )
 
 
-def test_resume_before_the_first_checkpoint_takes_any_settings(digits):
+def test_resume_without_checkpoint_takes_any_settings(digits):
     config = digits.write_config(DATASETS__TEST=[], SOLVER__BASE_LR=0.01)
     out = digits.folder / "out"
     run_train(config, "SOLVER.MAX_ITER", "1")
@@ -227,7 +208,7 @@ ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS"
 
 
 def test_arguments_that_only_a_file_has_are_compared(digits, capsys):
-    """Gamma has a key of Detectron2's, and under ARGS none before a file sets it."""
+    """Gamma has a key of Detectron2; a key under ARGS exists only if a file sets it."""
     node = {"FocalLoss": {"gamma": 5.0}}
     run_train(digits.write_config(DATASETS__TEST=[], MODEL__FOCAL_DET__CLS_LOSS__ARGS=node))
     message = refuse_train(capsys, digits.write_config(DATASETS__TEST=[]), "--resume")
@@ -241,7 +222,7 @@ def test_arguments_of_another_loss_may_change(finished, digits):
     assert "Starting training from iteration 2" in read_log(digits)
 
 
-def test_length_may_change_where_it_leaves_the_learning_rate(finished, capsys):
+def test_length_may_change_if_learning_rates_do_not(finished, capsys):
     config = finished[0]
     cosine = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
     run_train(config, "--overwrite", *cosine)
@@ -260,7 +241,7 @@ def test_resume_with_classes_in_another_order_is_refused(finished, digits, capsy
     assert "it was trained with the classes 0, 1, 2" in message
 
 
-def test_allowed_change_of_the_parameter_groups_is_refused_by_name(finished, capsys):
+def test_change_of_the_parameter_groups_is_refused(finished, capsys):
     words = ["SOLVER.MAX_ITER", "3", "SOLVER.BIAS_LR_FACTOR", "2.0"]
     if detectron2.__version__.startswith("0.5"):  # a group for each parameter, whatever the factor
         run_train(finished[0], "--resume", "--allow-changes", *words)
@@ -275,7 +256,7 @@ def test_resume_may_change_what_is_not_learnt(digits, finished):
     assert "Starting training from iteration 2" in read_log(digits)
 
 
-def test_allowed_change_of_the_learning_rate_is_the_one_used(digits, finished):
+def test_allowed_change_of_the_learning_rate_is_used(digits, finished):
     words = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "0.003", "SOLVER.MOMENTUM", "0.5"]
     run_train(finished[0], "--resume", "--allow-changes", *words)
     lines = (digits.folder / "out" / "metrics.json").read_text().splitlines()
@@ -286,7 +267,7 @@ def test_allowed_change_of_the_learning_rate_is_the_one_used(digits, finished):
     assert "'momentum': 0.5" in groups and "'momentum': 0.9" not in groups
 
 
-def test_resume_after_other_anchors_names_tensors_and_keys(finished, capsys):
+def test_resume_with_other_anchors_names_tensors_and_keys(finished, capsys):
     words = ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]", "SOLVER.MAX_ITER", "3"]
     message = refuse_train(capsys, finished[0], "--resume", "--allow-changes", *words)
     assert "head.cls_score.weight is (90, 64, 3, 3) in the file and (30, 64, 3, 3)" in message
@@ -304,8 +285,8 @@ def test_seed_is_kept_without_config_yaml(digits):
     assert f"this run keeps {seed}" in read_log(digits)
 
 
-def test_seed_that_nobody_recorded_is_reported_as_new(digits):
-    """Of a run of Detectron2's own script, whose config.yaml has SEED -1."""
+def test_seed_that_was_not_recorded_is_drawn(digits):
+    """After a run of Detectron2's own script, whose config.yaml has SEED -1."""
     config = digits.write_config(DATASETS__TEST=[], SEED=-1)
     run_train(config)
     file = digits.folder / "out" / "model_final.pth"
@@ -319,7 +300,7 @@ def test_seed_that_nobody_recorded_is_reported_as_new(digits):
 # --- the end of a run
 
 
-def test_a_finished_run_says_that_nothing_is_left(digits, finished):
+def test_finished_run_reports_that_nothing_is_left(digits, finished):
     run_train(finished[0], "--resume")
     assert "all 2 iterations of this run are done, and nothing is left to train" in read_log(digits)
 
@@ -328,9 +309,3 @@ def test_checkpoints_hold_class_names_and_config(finished):
     content = read_checkpoint(finished[1] / "model_final.pth")
     assert content["class_names"] == [str(i) for i in range(10)]
     assert yaml.safe_load(content["config"])["SOLVER"]["BASE_LR"] == 0.01
-
-
-def test_more_gpus_than_there_are_is_refused(digits, capsys):
-    num = torch.cuda.device_count() + 2
-    message = refuse_train(capsys, digits.write_config(), "--num-gpus", str(num))
-    assert f"--num-gpus {num}, but torch finds {torch.cuda.device_count()}" in message

@@ -1,4 +1,4 @@
-"""Ranks of a run end with the process that started them, and it with them; real processes and signals."""
+"""Ranks end with the process that started them, and it with them: real signals."""
 
 import os
 import signal
@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-# As `focal-det train` on two GPUs, but that each rank is a run of its own: there is no GPU here.
+# Like `focal-det train` on two GPUs, except that each rank is a separate run on the CPU.
 SCRIPT = """
 import sys
 from torch import multiprocessing
-from focal_det.tools import train
+from focal_det.engine import launch, run
 
-def work(rank, args):
+def work(rank, args, plan):
     args.opts = [*args.opts, "OUTPUT_DIR", f"{sys.argv[2]}/rank{rank}"]
-    train.run(args)
+    run.run_process(args, plan)
 
-def launch(run, num_gpus, args, **machines):
+def spawn(main, num_gpus, args, **machines):
     multiprocessing.spawn(work, nprocs=2, args=args)
 
-train.launch = launch
+launch.launch = spawn
 if __name__ == "__main__":
     from focal_det.tools.__main__ import main
     sys.exit(main(["train", "--no-check", "--config-file", sys.argv[1]]))

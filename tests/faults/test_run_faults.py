@@ -17,7 +17,7 @@ NOT_EVALUATED = {"DATASETS__TEST": []}
 
 
 def get_start(digits):
-    """The iteration that the last training in the folder has started from, by its log."""
+    """The iteration that the last run in the folder started from, by its log."""
     lines = (digits.folder / "out" / "log.txt").read_text().splitlines()
     starts = [x for x in lines if "Starting training from iteration" in x]
     return int(starts[-1].rsplit(" ", 1)[1])
@@ -148,7 +148,7 @@ def test_row_21_exception_in_the_last_iteration(digits, monkeypatch, fault):
     config = digits.write_config()
     with monkeypatch.context() as monkeypatch:
         fail_at_the_end(Trainer)
-        with pytest.raises(RuntimeError, match="out of luck"):
+        with pytest.raises(SystemExit, match=r"Traceback(?s:.)*\nRuntimeError: out of luck"):
             run_train(config)
         fail_at_the_end(DefaultTrainer)
         trainer = make_trainer(DefaultTrainer, digits)

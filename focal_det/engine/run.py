@@ -1,0 +1,137 @@
+"""One process of a training run or of an evaluation."""
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from focal_det.checkpoint.checkpointer import load_all_weights
+from focal_det.data.catalog import register_datasets
+from focal_det.env import load_config
+from focal_det.files import open_to_replace
+from focal_det.host import LOGGER_NAME, keep_log_files_plain
+
+from .processes import end_with_parent
+from .step_guard import DivergedError
+from .trainer import Trainer
+
+
+@dataclass
+class RunPlan:
+    """What is known of a run before its processes start.
+
+    Attributes:
+        cfg: the config to be checked; the processes read it again from its file.
+        earlier: the config, by full keys, of the run in OUTPUT_DIR that continues or is evaluated.
+        weights: file or URL that --eval-only evaluates.
+        findings: lines about the data and the config, to be logged.
+    """
+
+    cfg: CfgNode
+    earlier: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    findings: Sequence[str] = ()
+
+
+def run_process(args: argparse.Namespace, plan: RunPlan) -> Optional[dict]:
+    """Train or evaluate in this process, with the others of the run, and return the metrics.
+
+    Raises:
+        DivergedError: the run stopped before a non-finite step, or its final model has diverged.
+        WeightsError: the weights cannot be read, or do not fit.
+        DiskFullError: a file of the run does not fit on the disk.
+    """
+    end_with_parent()
+    cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    seed_note = _set_seed(cfg, args, plan.earlier)
+    if args.eval_only:
+        cfg.MODEL.WEIGHTS = plan.weights
+        cfg.freeze()
+        with _keep_file(Path(cfg.OUTPUT_DIR) / "config.yaml"):
+            _set_up(cfg, args)
+        return _evaluate(cfg)
+    cfg.freeze()
+    _set_up(cfg, args)
+    _log_notes(seed_note, plan.findings)
+    return _train(cfg, args)
+
+
+def _set_seed(cfg: CfgNode, args: argparse.Namespace, earlier: dict[str, Any]) -> str:
+    """Give a run without SEED one that all its processes share; return a note for the log.
+
+    A resumed or evaluated run keeps the seed it had.
+    """
+    if cfg.SEED >= 0:
+        return ""
+    # A collective operation: every process draws, whatever it does with the seed.
+    drawn = comm.shared_random_seed()
+    before = earlier.get("SEED", -1)
+    if before >= 0:
+        cfg.SEED = before
+        return f"SEED is not set; this run keeps {before}, which it was started with"
+    if args.eval_only:
+        return ""
+    cfg.SEED = drawn
+    if args.resume and earlier:
+        return (
+            "SEED is not set, and the earlier part of this run has not recorded one; the run "
+            f"continues with {drawn}, in another order of the images"
+        )
+    return f"SEED was not set; this run has {drawn}, and --resume keeps it"
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's set-up: logging, random generators, config.yaml."""
+    keep_log_files_plain(cfg.OUTPUT_DIR)
+    default_setup(cfg, args)
+
+
+@contextmanager
+def _keep_file(file: Path) -> Iterator[None]:
+    """Restore a file that the block overwrites, such as the config of an evaluated run."""
+    before = file.read_bytes() if file.is_file() else None
+    try:
+        yield
+    finally:
+        if before is not None and comm.is_main_process():
+            with open_to_replace(file) as stream:
+                stream.write(before)
+
+
+def _log_notes(seed_note: str, findings: Sequence[str]) -> None:
+    """Log the seed and the findings, which the terminal has shown before log.txt existed."""
+    log = logging.getLogger(LOGGER_NAME)
+    if seed_note:
+        log.info(seed_note)
+    for finding in findings:
+        level = logging.INFO if finding.startswith("note") else logging.WARNING
+        log.log(level, f"check: {finding}")
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume, take_new_settings=args.allow_changes)
+    results = trainer.train()
+    divergence = trainer.checkpointer.divergence
+    if divergence:
+        raise DivergedError(f"at the end of the run, {divergence}")
+    return results
+
+
+def _evaluate(cfg: CfgNode) -> dict:
+    logging.getLogger(LOGGER_NAME).info(f"evaluating {cfg.MODEL.WEIGHTS}")
+    model = Trainer.build_model(cfg)
+    load_all_weights(model, cfg.MODEL.WEIGHTS)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
