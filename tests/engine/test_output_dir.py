@@ -267,7 +267,7 @@ def test_allowed_change_of_the_learning_rate_is_used(digits, finished):
     assert "'momentum': 0.5" in groups and "'momentum': 0.9" not in groups
 
 
-def test_resume_with_other_anchors_names_tensors_and_keys(finished, capsys):
+def test_resume_with_other_anchors_names_the_keys(finished, capsys):
     words = ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]", "SOLVER.MAX_ITER", "3"]
     message = refuse_train(capsys, finished[0], "--resume", "--allow-changes", *words)
     assert "head.cls_score.weight is (90, 64, 3, 3) in the file and (30, 64, 3, 3)" in message

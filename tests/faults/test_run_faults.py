@@ -1,4 +1,4 @@
-"""Faults of a run's files: its checkpoints, their tag, a folder that is used twice, weights that run code."""
+"""Faults of the files of a run: checkpoints, their tag, a used folder, unsafe weights."""
 
 import json
 import os

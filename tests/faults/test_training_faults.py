@@ -4,16 +4,12 @@ import re
 
 import pytest
 import torch
-import yaml
-from detectron2.config import get_cfg
-from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer, SimpleTrainer, default_setup
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.data.catalog import register_datasets
 from focal_det.engine.nonfinite_step import reproduce_step
 from focal_det.engine.step_guard import DivergedError, StepGuard
@@ -21,7 +17,7 @@ from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.tools.train import main as train
 from tests.conftest import make_batch
-from tests.faults.copies import run_check, run_stock
+from tests.faults.copies import run_check
 
 NAN = float("nan")
 
@@ -314,264 +310,6 @@ def test_row_13_learning_rate_of_nan_is_refused(digits, capsys, fault):
     )
 
 
-def test_row_22_weights_without_a_matching_key(digits, capsys, fault):
-    file = digits.folder / "other.pth"
-    torch.save({"model": {f"net.{i}.weight": torch.zeros(3) for i in range(5)}}, file)
-    model = make_model(digits)
-    with pytest.raises(
-        ValueError,
-        match=r"the weights have 0 of the model's \d+ parameters \(5 tensors are in the file, such as net",
-    ):
-        HealthyCheckpointer(model).load(str(file), checkpointables=[])
-    code, output = run_check(digits.write_config(MODEL__WEIGHTS=str(file)), capsys)
-    assert code == 2 and "weights that cannot be loaded" in output and str(file) in output
-    with pytest.raises(SystemExit):
-        train(["--no-check", "--config-file", str(digits.write_config(MODEL__WEIGHTS=str(file)))])
-    message = capsys.readouterr().err
-    assert f"MODEL.WEIGHTS {file}: " in message and "they are of another model" in message
-    trainer = make_trainer(DefaultTrainer, digits, MODEL__WEIGHTS=str(file))
-    trainer.resume_or_load(resume=False)
-    fault(
-        22,
-        "weights file without a matching key",
-        stock="SILENT: trains from scratch",
-        ours="refused, with the counts",
-        seen="goes on",
-    )
-
-
-def test_row_23_missing_weights(digits, capsys, fault):
-    code, output = run_check(digits.write_config(MODEL__WEIGHTS="none.pth"), capsys)
-    assert code == 2 and "weights that do not exist: none.pth. Correct MODEL.WEIGHTS" in output
-    trainer = make_trainer(DefaultTrainer, digits, MODEL__WEIGHTS=str(digits.folder / "none.pth"))
-    with pytest.raises(AssertionError, match=r"none\.pth not found"):
-        trainer.resume_or_load(resume=False)
-    fault(
-        23,
-        "weights that do not exist",
-        stock="stops, and says so",
-        ours="found before",
-        seen="AssertionError",
-    )
-
-
-def test_row_37_unregistered_test_set(digits, capsys, fault):
-    code, output = run_check(digits.write_config(DATASETS__TEST=["copi"]), capsys)
-    assert code == 2 and "DATASETS.TEST: Unknown data set 'copi'." in output
-    assert "Did you mean 'copy'" in output
-    trainer = make_trainer(DefaultTrainer, digits, DATASETS__TEST=["copi"])
-    trainer.run_step = lambda: None
-    with pytest.raises(KeyError) as error:
-        trainer.test(trainer.cfg, trainer.model)
-    fault(
-        37,
-        "test set that nobody registered",
-        stock="found after the training",
-        ours="found before, with the nearest name",
-        seen=f"in the evaluation, KeyError: {str(error.value)[:60]}",
-    )
-
-
-def train_stock(digits, num_classes):
-    """Losses of one step of Detectron2's RetinaNet on objects of 10 classes."""
-    cfg = load_config(
-        digits.write_config(
-            MODEL__RETINANET__NUM_CLASSES=num_classes, MODEL__META_ARCHITECTURE="RetinaNet"
-        )
-    )
-    batch = make_batch([[10, 10, 40, 40], [60, 60, 100, 100]], num_classes=10)
-    batch[0]["instances"].gt_classes[:] = 9
-    from detectron2.utils.events import EventStorage
-
-    with EventStorage():
-        return build_model(cfg).train()(batch)
-
-
-@pytest.mark.parametrize(
-    ("row", "num_classes", "stock"),
-    [
-        (38, 9, "SILENT: the last class trains as background"),
-        (39, 5, "stops with a message about sizes; on a GPU with a device-side assert"),
-        (40, 12, "stops in the evaluation, after the training"),
-    ],
-)
-def test_rows_38_to_40_wrong_number_of_classes(row, num_classes, stock, digits, capsys, fault):
-    config = digits.write_config(MODEL__RETINANET__NUM_CLASSES=num_classes)
-    message = rf"10 classes .* but MODEL\.RETINANET\.NUM_CLASSES is {num_classes}\. Set it to 10"
-    with pytest.raises(ValueError, match=message):
-        build_model(load_config(config))  # the stock script as well
-    code, output = run_check(config, capsys)
-    assert code == 2 and "Set MODEL.RETINANET.NUM_CLASSES to 10" in output
-    try:
-        losses = train_stock(digits, num_classes)
-        seen = "trains" if all(x.isfinite() for x in losses.values()) else "not finite"
-    except (RuntimeError, IndexError) as error:
-        seen = f"{type(error).__name__}: {str(error)[:60]}"
-    assert (seen == "trains") == (row != 39)
-    if row == 40:  # and once in a while the model finds a class that is not there
-        seen = f"trains, then {run_stock(digits.json, digits.images, shift=2)}"
-        assert (
-            "stops in evaluation, after the training: AssertionError: A prediction has class="
-            in seen
-        )
-    what = {
-        38: "`NUM_CLASSES` one too small",
-        39: "`NUM_CLASSES` smaller still",
-        40: "`NUM_CLASSES` too large",
-    }[row]
-    fault(
-        row, what, stock=stock, ours="refused before the training, with the right number", seen=seen
-    )
-
-
-@pytest.mark.parametrize("num_classes", [4, 7])
-def test_classes_of_own_data_set_are_compared_in_training(
-    num_classes, make_cfg, batch, clean_catalog
-):
-    """Under the stock script, they are known by the first step, not when the model is built."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    DatasetCatalog.register("own", lambda: [])
-    model = build_model(
-        make_cfg("DATASETS.TRAIN", ("own",), "MODEL.RETINANET.NUM_CLASSES", num_classes)
-    ).train()
-    MetadataCatalog.get("own").thing_classes = list("abcde")
-    with pytest.raises(
-        ValueError,
-        match=rf"Data set own has 5 classes \(a, b, c, d, e\), .* is {num_classes}. Set it to 5",
-    ):
-        model(batch)
-
-
-def test_row_41_typo_in_the_config(digits, capsys, fault):
-    code, output = run_check(digits.write_config(SOLVER__BASE_LRR=0.1), capsys)
-    assert (
-        code == 2
-        and "config.yaml: SOLVER.BASE_LRR: Unknown key of SOLVER 'BASE_LRR'. Did you mean 'BASE_LR'?"
-        in output
-    )
-    code, output = run_check(digits.write_config(), capsys, "SOLVER.BASE_LRR", "1")
-    assert code == 2 and "Did you mean 'BASE_LR'?" in output
-    code, output = run_check(digits.write_config(SOLVER__BASE_LR="fast"), capsys)
-    assert code == 2 and "config.yaml" in output and "config key: SOLVER.BASE_LR" in output
-    with pytest.raises(AssertionError) as error:
-        get_cfg().merge_from_list(["SOLVER.BASE_LRR", "1"])
-    fault(
-        41,
-        "config key with a typo, or of the wrong type",
-        stock="stops, with the key",
-        ours="with the file and the nearest key",
-        seen=str(error.value),
-    )
-
-
-def get_image_ids(trainer, num):
-    return [[x["image_id"] for x in next(trainer._trainer._data_loader_iter)] for _ in range(num)]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
-    """Two runs without a seed see different orders; a resumed run continues where it was."""
-    seeds, orders = [], []
-
-    def record(cfg):
-        seeds.append(cfg.SEED)
-        trainer = Trainer(cfg)
-        get_batch = trainer._trainer.model.forward
-        orders.append([])
-
-        def forward(batch):
-            if trainer.model.training:
-                orders[-1].append([x["image_id"] for x in batch])
-            return get_batch(batch)
-
-        trainer._trainer.model.forward = forward
-        return trainer
-
-    monkeypatch.setattr("focal_det.engine.run.Trainer", record)
-
-    def run(out, *words, **keys):
-        config = digits.write_config(
-            SEED=-1,
-            OUTPUT_DIR=str(digits.folder / out),
-            DATASETS__TEST=[],
-            DATALOADER__NUM_WORKERS=num_workers,
-            **keys,
-        )
-        train(["--no-check", "--config-file", str(config), *words])
-
-    run("a", SOLVER__MAX_ITER=6)
-    run("b", SOLVER__MAX_ITER=6)
-    assert seeds[0] != seeds[1] and orders[0] != orders[1]
-    run("c", SOLVER__MAX_ITER=3, SOLVER__CHECKPOINT_PERIOD=3)
-    run("c", "--resume", SOLVER__MAX_ITER=6)
-    assert seeds[3] == seeds[2] and orders[2] + orders[3] == get_order(
-        digits, seeds[2], num_workers
-    )
-    if num_workers:
-        return
-    samplers = [iter(TrainingSampler(20, seed=-1)) for _ in range(2)] if not is_05() else []
-    same = samplers and [next(samplers[0]) for _ in range(20)] == [
-        next(samplers[1]) for _ in range(20)
-    ]
-    assert same or is_05()
-    seen = (
-        "main: the same order twice"
-        if same
-        else "0.5: unseeded, so other orders; a resumed run starts over"
-    )
-    fault(
-        44,
-        "run without a seed; resumed run",
-        stock="SILENT: main gives every run the same order of the data, and both start over at a resume",
-        ours="another order each; a resumed run goes on",
-        seen=seen,
-    )
-
-
-def is_05():
-    import detectron2
-
-    return detectron2.__version__.startswith("0.5")
-
-
-def get_order(digits, seed, num_workers):
-    """The first six batches of an uninterrupted run with this seed."""
-    trainer = make_trainer(
-        Trainer, digits, SEED=seed, DATALOADER__NUM_WORKERS=num_workers, DATASETS__TEST=[]
-    )
-    return get_image_ids(trainer, 6)
-
-
-def test_row_46_config_that_runs_code(digits, capsys, fault):
-    folder = digits.folder / "made_by_yaml"
-    base = digits.write_config()
-    evil = digits.folder / "evil.yaml"
-    evil.write_text(f"_BASE_: {base}\nOUTPUT_DIR: !!python/object/apply:os.mkdir ['{folder}']\n")
-    through = digits.folder / "through.yaml"
-    through.write_text(f"_BASE_: {evil}\n")
-    for config in (evil, through):
-        code, output = run_check(config, capsys)
-        assert code == 2 and not folder.exists()
-        assert (
-            f"{evil} runs code when it is read, line 2" in output
-            and "python/object/apply:os.mkdir" in output
-        )
-    with pytest.raises(TypeError):  # asked, it runs: mkdir returns None, which is no folder
-        load_config(through, unsafe_yaml=True).OUTPUT_DIR + ""
-    assert folder.is_dir()
-    folder.rmdir()
-    get_cfg().load_yaml_with_base(str(through), allow_unsafe=True)
-    seen = "runs it" if folder.is_dir() else "does not"
-    fault(
-        46,
-        "yaml with `!!python/...`, also through `_BASE_`",
-        stock="runs the code",
-        ours="refused, with file and line",
-        seen=seen,
-    )
-
-
 def test_row_48_box_without_anchors(make_cfg, fault):
     cfg = make_cfg()
     batch = make_batch([[10, 10, 10, 40]])
@@ -594,29 +332,6 @@ def test_row_48_box_without_anchors(make_cfg, fault):
         ours="gets none; counted and reported",
         seen=f"{counts[1]} of {counts[1]} anchors positive",
     )
-
-
-def test_drawn_seed_is_kept_in_config_yaml(digits):
-    config = digits.write_config(SEED=-1, DATASETS__TEST=[])
-    train(["--no-check", "--config-file", str(config)])
-    assert yaml.safe_load((digits.folder / "out" / "config.yaml").read_text())["SEED"] >= 0
-
-
-def test_evaluation_keeps_the_seed_of_the_run(digits):
-    """A later --resume takes the seed from config.yaml, which an evaluation rewrites."""
-    config, dumped = digits.write_config(SEED=-1), digits.folder / "out" / "config.yaml"
-    train(["--no-check", "--config-file", str(config)])
-    before = yaml.safe_load(dumped.read_text())["SEED"]
-    train(
-        [
-            "--eval-only",
-            "--config-file",
-            str(config),
-            "MODEL.WEIGHTS",
-            str(digits.folder / "out" / "model_final.pth"),
-        ]
-    )
-    assert yaml.safe_load(dumped.read_text())["SEED"] == before >= 0
 
 
 def test_resumed_run_does_not_need_its_first_weights(digits):
@@ -658,32 +373,6 @@ def test_kept_step_needs_no_data_set(digits):
     assert (
         again["iteration"] == 1 and again["losses"]["loss_cls"] > 0
     )  # it was the test that spoilt it
-
-
-@pytest.mark.parametrize("architecture", ["RetinaNet", "GeneralizedRCNN"])
-def test_other_architectures_train_on_data_sets_of_the_config(architecture, digits, capsys):
-    """They neither register data sets nor read MODEL.RETINANET."""
-    keys = {"MODEL__META_ARCHITECTURE": architecture}
-    if architecture == "GeneralizedRCNN":
-        keys |= {
-            "MODEL__ROI_HEADS__NUM_CLASSES": 10,
-            "MODEL__ROI_HEADS__NAME": "StandardROIHeads",
-            "MODEL__ROI_HEADS__IN_FEATURES": ["p3", "p4"],
-            "MODEL__RPN__IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
-            "MODEL__ROI_BOX_HEAD__NAME": "FastRCNNConvFCHead",
-            "MODEL__ROI_BOX_HEAD__NUM_FC": 1,
-            "MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool",
-        }
-    config = digits.write_config(**keys)
-    code, output = run_check(config, capsys)
-    assert code == 0, output
-    if architecture == "RetinaNet":
-        train(["--config-file", str(config)])
-        assert (digits.folder / "out" / "model_final.pth").is_file()
-        return
-    assert "anchors that were not looked at: MODEL.META_ARCHITECTURE GeneralizedRCNN" in output
-    code, output = run_check(config, capsys, "MODEL.ROI_HEADS.NUM_CLASSES", "9")
-    assert code == 2 and "Set MODEL.ROI_HEADS.NUM_CLASSES to 10" in output
 
 
 def test_run_that_ends_diverged_exits_with_the_reason(digits, monkeypatch):
