@@ -110,6 +110,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         except WeightsError as error:
             raise WeightsError(f"{source}{path}: {error}") from None
+        # fvcore asserts that the file exists.
         except AssertionError as error:
             if "not found" not in str(error):
                 raise

@@ -24,6 +24,7 @@ def find_last_checkpoint(folder: Path) -> Optional[Path]:
     if tagged and (folder / tagged).is_file():
         return folder / tagged
 
+    # By iteration, not by name or time: model_final.pth sorts last, and copies get new times.
     files = sorted(folder.glob("model_*.pth"))
     found = [x for x in map(_read_iteration, files) if x]
     if files and not found:

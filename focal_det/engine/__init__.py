@@ -1,4 +1,4 @@
-"""A training run: what starts and ends it, guarded steps, data order, its folder and processes."""
+"""A training run: start, guarded steps, order of the data, folder, processes."""
 
 from focal_det.host import require_detectron2
 

@@ -1,4 +1,4 @@
-"""Before the processes of a run start and after they end: refusals, and what an error means."""
+"""Start of a run: what is refused before it, and what the error of a process means."""
 
 import argparse
 import traceback

@@ -1,4 +1,4 @@
-"""The step a run stopped at: kept in a file, which is read without running code, and repeated.
+"""The step that a run stopped at: kept in a file, and repeated.
 
 `nonfinite_step_<iteration>_rank<i>.pth` of OUTPUT_DIR holds what process i needs to repeat it:
 model, buffers and optimizer before the step, its batch and the config.
@@ -18,7 +18,7 @@ from focal_det.env import ensure_environment
 from focal_det.files import open_to_replace
 
 _FIELDS = ("file_name", "image_id", "height", "width")  # of an image, besides pixels and objects
-_REQUIRED = {"model", "batch", "config"}
+_REQUIRED = {"model", "batch", "config", "iteration"}
 
 
 def get_step_files(folder: Path, iteration: int, num_processes: int) -> list[Path]:
@@ -37,7 +37,7 @@ def save_step(
     iteration: int,
     cfg: CfgNode,
 ) -> None:
-    """Keep a step, in plain tensors and containers only.
+    """Keep a step, in tensors and containers that are read without running code.
 
     Raises:
         DiskFullError: the disk is full.
@@ -71,21 +71,9 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     """
     ensure_environment()
     content = _read_step(file)
-    cfg = CfgNode.load_cfg(content["config"])
-    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
-        raise ValueError(
-            f"{file} cannot be reproduced: its model trains masks or keypoints, and kept steps "
-            "hold boxes and classes only"
-        )
-    # The batch is in the file; the data sets may be gone, or on another machine.
-    cfg.DATASETS.TRAIN = ()
-    cfg.DATASETS.TEST = ()
-    cfg.MODEL.FOCAL_DET.DATASETS = []
-    model = build_model(cfg).train()
-    model.load_state_dict(content["model"])
-
+    model = _build_model(content, file)
     batch = [from_plain(x) for x in content["batch"]]
-    with torch.autocast(model.device.type, enabled=cfg.SOLVER.AMP.ENABLED):
+    with torch.autocast(model.device.type, enabled=content["config"].SOLVER.AMP.ENABLED):
         largest = compute_largest_outputs(model, batch)
         losses = model(batch)
     sum(losses.values()).backward()
@@ -99,6 +87,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
 
 
 def _read_step(file: Union[str, Path]) -> dict[str, Any]:
+    """What `save_step` has written, with "config" as a CfgNode."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
@@ -110,7 +99,24 @@ def _read_step(file: Union[str, Path]) -> dict[str, Any]:
             f"{file} is not a step kept by focal-det train: those are nonfinite_step_*.pth in the "
             "OUTPUT_DIR of a run"
         )
-    return content
+    return {**content, "config": CfgNode.load_cfg(content["config"])}
+
+
+def _build_model(content: dict[str, Any], file: Union[str, Path]) -> nn.Module:
+    """The model of a kept step in training mode, with its weights and buffers before the step."""
+    cfg = content["config"]
+    if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(
+            f"{file} cannot be reproduced: its model trains masks or keypoints, and kept steps "
+            "hold boxes and classes only"
+        )
+    # The batch is in the file; the data sets may be gone, or on another machine.
+    cfg.DATASETS.TRAIN = ()
+    cfg.DATASETS.TEST = ()
+    cfg.MODEL.FOCAL_DET.DATASETS = []
+    model = build_model(cfg).train()
+    model.load_state_dict(content["model"])
+    return model
 
 
 def _to_plain(item: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Processes of a run end together: ranks with the process that started them, and it with them."""
+"""Processes of a run end together: the ranks and the process that started them."""
 
 import multiprocessing
 import os

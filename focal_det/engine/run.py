@@ -50,6 +50,7 @@ def run_process(args: argparse.Namespace, plan: RunPlan) -> Optional[dict]:
         DiskFullError: a file of the run does not fit on the disk.
     """
     end_with_parent()
+    # Read again: a spawned process starts without the data sets and components of its parent.
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     seed_note = _set_seed(cfg, args, plan.earlier)
@@ -74,6 +75,7 @@ def _set_seed(cfg: CfgNode, args: argparse.Namespace, earlier: dict[str, Any]) -
         return ""
     # A collective operation: every process draws, whatever it does with the seed.
     drawn = comm.shared_random_seed()
+    # -1 also for a run of Detectron2's own script, which does not record the seed that it draws.
     before = earlier.get("SEED", -1)
     if before >= 0:
         cfg.SEED = before
@@ -102,6 +104,7 @@ def _keep_file(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # default_setup writes in the main process only.
         if before is not None and comm.is_main_process():
             with open_to_replace(file) as stream:
                 stream.write(before)
@@ -133,5 +136,6 @@ def _evaluate(cfg: CfgNode) -> dict:
     load_all_weights(model, cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
+        # TEST.EXPECTED_RESULTS: ends the process with an error if the results are not these.
         verify_results(cfg, results)
     return results

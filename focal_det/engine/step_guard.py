@@ -1,4 +1,4 @@
-"""Stops a run before a non-finite loss or gradient reaches the optimizer, and keeps the step."""
+"""Stops a run before a non-finite loss or gradient reaches the optimizer."""
 
 import functools
 import math

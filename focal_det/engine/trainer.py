@@ -1,4 +1,4 @@
-"""The trainer of `focal-det train`: guarded steps, safe checkpoints, and data that continues."""
+"""The trainer of `focal-det train`, built from the parts of this package."""
 
 import logging
 from collections.abc import Iterable

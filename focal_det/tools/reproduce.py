@@ -1,4 +1,4 @@
-"""Repeat the step at which `focal-det train` stopped because of a non-finite loss or gradient."""
+"""Repeat a step at which `focal-det train` stopped for a non-finite loss or gradient."""
 
 import argparse
 import json
