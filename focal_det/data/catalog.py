@@ -1,4 +1,4 @@
-"""Data sets without code: blocks of yaml become entries of Detectron2's DatasetCatalog and MetadataCatalog.
+"""Data sets without code: blocks of yaml become entries of Detectron2's catalogs.
 
 A block:
 
@@ -13,12 +13,13 @@ A block:
       root: VOCdevkit/Cells        # voc: folder with Annotations, ImageSets/Main, JPEGImages
       split: test                  #      ImageSets/Main/test.txt
       classes: [RBC, WBC]          #      in the order of the class ids
-      evaluator: coco              # optional: coco or voc metrics; a data set has those of its format unless told otherwise
+      evaluator: coco              # optional: coco or voc metrics; by default those of the format
       year: 2012                   # optional: 2007 for the 11-point VOC average precision
 
-Such blocks stand as a list under `DATASETS` in the yaml file named by FOCAL_DET_DATASETS, where relative paths are relative to that
-file, or as the config key MODEL.FOCAL_DET.DATASETS, where they are, like all paths of a config, relative to the working folder.
-`~` and `$VARIABLES` are expanded.
+The blocks are a list in one of two places. In the yaml file that FOCAL_DET_DATASETS names, under
+`DATASETS`, relative paths start at the folder of that file. In the config key
+MODEL.FOCAL_DET.DATASETS, they start at the working folder, like all paths of a config. `~` and
+`$VARIABLES` are expanded.
 """
 
 import functools
@@ -35,18 +36,29 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from focal_det.messages import describe_unknown
+from focal_det.messages import describe_unknown, shorten
 
 from .digits import DIGITS_CLASSES, DIGITS_SPLITS, build_digits, get_digits_root
 from .voc import load_voc, report_boxes_without_area
 
 _REQUIRED_KEYS = {"coco": ("json", "images"), "voc": ("root", "split", "classes")}
 _OPTIONAL_KEYS = {"coco": ("classes",), "voc": ("evaluator", "year")}
+# Keys whose value must be an existing file or folder.
+_FILE_KEYS = ("json",)
+_FOLDER_KEYS = ("images", "root")
+# Detectron2's `evaluator_type` for the evaluator of a block.
 _EVALUATORS = {"coco": "coco", "voc": "pascal_voc"}
+# Detectron2's metadata that are values of a block, by the key of the block.
+_METADATA = {"root": "dirname", "split": "split", "json": "json_file", "images": "image_root"}
 
 
 def register_datasets_file(path: str) -> None:
-    """Register the blocks under `DATASETS` of a yaml file; see the module for their form."""
+    """Register the blocks under `DATASETS` of a yaml file; see the module for their form.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not yaml, or has another form; else as for `register_datasets`.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
@@ -64,20 +76,24 @@ def register_datasets_file(path: str) -> None:
 def register_datasets(
     blocks: Sequence[Mapping[str, Any]], *, source: str, base: Path = Path()
 ) -> None:
-    """Check blocks (see the module) and register them, the others even if one is wrong.
+    """Check blocks of the module's form, and register the correct ones.
 
     Args:
         blocks: one mapping per data set.
         source: file or key the blocks come from, for messages.
-        base: folder that relative paths are relative to.
+        base: folder that relative paths start at.
 
     Raises:
-        ValueError: a key or value that is missing, unknown or of the wrong type, or a name that is taken by another data set.
-        FileNotFoundError: a path that does not exist. If several blocks are wrong, the first error is raised.
+        ValueError: a key or value that is missing, unknown or of the wrong type, or a name that
+            another data set has.
+        FileNotFoundError: a path that does not exist. If several blocks are wrong, the first error
+            is raised.
     """
-    errors = []
     if not isinstance(blocks, (list, tuple)):
         raise ValueError(f"{source} must be a list of data sets, got {type(blocks).__name__}")
+
+    # One wrong block must not hide the others: a run that does not use it can go on.
+    errors = []
     for index, block in enumerate(blocks):
         try:
             _register_block(block, index, source, base)
@@ -88,30 +104,35 @@ def register_datasets(
 
 
 def describe_unregistered(name: str) -> str:
-    """Error text for a data set that nobody registered; a forgotten file of data sets comes first."""
-    file = os.environ.get("FOCAL_DET_DATASETS")
-    advice = "" if file else "FOCAL_DET_DATASETS is not set: set it to the yaml file that has it."
+    """Error text for a data set that is not registered, with the most likely reason first."""
+    advice = ""
+    if not os.environ.get("FOCAL_DET_DATASETS"):
+        advice = "FOCAL_DET_DATASETS is not set: set it to the yaml file that has it."
     return describe_unknown("data set", name, DatasetCatalog.list(), advice=advice)
 
 
 def prepare_datasets(cfg: CfgNode, num_classes: int, key: str) -> tuple[str, ...]:
-    """Register the data sets of MODEL.FOCAL_DET.DATASETS, and compare the classes of all with K.
+    """Register the config's data sets, and compare their numbers of classes with K.
+
+    Only data sets that focal_det registered are compared; for the others, whose classes Detectron2
+    knows after loading, see `check_metadata`.
 
     Args:
-        cfg: Detectron2's config.
+        cfg: Detectron2's config; its blocks are in MODEL.FOCAL_DET.DATASETS.
         num_classes: K of the model that will be built.
-        key: where K is set, for messages.
+        key: full key of K, for messages.
 
     Returns:
         Names of the training and test sets.
 
     Raises:
-        ValueError, FileNotFoundError: see `register_datasets`; or the number of classes of a data
-            set that focal_det registered is not K.
+        ValueError: a data set has more or fewer than K classes; else as for `register_datasets`.
+        FileNotFoundError: as for `register_datasets`.
     """
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in names:
+        # Detectron2 reports an unknown name where it loads the data set.
         if name not in DatasetCatalog.list():
             continue
         spec = MetadataCatalog.get(name).get("focal_det_spec")
@@ -121,15 +142,16 @@ def prepare_datasets(cfg: CfgNode, num_classes: int, key: str) -> tuple[str, ...
 
 
 def check_metadata(names: Iterable[str], num_classes: int, key: str) -> None:
-    """Compare the number of classes of data sets that have been loaded, whoever registered them.
+    """Compare the numbers of classes of loaded data sets, whoever registered them, with K.
 
     Args:
         num_classes, key: as for `prepare_datasets`.
 
     Raises:
-        ValueError: a data set has more or fewer classes than the model.
+        ValueError: a data set has more or fewer than K classes.
     """
     for name in names:
+        # `MetadataCatalog.get` would add an unknown name to the catalog.
         if name not in MetadataCatalog.list():
             continue
         classes = MetadataCatalog.get(name).get("thing_classes")
@@ -138,36 +160,42 @@ def check_metadata(names: Iterable[str], num_classes: int, key: str) -> None:
 
 
 def _compare_number(name: str, classes: Sequence[str], num_classes: int, key: str) -> None:
-    if len(classes) != num_classes:
-        shown = ", ".join(map(str, classes[:10]))
-        raise ValueError(
-            f"Data set {name} has {len(classes)} classes ({shown}), but {key} is {num_classes}. "
-            f"Set it to {len(classes)}."
-        )
+    if len(classes) == num_classes:
+        return
+    raise ValueError(
+        f"Data set {name} has {len(classes)} classes ({shorten(classes, 10)}), but {key} is "
+        f"{num_classes}. Set it to {len(classes)}."
+    )
 
 
 def read_class_names(name: str) -> list[str]:
-    """The classes of a data set, in the order of the class ids; none if they are not known.
+    """Classes of a data set in the order of the class ids; empty if they are not known.
 
-    Those of Detectron2's catalog, or of the annotations of a data set that focal_det registered,
-    which the catalog has only after the data set has been loaded.
+    Detectron2's catalog has the classes of a COCO json only after the data set has been loaded;
+    before that, those of a data set that focal_det registered are read from its annotations.
     """
-    metadata = MetadataCatalog.get(name) if name in MetadataCatalog.list() else None
-    if metadata is None:
+    # Not by `get`, as in `check_metadata`.
+    if name not in MetadataCatalog.list():
         return []
+    metadata = MetadataCatalog.get(name)
     spec = metadata.get("focal_det_spec")
-    return list(metadata.get("thing_classes") or (_read_classes(spec) if spec else []))
+    if metadata.get("thing_classes"):
+        return list(metadata.thing_classes)
+    if spec:
+        return list(_read_classes(spec))
+    return []
 
 
 def sample_evenly(records: Sequence[Any], num: int) -> list[Any]:
-    """`num` records at even distances; all if it is 0 or there are no more."""
+    """Choose `num` records at even distances; all if `num` is 0 or there are no more."""
     if num == 0 or num >= len(records):
         return list(records)
-    return [records[round(i * (len(records) - 1) / max(1, num - 1))] for i in range(num)]
+    step = (len(records) - 1) / max(1, num - 1)
+    return [records[round(i * step)] for i in range(num)]
 
 
 def register_digits() -> None:
-    """Register digits_train, digits_val and digits_longtail_train; they are drawn when first read."""
+    """Register the generated sets `digits_*`; their images are drawn when first read."""
     for split in DIGITS_SPLITS:
         folder = get_digits_root() / split
         spec = {
@@ -184,8 +212,31 @@ def register_digits() -> None:
         )
 
 
-def _resolve(block: dict[str, Any], where: str, base: Path) -> dict[str, Any]:
-    """Check the keys and values of one block; return it with absolute paths and defaults filled in."""
+def _resolve(block: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
+    """Check one block; return it with absolute paths, and with defaults filled in."""
+    _check_keys(block, where)
+    spec = {"evaluator": block["format"], "year": 2012, **block}
+    if spec["evaluator"] not in _EVALUATORS:
+        message = describe_unknown("evaluator", str(spec["evaluator"]), _EVALUATORS)
+        raise ValueError(f"{where}: {message}")
+    if spec["year"] not in (2007, 2012):
+        raise ValueError(f"{where}: year must be 2007 or 2012, got {spec['year']!r}")
+
+    for key in (*_FILE_KEYS, *_FOLDER_KEYS):
+        if key in spec:
+            path = _expand_path(spec[key], f"{where}: {key}", base)
+            _check_exists(path, f"{where}: {key} is {spec[key]!r}", want_file=key in _FILE_KEYS)
+            spec[key] = str(path)
+    if spec["format"] == "voc":
+        split_file = Path(spec["root"], "ImageSets", "Main", f"{spec['split']}.txt")
+        _check_exists(split_file, f"{where}: split is {spec['split']!r}", want_file=True)
+    if "classes" in spec:
+        spec["classes"] = _check_class_names(spec["classes"], where)
+    return spec
+
+
+def _check_keys(block: Mapping[str, Any], where: str) -> None:
+    """Refuse a block of an unknown format, with an unknown key or without one it needs."""
     data_format = block.get("format")
     if data_format not in _REQUIRED_KEYS:
         raise ValueError(f"{where}: {describe_unknown('format', str(data_format), _REQUIRED_KEYS)}")
@@ -195,46 +246,35 @@ def _resolve(block: dict[str, Any], where: str, base: Path) -> dict[str, Any]:
         if key not in known:
             raise ValueError(f"{where}: {describe_unknown('key', str(key), known)}")
     for key in required:
+        # A key without a value is None in yaml.
         if block.get(key) in (None, "", []):
             raise ValueError(
                 f"{where} has no {key!r}; format {data_format} needs {', '.join(required)}"
             )
-    block.setdefault("evaluator", data_format)
-    if block["evaluator"] not in _EVALUATORS:
-        raise ValueError(
-            f"{where}: {describe_unknown('evaluator', str(block['evaluator']), _EVALUATORS)}"
-        )
-    if block.setdefault("year", 2012) not in (2007, 2012):
-        raise ValueError(f"{where}: year must be 2007 or 2012, got {block['year']!r}")
-    for key in {"json", "images", "root"} & set(block):
-        block[key] = str(
-            _resolve_path(block[key], f"{where}: {key}", base, want_file=key == "json")
-        )
-    if "classes" in block:
-        block["classes"] = _check_class_names(block["classes"], where)
-    if data_format == "voc":
-        split_file = Path(block["root"], "ImageSets", "Main", f"{block['split']}.txt")
-        _resolve_path(str(split_file), f"{where}: split", base, want_file=True)
-    return block
 
 
-def _resolve_path(value: Any, where: str, base: Path, *, want_file: bool) -> Path:
+def _expand_path(value: Any, where: str, base: Path) -> Path:
     expanded = os.path.expandvars(str(value))
+    # `expandvars` leaves a variable that is not set as it stands.
     unset = re.search(r"\$\{?(\w+)", expanded)
     if unset:
         raise ValueError(
             f"{where} is {value!r}, but the environment variable {unset.group(1)} is not set"
         )
-    path = (base / Path(expanded).expanduser()).absolute()
-    if not (path.is_file() if want_file else path.is_dir()):
-        raise FileNotFoundError(
-            f"{where} is {value!r}, but there is no {'file' if want_file else 'folder'} {path}"
-        )
-    return path
+    return (base / Path(expanded).expanduser()).absolute()
+
+
+def _check_exists(path: Path, what: str, *, want_file: bool) -> None:
+    if want_file and not path.is_file():
+        raise FileNotFoundError(f"{what}, but there is no file {path}")
+    if not want_file and not path.is_dir():
+        raise FileNotFoundError(f"{what}, but there is no folder {path}")
 
 
 def _check_class_names(classes: Any, where: str) -> list[str]:
-    names = [str(x) for x in classes] if isinstance(classes, (list, tuple)) else []
+    names = []
+    if isinstance(classes, (list, tuple)):
+        names = [str(x) for x in classes]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{where}: classes must be a list of different names, got {classes!r}")
     return names
@@ -244,10 +284,11 @@ def _register_block(block: Any, index: int, source: str, base: Path) -> None:
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
         raise ValueError(f"{source}: entry {index} must be a mapping with a 'name', got {block!r}")
     where = f"{source}: data set {block['name']!r}"
-    _register(_resolve(dict(block), where, base), where)
+    _register(_resolve(block, where, base), where)
 
 
 def _register(spec: dict[str, Any], where: str) -> None:
+    """Add a checked block to the catalogs; a second model may bring the same block again."""
     name = spec["name"]
     if name in DatasetCatalog.list():
         if MetadataCatalog.get(name).get("focal_det_spec") != spec:
@@ -255,8 +296,7 @@ def _register(spec: dict[str, Any], where: str) -> None:
                 f"{where}: the name is taken by another data set; choose a different one"
             )
         return
-    paths = {"dirname": "root", "split": "split", "json_file": "json", "image_root": "images"}
-    metadata = {key: spec[source] for key, source in paths.items() if source in spec}
+    metadata = {theirs: spec[ours] for ours, theirs in _METADATA.items() if ours in spec}
     _add(spec, evaluator_type=_EVALUATORS[spec["evaluator"]], year=spec["year"], **metadata)
 
 
@@ -264,6 +304,7 @@ def _add(spec: dict[str, Any], **metadata: Any) -> None:
     name = spec["name"]
     if name in DatasetCatalog.list():
         return
+    # Read when Detectron2 first asks for it: most runs use few of the registered sets.
     DatasetCatalog.register(name, lambda: _load(spec))
     if "classes" in spec:
         metadata["thing_classes"] = spec["classes"]
@@ -297,28 +338,39 @@ def _load(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read_classes(spec: dict[str, Any]) -> list[str]:
-    """The classes of a data set's annotations, in the order of the class ids; ValueError if the block says otherwise."""
+    """Classes of a data set's annotations, in the order of the class ids.
+
+    Raises:
+        ValueError: the annotations cannot be read, or have other classes than the block.
+    """
     if spec["format"] == "digits":
         return spec["classes"]
     if spec["format"] == "voc":
+        # VOC has no list of classes: only reading it all finds an object of another class.
         _load(spec)
         return spec["classes"]
     try:
         classes = list(_read_coco_classes(spec["json"], os.stat(spec["json"]).st_mtime_ns))
+    # RecursionError: brackets nested deeper than Python's json can follow.
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"Data set {spec['name']}: {spec['json']} is not COCO json with categories ({error!r})"
         ) from error
     if spec.get("classes", classes) != classes:
         raise ValueError(
-            f"Data set {spec['name']} is to have the classes {spec['classes']}, but {spec['json']} has {classes} (by category id). "
-            "Write the names in that order, or leave 'classes' out."
+            f"Data set {spec['name']} declares classes {spec['classes']}, but {spec['json']} has "
+            f"{classes} (in order of category id). Write the names in that order, or leave "
+            "'classes' out."
         )
     return classes
 
 
 @functools.lru_cache
 def _read_coco_classes(file: str, mtime: int) -> tuple[str, ...]:
-    """The names of the categories by their ids, of a file as it was at a time: a large one takes long to read."""
+    """Names of the categories of a COCO json, in order of id.
+
+    A large file takes long to read, so the result is kept until `mtime`, its time of change,
+    differs.
+    """
     categories = json.loads(Path(file).read_text(encoding="utf-8"))["categories"]
     return tuple(x["name"] for x in sorted(categories, key=lambda x: x["id"]))

@@ -1,9 +1,10 @@
-"""How data sets are evaluated: an evaluator for each, and the annotations that Detectron2 caches for it."""
+"""How data sets are evaluated, never on a cache of old annotations."""
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
@@ -20,9 +21,16 @@ from focal_det.messages import describe_unknown
 
 
 def find_stale_cache(name: str, folder: Path) -> Optional[Path]:
-    """The json that Detectron2 would evaluate data set `name` with, if it has other annotations than the data set has now.
+    """Find a cached json whose annotations are not those that data set `name` has now.
 
-    Detectron2 takes whatever lies in `folder`, the "inference" folder of OUTPUT_DIR, and so evaluates on old annotations.
+    For a data set without a json, Detectron2's COCOEvaluator writes one, and later uses whatever
+    file of that name it finds, even if the annotations have changed since.
+
+    Args:
+        folder: the "inference" folder of OUTPUT_DIR.
+
+    Returns:
+        The stale file; None if there is no cache, or a current one.
     """
     file = folder / f"{name}_coco_format.json"
     if MetadataCatalog.get(name).get("json_file") or not file.is_file():
@@ -31,15 +39,19 @@ def find_stale_cache(name: str, folder: Path) -> Optional[Path]:
         cached = json.loads(file.read_text())
     except json.JSONDecodeError:
         return file
+    # Through json, as the cache went: tuples become lists.
     current = json.loads(json.dumps(convert_to_coco_dict(name)))
-    parts = ("images", "annotations", "categories")
-    return file if any(cached.get(x) != current.get(x) for x in parts) else None
+    # The rest of the file, "info", has the date it was written.
+    for part in ("images", "annotations", "categories"):
+        if cached.get(part) != current.get(part):
+            return file
+    return None
 
 
 def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    """The evaluator of a data set by its `evaluator_type`, never on a cache of old annotations.
+    """Build the evaluator of a data set's `evaluator_type`; a stale cache is removed first.
 
-    Called by all processes of a run, which wait for each other.
+    Every process of a run calls this, since they wait for each other.
 
     Args:
         output_folder: where results and Detectron2's cache of annotations are written.
@@ -47,7 +59,8 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     Raises:
         ValueError: an `evaluator_type` that is not for boxes; names the data set.
     """
-    evaluators: dict[str, Any] = {
+    # Functions: an evaluator reads its data set when it is built, from the cache if there is one.
+    evaluators: dict[str, Callable[[], DatasetEvaluator]] = {
         "coco": lambda: COCOEvaluator(dataset_name, output_dir=output_folder),
         "lvis": lambda: LVISEvaluator(dataset_name, output_dir=output_folder),
         "pascal_voc": lambda: PascalVOCDetectionEvaluator(dataset_name),
@@ -58,14 +71,16 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
         raise ValueError(f"Data set {dataset_name}: {message}")
     if kind == "coco" and comm.is_main_process():
         _remove_stale_cache(dataset_name, Path(output_folder))
+    # The others must not read the cache before it is removed.
     comm.synchronize()
     return evaluators[kind]()
 
 
 def _remove_stale_cache(name: str, folder: Path) -> None:
     stale = find_stale_cache(name, folder)
-    if stale:
-        logging.getLogger(LOGGER_NAME).warning(
-            f"{stale} has other annotations than data set {name} has now; it is made anew"
-        )
-        stale.unlink()
+    if stale is None:
+        return
+    logging.getLogger(LOGGER_NAME).warning(
+        f"{stale} has other annotations than data set {name} has now; it is removed and made anew"
+    )
+    stale.unlink()

@@ -1,8 +1,9 @@
 """PASCAL VOC folders with any classes and image type, to Detectron2's dataset dicts.
 
-Detectron2's `load_voc_instances` gives the same dicts for correct `.jpg` data; this one also names the file, the class and the fix
-where the data is not correct. A box with xmin = xmax or ymin = ymax, a click without a drag, is left out, and the log says which;
-Detectron2 reads it as one pixel wide.
+Detectron2's `load_voc_instances` gives the same dicts for correct `.jpg` data. This reader also
+names the file, the class and the fix where the data is not correct. It leaves out boxes with
+xmin = xmax or ymin = ymax, which are clicks without a drag, and logs them; Detectron2 reads them as
+one pixel wide.
 """
 
 import logging
@@ -20,13 +21,15 @@ from focal_det.host import LOGGER_NAME
 from focal_det.messages import describe_unknown
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+# In upper case as well, for the file systems that tell the cases apart.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
 
 
 def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[dict[str, Any]]:
     """Read `ImageSets/Main/<split>.txt` and the annotations it names.
 
-    Boxes become 0-based XYXY in absolute pixels: VOC counts from 1 and includes the last pixel, so 1 is taken from xmin and ymin.
+    Boxes become 0-based XYXY in absolute pixels. VOC counts from 1 and includes the last pixel, so
+    1 is subtracted from xmin and ymin.
 
     Args:
         root: folder with `Annotations`, `ImageSets/Main` and `JPEGImages`.
@@ -34,11 +37,12 @@ def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[
         name: name of the data set, for messages.
 
     Returns:
-        One dict per image with "file_name", "image_id" (the name without suffix), "height", "width" and "annotations".
+        One dict per image with "file_name", "image_id" (the name without suffix), "height", "width"
+        and "annotations".
 
     Raises:
         FileNotFoundError: the list of the split, an annotation or an image does not exist.
-        ValueError: an annotation that is not valid, or of a class that is not in `classes`; names the file.
+        ValueError: an invalid annotation, or a class that is not in `classes`; names the file.
     """
     records, without_area = read_voc(root, split, classes, name)
     report_boxes_without_area(name, without_area)
@@ -48,12 +52,17 @@ def load_voc(root: Path, split: str, classes: Sequence[str], name: str) -> list[
 def read_voc(
     root: Path, split: str, classes: Sequence[str], name: str, errors: Optional[list[str]] = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """What `load_voc` returns, and each box that is left out, as words.
+    """Read a split as `load_voc` does, but return the boxes left out instead of logging them.
 
     Args:
-        errors: if a list, gets what is wrong with an image that cannot be read; the image is left out.
+        errors: receives a message for each unreadable image, which is left out; with None, the
+            first one raises.
+
+    Returns:
+        The dicts of `load_voc`, and a description of each box that is left out.
     """
-    records, without_area = [], []
+    records: list[dict[str, Any]] = []
+    without_area: list[str] = []
     for image_id in _read_split(root, split, name):
         try:
             record = _read_image(root, image_id, classes)
@@ -66,24 +75,25 @@ def read_voc(
         dropped = [x for x in record["annotations"] if not _has_area(x["bbox"])]
         without_area += [f"{image_id} ({classes[x['category_id']]} {x['bbox']})" for x in dropped]
         for annotation in kept:
-            annotation["bbox"] = [
-                annotation["bbox"][0] - 1,
-                annotation["bbox"][1] - 1,
-                *annotation["bbox"][2:],
-            ]
+            x0, y0, x1, y1 = annotation["bbox"]
+            annotation["bbox"] = [x0 - 1, y0 - 1, x1, y1]
         records.append({**record, "annotations": kept})
     return records, without_area
 
 
 def find_evaluation_faults(root: Path, split: str) -> Iterator[str]:
-    """What training can read and Detectron2's VOC evaluator cannot, with file and line or object.
+    """Find what training can read but Detectron2's VOC evaluator cannot.
 
-    The evaluator reads every file of the split: it takes a whole line of the list for a name, wants
-    `pose`, `truncated` and `difficult` of each object, and whole numbers.
+    The evaluator reads every file of the split. It takes a whole line of the list as a name, and
+    needs `pose`, `truncated`, `difficult` and whole numbers for each object.
+
+    Yields:
+        Faults with their file and line, or file and object.
     """
     path = root / "ImageSets" / "Main" / f"{split}.txt"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
         if len(line.split()) != 1:
             yield f"{path}, line {number}: {line!r} is not just a name"
             continue
@@ -91,7 +101,8 @@ def find_evaluation_faults(root: Path, split: str) -> Iterator[str]:
         try:
             objects = ElementTree.parse(file).findall("object")
         except (OSError, ValueError, ElementTree.ParseError):
-            continue  # not even training can read it, which is reported elsewhere
+            # Training cannot read it either, which `read_voc` reports.
+            continue
         for index, node in enumerate(objects):
             for fault in _find_object_faults(node):
                 yield f"{file}, object {index}: {fault}"
@@ -99,19 +110,29 @@ def find_evaluation_faults(root: Path, split: str) -> Iterator[str]:
 
 def _find_object_faults(node: ElementTree.Element) -> Iterator[str]:
     for key in ("pose", "truncated", "difficult", *(f"bndbox/{x}" for x in _CORNERS)):
-        name, found = key.split("/")[-1], node.find(key)
+        name = key.split("/")[-1]
+        found = node.find(key)
         if found is None:
             yield f"no {name}"
-        elif key != "pose" and not re.fullmatch(r"\s*[+-]?\d+\s*", found.text or ""):
-            yield f"{name} {found.text or ''!r} is not a whole number"
+            continue
+        text = found.text or ""
+        if key != "pose" and not re.fullmatch(r"\s*[+-]?\d+\s*", text):
+            yield f"{name} {text!r} is not a whole number"
 
 
 def report_boxes_without_area(name: str, boxes: Sequence[str]) -> None:
-    """Warn about the boxes of data set `name` that are left out because they have no area or are not finite."""
-    if boxes:
-        shown = "; ".join(boxes[:5]) + ("; ..." if len(boxes) > 5 else "")
-        message = f"Data set {name}: {len(boxes)} boxes without area are left out: {shown}. Correct the annotations."
-        log_first_n(logging.WARNING, message, name=LOGGER_NAME, key="message")
+    """Warn about boxes of data set `name` that are left out: without area, or non-finite."""
+    if not boxes:
+        return
+    shown = "; ".join(boxes[:5])
+    if len(boxes) > 5:
+        shown += "; ..."
+    message = (
+        f"Data set {name}: {len(boxes)} boxes without area are left out: {shown}. "
+        "Correct the annotations."
+    )
+    # A data set is loaded several times in a run, by the sampler and the evaluator among others.
+    log_first_n(logging.WARNING, message, name=LOGGER_NAME, key="message")
 
 
 def _has_area(box: Sequence[float]) -> bool:
@@ -125,32 +146,36 @@ def _read_split(root: Path, split: str, name: str) -> list[str]:
         raise FileNotFoundError(
             f"Data set {name}: {path} does not exist. {describe_unknown('split', split, known)}"
         )
-    names = [line.split()[:1] for line in path.read_text().splitlines()]
-    for number, name in enumerate(names, start=1):
-        if name and not is_file_name(name[0]):
-            raise ValueError(f"{path}, line {number}: {name[0]!r} is not a file name")
-    return [x for name in names for x in name]
+    image_ids = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        # Lists of one class have a flag after the name.
+        image_id = words[0]
+        if not is_file_name(image_id):
+            raise ValueError(f"{path}, line {number}: {image_id!r} is not a file name")
+        image_ids.append(image_id)
+    return image_ids
 
 
 def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, Any]:
+    """Dataset dict of one image, with boxes as VOC has them."""
+    image_file = _find_image(root / "JPEGImages", image_id)
     annotation_file = root / "Annotations" / f"{image_id}.xml"
-    candidates = (root / "JPEGImages" / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
-    image_file = next((path for path in candidates if path.is_file()), None)
-    if image_file is None:
-        raise FileNotFoundError(
-            f"{root / 'JPEGImages'} has no image {image_id} ({', '.join(IMAGE_SUFFIXES[:6])})"
-        )
     if not annotation_file.is_file():
         raise FileNotFoundError(f"{annotation_file} does not exist, but {image_id} is listed")
     try:
         tree = ElementTree.parse(annotation_file)
         size = {key: int(tree.find(f"size/{key}").text) for key in ("height", "width")}
         objects = [_read_object(node) for node in tree.findall("object")]
+    # AttributeError and TypeError: `find` or `text` is None, as a part is missing.
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{annotation_file} is not a VOC annotation ({error}): it needs size/width, size/height and, per object, name and "
-            "bndbox with xmin, ymin, xmax, ymax"
+            f"{annotation_file} is not a VOC annotation ({error}): it needs size/width, "
+            "size/height and, per object, name and bndbox with xmin, ymin, xmax, ymax"
         ) from error
+
     for class_name, _ in objects:
         if class_name not in classes:
             raise ValueError(f"{annotation_file}: {describe_unknown('class', class_name, classes)}")
@@ -161,13 +186,24 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
     return {"file_name": str(image_file), "image_id": image_id, **size, "annotations": annotations}
 
 
+def _find_image(folder: Path, image_id: str) -> Path:
+    for suffix in IMAGE_SUFFIXES:
+        file = folder / f"{image_id}{suffix}"
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{folder} has no image {image_id} ({', '.join(IMAGE_SUFFIXES[:6])})")
+
+
 def _read_object(node: ElementTree.Element) -> tuple[str, list[float]]:
+    """Class name and XYXY box of an object."""
+    name = node.find("name").text.strip()
     box = node.find("bndbox")
-    return node.find("name").text.strip(), [float(box.find(key).text) for key in _CORNERS]
+    return name, [float(box.find(key).text) for key in _CORNERS]
 
 
 def is_file_name(name: str) -> bool:
-    """Whether the system can have a file of that name; a NUL or half a surrogate pair is in none."""
+    """Whether the system can have a file of this name."""
+    # No file name has a NUL, or half of a surrogate pair, which json may contain.
     try:
         return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:

@@ -83,7 +83,9 @@ def write_annotation(file: Path, objects: list) -> None:
     """One VOC annotation; boxes are written 1-based with the last pixel included."""
     nodes = ""
     for name, (x0, y0, x1, y1) in objects:
-        nodes += f"<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>"
-        nodes += f"<bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+        nodes += f"<object><name>{name}</name><pose>Unspecified</pose>"
+        nodes += "<truncated>0</truncated><difficult>0</difficult>"
+        nodes += f"<bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
+        nodes += f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
     size = f"<size><width>{SIZE}</width><height>{SIZE}</height><depth>3</depth></size>"
     file.write_text(f"<annotation>{size}{nodes}</annotation>")

@@ -61,16 +61,12 @@ def test_a_voc_block_registers_the_metadata_of_its_evaluator(tmp_path, evaluator
     write_voc(tmp_path)
     register_datasets([voc_block(tmp_path, evaluator=evaluator)], source="test")
     metadata = MetadataCatalog.get("cells")
-    assert (metadata.evaluator_type, metadata.split, metadata.year, metadata.dirname) == (
-        kind,
-        "train",
-        2012,
-        str(tmp_path),
-    )
+    assert metadata.evaluator_type == kind and metadata.dirname == str(tmp_path)
+    assert metadata.split == "train" and metadata.year == 2012
     assert metadata.thing_classes == CLASSES and len(DatasetCatalog.get("cells")) == 4
 
 
-def test_paths_of_a_file_are_relative_to_it_and_variables_are_expanded(tmp_path, monkeypatch):
+def test_paths_start_at_the_file_and_may_have_variables(tmp_path, monkeypatch):
     write_coco(tmp_path / "here")
     write_voc(tmp_path / "voc")
     monkeypatch.setenv("CELLS", str(tmp_path / "voc"))
@@ -85,7 +81,7 @@ def test_paths_of_a_file_are_relative_to_it_and_variables_are_expanded(tmp_path,
     assert [len(DatasetCatalog.get(name)) for name in "abc"] == [4, 4, 4]
 
 
-def test_registering_the_same_block_twice_is_fine_and_another_one_is_not(tmp_path):
+def test_a_name_may_be_registered_again_only_unchanged(tmp_path):
     write_voc(tmp_path)
     register_datasets([voc_block(tmp_path)], source="test")
     register_datasets([voc_block(tmp_path)], source="test")
@@ -149,46 +145,38 @@ def test_num_classes_is_checked_before_a_model_is_built(tmp_path, make_cfg, writ
 
     write(tmp_path)
     overrides = ("MODEL.FOCAL_DET.DATASETS", [block(tmp_path)], "DATASETS.TRAIN", ("cells",))
-    with pytest.raises(
-        ValueError,
-        match=r"cells has 2 classes \(circle, square\), but MODEL\.RETINANET\.NUM_CLASSES is 5",
-    ):
+    message = r"cells has 2 classes \(circle, square\), but MODEL\.RETINANET\.NUM_CLASSES is 5"
+    with pytest.raises(ValueError, match=message):
         build_model(make_cfg(*overrides))
     build_model(make_cfg(*overrides, "MODEL.RETINANET.NUM_CLASSES", 2))
 
 
-KEY = "MODEL.RETINANET.NUM_CLASSES"
-
-
-def test_classes_that_the_json_does_not_have_are_named(make_cfg, tmp_path):
+def test_classes_that_the_json_lacks_are_named(tmp_path, make_cfg):
     write_coco(tmp_path)
     register_datasets([coco_block(tmp_path, classes=["circle", "triangle"])], source="test")
-    with pytest.raises(
-        ValueError, match=r"\['circle', 'triangle'\], but .*coco\.json has \['circle', 'square'\]"
-    ):
-        prepare_datasets(make_cfg("DATASETS.TRAIN", ("cells",)), 2, KEY)
+    message = r"\['circle', 'triangle'\], but .*coco\.json has \['circle', 'square'\]"
+    with pytest.raises(ValueError, match=message):
+        prepare_datasets(make_cfg("DATASETS.TRAIN", ("cells",)), 2, "K")
 
 
 @pytest.mark.parametrize("content", ['{"images": [', "[" * 100_000], ids=["cut off", "deep"])
-def test_a_json_without_categories_is_named(content, make_cfg, tmp_path):
+def test_a_json_without_categories_is_named(content, tmp_path, make_cfg):
     write_coco(tmp_path)
     (tmp_path / "coco.json").write_text(content)
     register_datasets([coco_block(tmp_path)], source="test")
     with pytest.raises(ValueError, match=r"cells: .*coco\.json is not COCO json"):
-        prepare_datasets(make_cfg("DATASETS.TRAIN", ("cells",)), 2, KEY)
+        prepare_datasets(make_cfg("DATASETS.TRAIN", ("cells",)), 2, "K")
 
 
-def test_boxes_without_area_in_a_json_are_reported_and_left_out(tmp_path, caplog):
+def test_json_boxes_without_area_are_left_out(tmp_path, caplog):
     write_coco(tmp_path)
     content = json.loads((tmp_path / "coco.json").read_text())
     content["annotations"][0]["bbox"] = [5, 5, 0, 9]
     (tmp_path / "coco.json").write_text(json.dumps(content))
     register_datasets([coco_block(tmp_path)], source="test")
     assert [len(x["annotations"]) for x in DatasetCatalog.get("cells")] == [1, 1, 0, 1]
-    assert (
-        "Data set cells: 1 boxes without area are left out" in caplog.text
-        and "0.png [5, 5, 0, 9]" in caplog.text
-    )
+    assert "Data set cells: 1 boxes without area are left out" in caplog.text
+    assert "0.png [5, 5, 0, 9]" in caplog.text
 
 
 def test_digits_are_known_before_they_are_drawn(make_cfg):
@@ -196,7 +184,7 @@ def test_digits_are_known_before_they_are_drawn(make_cfg):
     register_digits()
     for name in ("digits_train", "digits_val", "digits_longtail_train"):
         assert MetadataCatalog.get(name).thing_classes == [str(i) for i in range(10)]
-    with pytest.raises(ValueError, match="digits_val has 10 classes"):
-        prepare_datasets(
-            make_cfg("DATASETS.TEST", ("digits_val", "a_set_of_somebody_else")), 9, KEY
-        )
+    cfg = make_cfg("DATASETS.TEST", ("digits_val", "a_set_of_somebody_else"))
+    message = r"digits_val has 10 classes .*, but K is 9\. Set it to 10"
+    with pytest.raises(ValueError, match=message):
+        prepare_datasets(cfg, 9, "K")

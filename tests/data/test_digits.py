@@ -1,4 +1,4 @@
-"""The generated digits data set: its files, its boxes, its class frequencies, and what happens when builds meet or break."""
+"""The generated digits: files, boxes, class frequencies, and builds that meet or break."""
 
 import json
 import multiprocessing
@@ -117,7 +117,7 @@ def test_every_class_is_split_80_to_20():
 
 
 def test_scrambled_scan_keeps_no_quarter_in_place():
-    """The quarters are turned, so a scan of one constant per row becomes one of constants per column."""
+    """The quarters are turned: a scan of one constant per row becomes one per column."""
     rows = np.repeat(np.arange(8, dtype=np.float32)[:, None], 8, axis=1)
     scrambled = digits._scramble(np.random.default_rng(0), [rows[None]])
     assert scrambled.shape == (8, 8)
@@ -144,12 +144,8 @@ def test_long_side_is_24_to_52(coco):
 @pytest.mark.parametrize("angle", [-10.0, -3.3, 0.0, 10.0])
 def test_long_side_is_24_to_52_for_every_scan(long_side, angle):
     for scan in np.concatenate(digits._load_scans("val")):
-        assert (
-            24
-            <= max(digits._render_alpha(scan, long_side=long_side, angle=angle).shape)
-            - 2 * digits._MARGIN
-            <= 52
-        )
+        alpha = digits._render_alpha(scan, long_side=long_side, angle=angle)
+        assert 24 <= max(alpha.shape) - 2 * digits._MARGIN <= 52
 
 
 def test_boxes_hardly_overlap(coco):
@@ -170,7 +166,7 @@ def test_rendered_ink_touches_all_four_sides_of_its_box():
 
 
 def test_boxes_are_tight_on_the_ink_of_the_picture(monkeypatch):
-    """Digits on plain grey, before noise: where a picture has left the grey by half the ink's strength is the box."""
+    """Of digits on plain grey, the box is where half the ink's strength is reached."""
     monkeypatch.setattr(
         digits, "_draw_background", lambda rng: np.full((128, 128, 3), 128, np.uint8)
     )
@@ -194,14 +190,12 @@ def test_boxes_are_tight_on_the_ink_of_the_picture(monkeypatch):
 def count_labels(split):
     """Number of each class that the full split asks for, and number of digits per canvas."""
     probs = digits._get_class_probs(split)
-    rngs = (
-        np.random.default_rng(digits._get_seed(split, i + 1))
-        for i in range(digits.DIGITS_SPLITS[split])
-    )
-    labels_per_image = [digits._sample_labels(rng, probs) for rng in rngs]
-    return np.bincount(np.concatenate(labels_per_image).astype(int), minlength=10), list(
-        map(len, labels_per_image)
-    )
+    labels_per_image = []
+    for image_id in range(1, digits.DIGITS_SPLITS[split] + 1):
+        rng = np.random.default_rng(digits._get_seed(split, image_id))
+        labels_per_image.append(digits._sample_labels(rng, probs))
+    counts = np.bincount(np.concatenate(labels_per_image).astype(int), minlength=10)
+    return counts, [len(x) for x in labels_per_image]
 
 
 def test_longtail_probabilities_fall_exponentially_100_to_1():
@@ -237,9 +231,8 @@ def test_images_without_objects_are_listed(root):
     _, numbers = count_labels("train")
     empty = {i + 1 for i, number in enumerate(numbers[:NUM_IMAGES]) if number == 0}
     assert empty
-    assert {image["id"] for image in coco["images"]} - {
-        a["image_id"] for a in coco["annotations"]
-    } == empty
+    with_objects = {a["image_id"] for a in coco["annotations"]}
+    assert {image["id"] for image in coco["images"]} - with_objects == empty
 
 
 def test_nearly_all_digits_find_a_place(coco, root):
@@ -254,10 +247,8 @@ def test_root_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("FOCAL_DET_CACHE", str(tmp_path))
     assert digits.get_digits_root() == tmp_path / f"digits_v{digits.DIGITS_VERSION}"
     monkeypatch.delenv("FOCAL_DET_CACHE")
-    assert (
-        digits.get_digits_root()
-        == Path.home() / ".cache" / "focal_det" / f"digits_v{digits.DIGITS_VERSION}"
-    )
+    default = Path.home() / ".cache" / "focal_det"
+    assert digits.get_digits_root() == default / f"digits_v{digits.DIGITS_VERSION}"
 
 
 def test_build_digits_uses_root_and_number_of_the_split(monkeypatch, tmp_path):
@@ -356,10 +347,7 @@ def test_racing_processes_both_succeed(root, tmp_path):
     for process in processes:
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert (
-        results[0]
-        == results[1]
-        == (tmp_path / "val" / "annotations.json", tmp_path / "val" / "images")
-    )
+    paths = (tmp_path / "val" / "annotations.json", tmp_path / "val" / "images")
+    assert results == [paths, paths]
     assert read_files(tmp_path / "val") == read_files(root / "val")
     assert not list(tmp_path.glob(LEFTOVERS))

@@ -13,15 +13,12 @@ BCCD = os.environ.get("FOCAL_DET_BCCD")
 
 def test_correct_data_gives_detectron2s_dicts(tmp_path):
     write_voc(tmp_path)
-    ours, theirs = (
-        load_voc(tmp_path, "train", CLASSES, "cells"),
-        load_voc_instances(str(tmp_path), "train", CLASSES),
-    )
-    assert ours == theirs
+    ours = load_voc(tmp_path, "train", CLASSES, "cells")
+    assert ours == load_voc_instances(str(tmp_path), "train", CLASSES)
     assert [a["bbox"] for a in ours[0]["annotations"]] == [box for _, box in OBJECTS[0]]
 
 
-def test_other_image_types_and_class_lists_with_flags_are_read(tmp_path):
+def test_png_images_and_lists_with_flags_are_read(tmp_path):
     write_voc(tmp_path, ".png")
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("0  1\n\n3 -1\n")
     assert [x["image_id"] for x in load_voc(tmp_path, "train", CLASSES, "cells")] == ["0", "3"]
@@ -42,23 +39,40 @@ def test_boxes_without_area_are_reported_and_left_out(tmp_path, caplog):
     )
 
 
+XML = "Annotations/1.xml"
+LIST = "ImageSets/Main/train.txt"
+
+
+def write_class(name):
+    return lambda root: write_annotation(root / XML, [(name, [1, 1, 9, 9])])
+
+
+def write(file, text):
+    return lambda root: (root / file).write_text(text)
+
+
+def remove(file):
+    return lambda root: (root / file).unlink()
+
+
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda r: write_annotation(r / "Annotations/1.xml", [("sqare", [1, 1, 9, 9])]), ValueError,
-         r"1\.xml: Unknown class 'sqare'. Did you mean 'square'"),
-        (lambda r: write_annotation(r / "Annotations/1.xml", [("CIRCLE", [1, 1, 9, 9])]), ValueError,
-         r"1\.xml: Unknown class 'CIRCLE'. Did you mean 'circle'"),
-        (lambda r: (r / "Annotations/1.xml").write_text("<annotation><size>"), ValueError, r"1\.xml is not a VOC annotation"),
-        (lambda r: (r / "Annotations/1.xml").write_text("<annotation></annotation>"), ValueError, r"needs size/width"),
-        (lambda r: (r / "Annotations/1.xml").unlink(), FileNotFoundError, r"1\.xml"),
-        (lambda r: (r / "JPEGImages/1.jpg").unlink(), FileNotFoundError, r"JPEGImages has no image 1"),
-        (lambda r: (r / "ImageSets/Main/train.txt").write_text("0\n1\0\n"), ValueError,
-         r"train\.txt, line 2: '1\\x00' is not a file name"),
-        (lambda r: (r / "ImageSets/Main/train.txt").unlink(), FileNotFoundError, r"train\.txt does not exist.*Known: val"),
+        (write_class("sqare"), ValueError, r"1\.xml: Unknown class 'sqare'. Did you mean 'square'"),
+        (
+            write_class("CIRCLE"),
+            ValueError,
+            r"1\.xml: Unknown class 'CIRCLE'. Did you mean 'circle'",
+        ),
+        (write(XML, "<annotation><size>"), ValueError, r"1\.xml is not a VOC annotation"),
+        (write(XML, "<annotation></annotation>"), ValueError, "needs size/width"),
+        (remove(XML), FileNotFoundError, r"1\.xml"),
+        (remove("JPEGImages/1.jpg"), FileNotFoundError, "JPEGImages has no image 1"),
+        (write(LIST, "0\n1\0\n"), ValueError, r"train\.txt, line 2: '1\\x00' is not a file name"),
+        (remove(LIST), FileNotFoundError, r"train\.txt does not exist.*Known: val"),
     ],
-)  # fmt: skip
-def test_data_that_is_not_correct_names_the_file(tmp_path, spoil, error, message):
+)
+def test_incorrect_data_is_named_by_its_file(tmp_path, spoil, error, message):
     write_voc(tmp_path)
     spoil(tmp_path)
     with pytest.raises(error, match=message):
@@ -66,15 +80,13 @@ def test_data_that_is_not_correct_names_the_file(tmp_path, spoil, error, message
 
 
 @pytest.mark.skipif(not BCCD, reason="FOCAL_DET_BCCD does not name the blood-cell data")
-def test_the_two_boxes_without_area_of_the_blood_cells_are_reported(caplog):
+def test_blood_cells_have_two_boxes_without_area(caplog):
     from pathlib import Path
 
     records = load_voc(Path(BCCD), "trainval", ["RBC", "WBC", "Platelets"], "blood")
     theirs = load_voc_instances(BCCD, "trainval", ["RBC", "WBC", "Platelets"])
     assert len(records) == 292
-    assert (
-        sum(len(x["annotations"]) for x in theirs) - sum(len(x["annotations"]) for x in records)
-        == 2
-    )
+    num_theirs = sum(len(x["annotations"]) for x in theirs)
+    assert num_theirs - sum(len(x["annotations"]) for x in records) == 2
     assert "blood: 2 boxes without area" in caplog.text
     assert "BloodImage_00338 (RBC" in caplog.text and "BloodImage_00343 (RBC" in caplog.text
