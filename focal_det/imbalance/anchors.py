@@ -1,6 +1,8 @@
-"""How well anchors fit the boxes of a data set: which boxes are reached, and by how many anchors.
+"""How well anchors fit the boxes of a data set: which boxes they reach, and how many are positive.
 
-Shapes: M boxes, R anchors of an image, K classes, L levels.
+No image is opened: the size of an image and its annotations decide the labels of its anchors.
+
+Shapes: N images, M boxes, R anchors of an image, K classes, L levels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,8 +37,8 @@ class Anchors:
     """Shapes of anchors.
 
     Attributes:
-        sizes: per level, sides of the square ones, in pixels.
-        aspect_ratios: height / width of those of each size, on all levels.
+        sizes: per level, sides of the square anchors in pixels.
+        aspect_ratios: height / width of the anchors of each size, on all levels.
         strides: per level, in pixels.
     """
 
@@ -47,14 +49,15 @@ class Anchors:
 
 @dataclass(frozen=True)
 class AnchorSetup:
-    """What decides the anchors of an image and their labels.
+    """Everything that decides the anchors of an image and their labels.
 
     Attributes:
-        generator: the model's.
-        strides: of the feature maps that have anchors.
+        generator: the model's anchor generator.
+        strides: per feature map that has anchors, in pixels.
         matcher: thresholds, labels and low-quality matches.
-        resize: what the images go through; its transform is applied to the boxes.
-        size_divisibility: what the backbone has images padded to, each by itself; in training also to the largest of its batch.
+        resize: how images are resized; its transform is applied to the boxes.
+        size_divisibility: the sides of an image are padded to a multiple of it. (Training also pads
+            to the largest image of a batch, which adds negatives outside the image.)
         num_classes: K.
     """
 
@@ -67,35 +70,36 @@ class AnchorSetup:
 
     def generate(self, image_size: tuple[int, int]) -> list[Boxes]:
         """Anchors per level of an image of (height, width) pixels."""
-        # The generator looks at nothing but height and width; maps without channels take no memory.
+        # The generator reads nothing but height and width; maps without channels take no memory.
         sizes = get_feature_sizes(image_size, self.strides, self.size_divisibility)
         return self.generator([torch.empty(1, 0, *x) for x in sizes])
 
     def with_anchors(self, anchors: Anchors) -> "AnchorSetup":
-        """The same with other anchors of Detectron2's DefaultAnchorGenerator."""
-        shapes = {
-            "sizes": anchors.sizes,
-            "aspect_ratios": [anchors.aspect_ratios],
-            "strides": anchors.strides,
-        }
-        generator = DefaultAnchorGenerator(**shapes, offset=self.generator.offset)
+        """The same setup with other anchors, of Detectron2's DefaultAnchorGenerator."""
+        generator = DefaultAnchorGenerator(
+            sizes=anchors.sizes,
+            aspect_ratios=[anchors.aspect_ratios],
+            strides=anchors.strides,
+            offset=self.generator.offset,
+        )
         return replace(self, generator=generator, strides=anchors.strides)
 
 
 @dataclass(frozen=True)
 class AnchorFit:
-    """What the labels of a data set's anchors are like.
+    """Labels of a data set's anchors, summed up.
 
     Attributes:
-        positives: (K,) int64, anchors that are positive, by class.
+        positives: (K,) int64 positive anchors of each class.
         positives_per_level: (L,) int64.
         positives_per_image: (N,) int64.
-        num_anchors: of all images together, ignored ones included.
-        best_iou: (M,) the largest IoU of each box with any anchor.
-        has_positive: (M,) bool, whether a positive anchor is matched to the box: others may have taken all.
-        sides: (M, 2) width and height of the boxes in the resized image, in pixels.
+        num_anchors: anchors of all images, ignored ones included.
+        best_iou: (M,) float32 largest IoU of each box with any anchor, in [0, 1].
+        has_positive: (M,) bool, whether a positive anchor is matched to the box; other boxes may
+            have taken all that overlap it.
+        sides: (M, 2) float32 width and height of the boxes in the resized image, in pixels.
         classes: (M,) int64 class ids.
-        iou_thresh: from which an anchor is positive.
+        iou_thresh: smallest IoU of a positive anchor, but for low-quality matches.
     """
 
     positives: np.ndarray
@@ -119,8 +123,53 @@ class AnchorFit:
         return float(self.is_reached.mean()) if len(self.best_iou) else float("nan")
 
 
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image's anchors with their labels.
+
+    Attributes:
+        objects: in the resized image, without crowds; M of them.
+        anchors: per level; R in all.
+        labels: (R,) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        matched_idxs: (R,) int64 index of the matched box; 0 in an image without boxes.
+        best_iou: (M,) float32 largest IoU of each box with any anchor.
+    """
+
+    objects: Instances
+    anchors: list[Boxes]
+    labels: Tensor
+    matched_idxs: Tensor
+    best_iou: Tensor
+
+    def get_gt_boxes(self) -> Tensor:
+        """(R, 4) matched boxes; zeros in an image without boxes."""
+        if len(self.objects) == 0:
+            return torch.zeros(len(self.labels), 4)
+        return self.objects.gt_boxes.tensor[self.matched_idxs]
+
+
+@dataclass(frozen=True)
+class _ImageFit:
+    """One image's share of an AnchorFit; P of its anchors are positive.
+
+    Attributes:
+        classes_of_positives: (P,) int64.
+        levels_of_positives: (P,) int64 index of the level.
+        num_anchors: R.
+        best_iou, has_positive, sides, classes: as of AnchorFit.
+    """
+
+    classes_of_positives: Tensor
+    levels_of_positives: Tensor
+    num_anchors: int
+    best_iou: Tensor
+    has_positive: Tensor
+    sides: Tensor
+    classes: Tensor
+
+
 def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
-    """Anchors and thresholds as FocalRetinaNet has them, images of the middle size."""
+    """Anchors and thresholds of FocalRetinaNet, for images of the middle size of training."""
     settings = read_settings(cfg)
     backbone = build_backbone(cfg)
     size = get_middle_size(cfg)
@@ -138,47 +187,66 @@ def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
 def measure_anchors(
     records: Sequence[Mapping[str, Any]], setup: AnchorSetup, *, progress: str = ""
 ) -> AnchorFit:
-    """Label the anchors of images as FocalRetinaNet does in training; no image is opened, flips and crops are left out.
+    """Label the anchors of images as FocalRetinaNet does in training, but for flips and crops.
 
     Args:
         records: Detectron2's dataset dicts with "height" and "width".
-        progress: what the progress bar on a terminal says; none if empty.
+        progress: title of the progress bar on a terminal; no bar if empty.
 
     Raises:
         ValueError: a record without size, or a class id outside 0..K-1.
     """
-    images = [_label_image(x, setup) for x in _show_progress(records, progress)]
-    num_classes = setup.num_classes
-    boxes, levels = [x["boxes"] for x in images], [x["levels"] for x in images]
-    classes = torch.cat([x["labels"] for x in images])
+    images = [_fit_image(x, setup) for x in _show_progress(records, progress)]
+    classes = torch.cat([x.classes_of_positives for x in images])
+    levels = torch.cat([x.levels_of_positives for x in images])
     return AnchorFit(
-        positives=torch.bincount(classes, minlength=num_classes).numpy(),
-        positives_per_level=torch.bincount(torch.cat(levels), minlength=len(setup.strides)).numpy(),
-        positives_per_image=np.array([len(x) for x in levels]),
-        num_anchors=sum(x["num_anchors"] for x in images),
-        best_iou=torch.cat([x["best_iou"] for x in images]).numpy(),
-        has_positive=torch.cat([x["has_positive"] for x in images]).numpy(),
-        sides=torch.cat([x[:, 2:] - x[:, :2] for x in boxes]).numpy(),
-        classes=torch.cat([x["classes"] for x in images]).numpy(),
+        positives=torch.bincount(classes, minlength=setup.num_classes).numpy(),
+        positives_per_level=torch.bincount(levels, minlength=len(setup.strides)).numpy(),
+        positives_per_image=np.array([len(x.classes_of_positives) for x in images]),
+        num_anchors=sum(x.num_anchors for x in images),
+        best_iou=torch.cat([x.best_iou for x in images]).numpy(),
+        has_positive=torch.cat([x.has_positive for x in images]).numpy(),
+        sides=torch.cat([x.sides for x in images]).numpy(),
+        classes=torch.cat([x.classes for x in images]).numpy(),
+        # The last threshold of Detectron2's matcher is infinity.
         iou_thresh=setup.matcher.thresholds[-2],
     )
 
 
-def _show_progress(records: Sequence[Mapping[str, Any]], what: str) -> Iterable:
-    is_disabled = None if what else True  # None: shown on a terminal only
-    return tqdm(records, desc=what, unit=" images", disable=is_disabled, leave=False)
+def _show_progress(records: Sequence[Mapping[str, Any]], title: str) -> Iterable:
+    # tqdm reads `disable=None` as: on a terminal only.
+    is_disabled = None if title else True
+    return tqdm(records, desc=title, unit=" images", disable=is_disabled, leave=False)
+
+
+def _fit_image(record: Mapping[str, Any], setup: AnchorSetup) -> _ImageFit:
+    image = label_record(record, setup)
+    is_positive = (image.labels >= 0) & (image.labels < setup.num_classes)
+    level = torch.cat([torch.full((len(x),), i) for i, x in enumerate(image.anchors)])
+    matched_boxes = image.matched_idxs[is_positive]
+    boxes = image.objects.gt_boxes.tensor
+    # Kept for every image of a data set, so positives alone: R is in the hundred thousands.
+    return _ImageFit(
+        classes_of_positives=image.labels[is_positive],
+        levels_of_positives=level[is_positive],
+        num_anchors=len(image.labels),
+        best_iou=image.best_iou,
+        has_positive=torch.bincount(matched_boxes, minlength=len(boxes)) > 0,
+        sides=boxes[:, 2:] - boxes[:, :2],
+        classes=image.objects.gt_classes,
+    )
 
 
 def resize_boxes(
     records: Sequence[Mapping[str, Any]], resize: Augmentation, *, progress: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """The boxes of images as training has them; no image is opened, flips and crops are left out.
+    """Boxes of images as training has them, but for flips and crops.
 
     Args:
         records, progress: as for `measure_anchors`.
 
     Returns:
-        (M, 4) float32 XYXY in pixels of the resized image, and (M, 2) its height and width.
+        (M, 4) float32 XYXY in pixels of the resized image, and (M, 2) int64 its height and width.
     """
     objects = [_resize_objects(x, resize) for x in _show_progress(records, progress)]
     boxes = torch.cat([torch.zeros(0, 4), *(x.gt_boxes.tensor for x in objects)])
@@ -188,20 +256,21 @@ def resize_boxes(
 
 
 def compute_best_iou(boxes: Tensor, image_sizes: Tensor, setup: AnchorSetup) -> Tensor:
-    """The largest IoU of each box with any anchor, from one anchor of each shape.
+    """Largest IoU of each box with any anchor, computed with one anchor of each shape.
 
-    The overlap with an anchor of a given shape shrinks with the distance of the centres, across and
-    down, each by itself. So no anchor of that shape overlaps a box more than the one in the nearest
-    column and the nearest row.
+    The overlap with an anchor of a given shape falls with the horizontal and with the vertical
+    distance of the centres, independently. So no anchor of that shape overlaps a box more than the
+    one in the nearest column and the nearest row.
 
     Args:
         boxes, image_sizes: of `resize_boxes`.
         setup: with Detectron2's DefaultAnchorGenerator.
 
     Returns:
-        (M,) in [0, 1]; but for rounding, `AnchorFit.best_iou`.
+        (M,) float32 in [0, 1]; equals `AnchorFit.best_iou` up to rounding.
     """
-    best, generator = boxes.new_zeros(len(boxes)), setup.generator
+    best = boxes.new_zeros(len(boxes))
+    generator = setup.generator
     height, width = image_sizes.unbind(dim=1)
     maps = get_feature_sizes((height, width), setup.strides, setup.size_divisibility)
     for shapes, stride, (rows, columns) in zip(generator.cell_anchors, setup.strides, maps):
@@ -209,6 +278,7 @@ def compute_best_iou(boxes: Tensor, image_sizes: Tensor, setup: AnchorSetup) -> 
         for shape in shapes:
             distance = (boxes[:, :2] + boxes[:, 2:] - shape[:2] - shape[2:]) / 2
             cell = (distance / stride - generator.offset).round()
+            # The nearest cell may lie outside the feature map.
             cell = torch.minimum(cell, last_cell).clamp(min=0)
             anchors = shape + ((cell + generator.offset) * stride).repeat(1, 2)
             best = torch.maximum(best, _compute_paired_iou(anchors, boxes))
@@ -216,7 +286,7 @@ def compute_best_iou(boxes: Tensor, image_sizes: Tensor, setup: AnchorSetup) -> 
 
 
 def _compute_paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(M,) IoU of each of (M, 4) boxes with the other of the same row."""
+    """(M,) IoU of each of (M, 4) boxes with the other box of the same row."""
     top_left = torch.maximum(boxes[:, :2], others[:, :2])
     bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
     inter = (bottom_right - top_left).clamp(min=0).prod(dim=1)
@@ -224,81 +294,71 @@ def _compute_paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return inter / (area + other_area - inter)
 
 
-def _label_image(record: Mapping[str, Any], setup: AnchorSetup) -> dict[str, Any]:
-    """Labels, levels of the positives, and what each box gets."""
-    objects, anchors, labels, matched_idxs, best_iou = label_record(record, setup)
-    is_positive = (labels >= 0) & (labels < setup.num_classes)
-    level = torch.cat([torch.full((len(x),), i) for i, x in enumerate(anchors)])
-    return {
-        "boxes": objects.gt_boxes.tensor,
-        "classes": objects.gt_classes,
-        "labels": labels[is_positive],
-        "levels": level[is_positive],
-        "best_iou": best_iou,
-        "has_positive": torch.bincount(matched_idxs[is_positive], minlength=len(objects)) > 0,
-        "num_anchors": len(labels),
-    }
-
-
-def label_record(
-    record: Mapping[str, Any], setup: AnchorSetup
-) -> tuple[Instances, list[Boxes], Tensor, Tensor, Tensor]:
+def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> LabelledImage:
     """Label the anchors of one dataset dict.
 
-    Returns:
-        The resized objects, anchors per level, (R,) labels in {-1, 0..K}, (R,) matched boxes, and (M,) best IoU of each box.
+    Raises:
+        ValueError: a record without size, or a class id outside 0..K-1.
     """
     objects = _resize_objects(record, setup.resize)
     check_gt_classes(objects.gt_classes, setup.num_classes, str(record["file_name"]))
     anchors = setup.generate(objects.image_size)
-    num_anchors = sum(len(x) for x in anchors)
     if len(objects) == 0:
-        no_match = torch.zeros(num_anchors, dtype=torch.int64)
-        return (
-            objects,
-            anchors,
-            torch.full_like(no_match, setup.num_classes),
-            no_match,
-            torch.zeros(0),
-        )
+        # A matrix of overlaps without boxes has no maximum to match by.
+        no_match = torch.zeros(sum(len(x) for x in anchors), dtype=torch.int64)
+        background = torch.full_like(no_match, setup.num_classes)
+        return LabelledImage(objects, anchors, background, no_match, torch.zeros(0))
     matches = match_anchors(Boxes.cat(anchors).tensor, objects.gt_boxes.tensor)
-    labels = compute_gt_labels(matches, objects.gt_classes, setup.matcher, setup.num_classes)
-    return objects, anchors, labels, matches.matched_idxs, matches.max_iou_of_box
+    return LabelledImage(
+        objects=objects,
+        anchors=anchors,
+        labels=compute_gt_labels(matches, objects.gt_classes, setup.matcher, setup.num_classes),
+        matched_idxs=matches.matched_idxs,
+        best_iou=matches.max_iou_of_box,
+    )
 
 
 def get_feature_sizes(
     image_size: tuple[int, int], strides: Sequence[int], size_divisibility: int
 ) -> list[tuple[int, int]]:
-    """(height, width) of the feature map of each stride, for an image of (height, width) that is padded to `size_divisibility`.
+    """(height, width) of the feature map of each stride, for a padded image.
 
-    Every layer of stride 2, those of p6 and p7 included, rounds up: ceil(ceil(x / 2) / 2) = ceil(x / 4).
+    Every layer of stride 2, those of p6 and p7 included, rounds up, and
+    ceil(ceil(x / 2) / 2) = ceil(x / 4).
+
+    Args:
+        image_size: (height, width) before padding, as numbers or as tensors of many images.
+        size_divisibility: the sides are padded to a multiple of it; 0 for no padding.
     """
     divisor = max(size_divisibility, 1)
+    # -(-x // y) is ceil(x / y) without floating point.
     height, width = (-(-x // divisor) * divisor for x in image_size)
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 def get_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The annotations of a dataset dict that are trained on: crowds are left out."""
+    """Annotations of a dataset dict that are trained on: all but crowds."""
     return [x for x in record["annotations"] if x.get("iscrowd", 0) == 0]
 
 
 def _resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instances:
-    """What Detectron2's DatasetMapper makes of the annotations, from the size of the image alone."""
+    """Objects as from Detectron2's DatasetMapper, from the size of the image alone."""
     if "height" not in record or "width" not in record:
         raise ValueError(
-            f"Image {record['file_name']} has no 'height' and 'width' in its dataset dict; add them where it is loaded"
+            f"Image {record['file_name']} has no 'height' and 'width' in its dataset dict; add "
+            "them where it is loaded"
         )
-    height, width = int(record["height"]), int(record["width"])  # a json may have 96.0
+    # A json may have 96.0.
+    height = int(record["height"])
+    width = int(record["width"])
+    # An array of the image's shape that takes one byte.
     transform = resize.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
-    # Of size 0, Detectron2's resize is a transform that does nothing and has no sizes.
+    # For size 0, Detectron2's resize is a transform that does nothing and has no sizes.
     size = (getattr(transform, "new_h", height), getattr(transform, "new_w", width))
-    keys = ("bbox", "bbox_mode", "category_id")
-    objects = [
-        transform_instance_annotations({k: x[k] for k in keys}, transform, size)
-        for x in get_objects(record)
-    ]
-    objects = [
-        {**x, "bbox": x["bbox"].tolist()} for x in objects
-    ]  # torch warns about lists of arrays
+    objects = []
+    for annotation in get_objects(record):
+        needed = {key: annotation[key] for key in ("bbox", "bbox_mode", "category_id")}
+        resized = transform_instance_annotations(needed, transform, size)
+        # torch warns about lists of arrays.
+        objects.append({**resized, "bbox": resized["bbox"].tolist()})
     return filter_empty_instances(annotations_to_instances(objects, size))

@@ -7,49 +7,63 @@ from focal_det.messages import shorten
 from .class_weights import ClassWeights
 from .measure import TrainingSetReport
 
-_MAX_CLASSES = 12  # whose objects are listed
+_MAX_CLASSES = 12  # whose numbers of objects are listed
 
 
 def describe(report: TrainingSetReport) -> list[str]:
-    """The measures, as lines for a person."""
-    fit = report.fit
-    num_images = len(report.sample)
-    num_boxes = len(fit.best_iou)
-    counts = report.weights.counts
-    objects = [f"{report.weights.labels[i]} {counts[i]}" for i in report.weights.order]
-    size = f"shorter side {report.size} px" if report.size else "not resized"
-    num_positive = fit.positives_per_image.sum()
-    low, median, high = (
-        f"{x:.0f}" for x in np.quantile(fit.positives_per_image, (0.25, 0.5, 0.75))
-    )
-    per_level = zip(report.level_names, fit.positives_per_level / num_images)
-    levels = ", ".join(f"{name} {mean:.3g}" for name, mean in per_level)
+    """The measures as lines for a person."""
+    lines = [*_describe_objects(report), *_describe_positives(report), *_describe_boxes(report)]
     first_loss = f"about {report.initial_loss:.3g}"
     if report.loss_after is not None:
         first_loss += f"; with what --write suggests, {report.loss_after:.3g}"
-    lines = [
-        f"training set: {report.num_images} images, {counts.sum()} objects, "
-        f"{describe_imbalance(report.weights)}",
-        f"  objects: {shorten(objects, _MAX_CLASSES)}",
-        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} an image, "
-        f"of which 1 in {fit.num_anchors / max(1, num_positive):.0f} is positive",
-        f"  positives of an image: {median}, in half of the images {low} to {high}; "
-        f"mean by level: {levels}",
-        f"  boxes overlapped by {fit.iou_thresh:g} or more: "
-        f"{to_share(int(fit.is_reached.sum()), num_boxes)}; the others: {describe_lost(report)}",
-        "  best possible recall, by boxes with a positive anchor of their own: "
-        f"{to_share(int(fit.has_positive.sum()), num_boxes)}",
-        f"  loss_cls of the first step, with every score at the prior: {first_loss}",
-    ]
+    lines.append(f"  loss_cls of the first step, with every score at the prior: {first_loss}")
     if report.anchors:
         lines.append(f"  {describe_gain(report)}")
     return lines
 
 
+def _describe_objects(report: TrainingSetReport) -> list[str]:
+    weights = report.weights
+    objects = [f"{weights.labels[i]} {weights.counts[i]}" for i in weights.order]
+    return [
+        f"training set: {report.num_images} images, {weights.counts.sum()} objects, "
+        f"{describe_imbalance(weights)}",
+        f"  objects: {shorten(objects, _MAX_CLASSES)}",
+    ]
+
+
+def _describe_positives(report: TrainingSetReport) -> list[str]:
+    fit = report.fit
+    num_images = len(report.sample)
+    size = f"shorter side {report.size} px" if report.size else "not resized"
+    num_positive = fit.positives_per_image.sum()
+    low, median, high = np.quantile(fit.positives_per_image, (0.25, 0.5, 0.75))
+    means = zip(report.level_names, fit.positives_per_level / num_images)
+    levels = ", ".join(f"{name} {mean:.3g}" for name, mean in means)
+    return [
+        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} an image, "
+        f"of which 1 in {fit.num_anchors / max(1, num_positive):.0f} is positive",
+        f"  positives of an image: {median:.0f}, in half of the images {low:.0f} to {high:.0f}; "
+        f"mean by level: {levels}",
+    ]
+
+
+def _describe_boxes(report: TrainingSetReport) -> list[str]:
+    fit = report.fit
+    num_boxes = len(fit.best_iou)
+    return [
+        f"  boxes overlapped by {fit.iou_thresh:g} or more: "
+        f"{to_share(int(fit.is_reached.sum()), num_boxes)}; the others: {describe_lost(report)}",
+        "  best possible recall, by boxes with a positive anchor of their own: "
+        f"{to_share(int(fit.has_positive.sum()), num_boxes)}",
+    ]
+
+
 def describe_imbalance(weights: ClassWeights) -> str:
     """Number of classes, and the ratio of the most to the least frequent class that has objects."""
     order = [i for i in weights.order if weights.counts[i]]
-    most, least = order[0], order[-1]
+    most = order[0]
+    least = order[-1]
     ratio = weights.counts[most] / weights.counts[least]
     return (
         f"{len(weights.counts)} classes; {ratio:.4g} times as many of class "
@@ -58,13 +72,15 @@ def describe_imbalance(weights: ClassWeights) -> str:
 
 
 def describe_lost(report: TrainingSetReport) -> str:
-    """Where most boxes that are not reached are: by size, and by class."""
+    """Size and class of most boxes that no anchor reaches."""
     fit = report.fit
     lost = ~fit.is_reached
     if not lost.any():
         return "none"
     sides = np.sqrt(fit.sides.prod(axis=1))
     num_small = int((lost & (sides < np.median(sides))).sum())
+
+    # By share, not by number: a rare class that is lost would hide behind a frequent one.
     num_classes = len(report.class_names)
     counts = np.bincount(fit.classes, minlength=num_classes)
     shares = np.bincount(fit.classes[lost], minlength=num_classes) / np.maximum(counts, 1)
@@ -77,17 +93,20 @@ def describe_lost(report: TrainingSetReport) -> str:
 
 
 def describe_gain(report: TrainingSetReport) -> str:
-    """The suggested anchors, and which share of the boxes they reach."""
+    """The suggested anchors, and the share of the boxes they reach."""
     anchors = report.anchors
     finer = ""
     if len(anchors.strides) > len(report.level_names):
         finer = f", and a level of stride {anchors.strides[0]}"
-    sizes = " ".join(
-        "-".join(f"{x:.3g}" for x in sorted({min(level), max(level)})) for level in anchors.sizes
-    )
+    # A level with a single size is shown as that, not as a range.
+    ranges = [sorted({min(level), max(level)}) for level in anchors.sizes]
+    sizes = " ".join("-".join(f"{x:.3g}" for x in ends) for ends in ranges)
     ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
-    shares = f"{to_percent(report.fit_after.score)} of the boxes instead of {to_percent(report.fit.score)}"
-    return f"anchors of {sizes} px, height / width {ratios}{finer} would reach {shares}"
+    return (
+        f"anchors of {sizes} px, height / width {ratios}{finer} would reach "
+        f"{to_percent(report.fit_after.score)} of the boxes instead of "
+        f"{to_percent(report.fit.score)}"
+    )
 
 
 def to_share(part: int, whole: int) -> str:
@@ -96,6 +115,7 @@ def to_share(part: int, whole: int) -> str:
 
 
 def to_percent(share: float) -> str:
-    """One decimal; only 1.0 is 100.0 %."""
-    percent = 100.0 if share == 1 else min(100 * share, 99.9)
-    return f"{percent:.1f} %"
+    """One decimal; nothing but 1.0 is rounded to 100.0 %."""
+    if share == 1:
+        return "100.0 %"
+    return f"{min(100 * share, 99.9):.1f} %"

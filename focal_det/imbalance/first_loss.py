@@ -1,4 +1,7 @@
-"""The classification loss that a training will start with, from its labels alone: no image is opened and no model run."""
+"""The classification loss of a run's first step, from its labels alone.
+
+No image is opened and no model is run.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,17 +26,23 @@ def compute_expected_loss(
     """`loss_cls` of the first step of one process, with every score at the prior.
 
     Args:
-        records: a batch.
+        records: a batch of Detectron2's dataset dicts; images may repeat.
+
+    Returns:
+        The loss as the model logs it, in nats.
     """
-    cls_loss, num_classes = build_cls_loss(cfg), setup.num_classes
-    bias = cls_loss.bias(get_prior_prob(cfg), num_classes)
-    images: dict[int, tuple[Tensor, Tensor]] = {}  # a batch repeats the images of a small set
+    cls_loss = build_cls_loss(cfg)
+    bias = cls_loss.bias(get_prior_prob(cfg), setup.num_classes)
+    # A batch repeats the images of a small set, and labelling is what takes time.
+    sums_by_image: dict[int, tuple[Tensor, Tensor]] = {}
     for record in records:
-        if id(record) not in images:
+        if id(record) not in sums_by_image:
             targets, level_sizes = _build_targets(record, setup, cls_loss.needs)
             sums = compute_initial_loss(cls_loss, bias, targets, level_sizes)
-            images[id(record)] = (sums, targets.num_pos)
-    sums, num_pos = (torch.cat(x) for x in zip(*(images[id(record)] for record in records)))
+            sums_by_image[id(record)] = (sums, targets.num_pos)
+    batch = [sums_by_image[id(record)] for record in records]
+    sums = torch.cat([sums for sums, _ in batch])
+    num_pos = torch.cat([num_pos for _, num_pos in batch])
     divisor = build_normalizer(cfg)(num_pos)
     return float(normalize_cls_sums(cls_loss, sums, divisor))
 
@@ -41,15 +50,15 @@ def compute_expected_loss(
 def _build_targets(
     record: dict[str, Any], setup: AnchorSetup, needs: frozenset[str]
 ) -> tuple[DenseTargets, list[int]]:
-    """The targets of an image, and its number of anchors on each level."""
-    objects, anchors, labels, matched_idxs, _ = label_record(record, setup)
-    boxes = objects.gt_boxes.tensor[matched_idxs] if len(objects) else torch.zeros(len(labels), 4)
+    """Targets of an image, and its number of anchors per level."""
+    labelled = label_record(record, setup)
     targets = DenseTargets.build(
-        labels[None],
-        boxes[None],
+        labelled.labels[None],
+        labelled.get_gt_boxes()[None],
         setup.num_classes,
         needs=needs,
-        anchors=Boxes.cat(anchors).tensor,
+        anchors=Boxes.cat(labelled.anchors).tensor,
+        # The IoU of predicted boxes takes a model, and none is run.
         compute_iou=lambda targets: torch.zeros(targets.gt_labels.shape),
     )
-    return targets, [len(x) for x in anchors]
+    return targets, [len(x) for x in labelled.anchors]

@@ -1,4 +1,4 @@
-"""What a training set asks of a detector: class balance, anchors that reach the boxes, the first loss."""
+"""What a training set asks of a detector, measured: class balance, anchors, the first loss."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,24 +19,28 @@ from .anchors import (
     measure_anchors,
 )
 from .class_weights import (
+    MAX_ALPHA,
     WEIGHT_METHODS,
     ClassWeights,
     compute_class_alphas,
     compute_class_priors,
     count_objects,
+    get_weight_values,
 )
-from .config_file import MAX_ALPHA, get_weight_values
 from .first_loss import compute_expected_loss
 from .read import GetRecords, get_class_names, get_middle_size, read_training_set
 from .suggestion import MIN_GAIN, suggest_anchors
 
-_MAX_BOXES = 10_000  # whose anchors are labelled, unless a single image has more
-_DEFAULT_ALPHA = 0.25  # where the config has none that can be a mean
+# Labelling takes most of the time, so the anchors of at most so many boxes are labelled, unless a
+# single image has more.
+_MAX_BOXES = 10_000
+# Mean of the alphas where the config's alpha cannot be one: without weighting, it is -1.
+_DEFAULT_ALPHA = 0.25
 
 
 @dataclass(frozen=True)
 class TrainingSetReport:
-    """What was measured of a training set.
+    """Measures of a training set, and suggestions for it.
 
     Attributes:
         class_names: K names.
@@ -45,11 +49,12 @@ class TrainingSetReport:
         num_images: of the training set.
         sample: the images whose anchors were labelled.
         size: shorter side of the images in training, in pixels; 0 if they are not resized.
-        fit: of the config's anchors.
+        fit: fit of the config's anchors.
         initial_loss: `loss_cls` of the first step.
-        anchors, fit_after: those of the suggestion, if other anchors are worth it.
-        loss_after: `loss_cls` of the first step with all that is suggested, pi and alpha per class
-            included; None if nothing was suggested.
+        anchors: suggested anchors, if others than the config's are worth it.
+        fit_after: fit of the suggested anchors.
+        loss_after: `loss_cls` of the first step with the suggested anchors, pi and alpha; None if
+            no suggestions were asked for.
     """
 
     class_names: Sequence[str]
@@ -68,28 +73,30 @@ class TrainingSetReport:
 def measure_training_set(
     cfg: CfgNode, get_records: GetRecords, num_images: int, *, suggest: bool
 ) -> TrainingSetReport:
-    """Count and label a training set.
+    """Count the objects of a training set, label its anchors, and suggest better settings.
 
     Args:
-        get_records: from the name of a data set to its dataset dicts.
-        num_images: whose anchors are labelled, at even distances; 0 for all. Fewer if they have very
-            many boxes.
-        suggest: whether to look for better anchors.
+        num_images: images to label, at even distances; 0 for all. Fewer if they have many boxes.
+        suggest: whether to search for better anchors.
+
+    Raises:
+        ValueError: as for `read_training_set`, `get_class_names` and `measure_anchors`.
     """
     records = read_training_set(cfg, get_records)
     class_names = get_class_names(cfg)
     sample = _choose_sample(records, num_images)
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
-    anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit) if suggest else (None, None)
-    weights = _compute_weights(
-        cfg, class_names, count_objects(records, len(class_names)), fit_after or fit
-    )
+
+    anchors = None
+    fit_after = None
+    if suggest:
+        anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit)
+    weights = _compute_weights(cfg, class_names, records, fit_after or fit)
     batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
     loss_after = None
     if suggest:
-        setup_after = setup.with_anchors(anchors) if anchors else setup
-        loss_after = _compute_loss_after(cfg, weights, batch, setup_after)
+        loss_after = _compute_loss_after(cfg, weights, batch, setup, anchors)
     return TrainingSetReport(
         class_names=class_names,
         level_names=read_settings(cfg).level_names,
@@ -106,9 +113,10 @@ def measure_training_set(
 
 
 def _choose_sample(records: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """Images at even distances that have objects, and not too many of these in all."""
+    """Choose images at even distances, some with objects, and with at most _MAX_BOXES in all."""
     sample = sample_evenly(records, num_images)
-    if not any(map(get_objects, sample)):  # few images have any
+    if not any(map(get_objects, sample)):
+        # So few images have objects that none of them was chosen.
         sample = sample_evenly([x for x in records if get_objects(x)], num_images)
     num_boxes = sum(len(get_objects(x)) for x in sample)
     if num_boxes > _MAX_BOXES:
@@ -119,7 +127,7 @@ def _choose_sample(records: list[dict[str, Any]], num_images: int) -> list[dict[
 def _find_better_anchors(
     cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup, fit: AnchorFit
 ) -> tuple[Optional[Anchors], Optional[AnchorFit]]:
-    """Other anchors that reach more boxes, and how well they fit; None twice if there are none."""
+    """Anchors that reach more boxes, and their fit; None twice if there are none."""
     anchors = _suggest(cfg, sample, setup)
     if anchors is None:
         return None, None
@@ -131,29 +139,35 @@ def _find_better_anchors(
 
 
 def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> Optional[Anchors]:
+    """Suggest anchors, unless each level has its own aspect ratios or the generator is unknown."""
     node = cfg.MODEL.ANCHOR_GENERATOR
     levels = read_settings(cfg).level_names
     if node.NAME != "DefaultAnchorGenerator" or len(node.ASPECT_RATIOS) != 1:
         return None
-    sizes = list(node.SIZES) * (len(levels) if len(node.SIZES) == 1 else 1)
-    is_known_backbone = cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone"
+    sizes = list(node.SIZES)
+    if len(sizes) == 1:
+        # Detectron2 reads a single entry as that of every level.
+        sizes = sizes * len(levels)
     anchors = Anchors(sizes, list(node.ASPECT_RATIOS[0]), setup.strides)
+    # Another backbone may have no p2 to add.
+    is_known_backbone = cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone"
     may_add_level = is_known_backbone and levels[0] == "p3"
     return suggest_anchors(sample, setup, anchors, may_add_level=may_add_level)
 
 
 def _compute_weights(
-    cfg: CfgNode, class_names: Sequence[str], counts: Any, fit: AnchorFit
+    cfg: CfgNode, class_names: Sequence[str], records: list[dict[str, Any]], fit: AnchorFit
 ) -> ClassWeights:
+    counts = count_objects(records, len(class_names))
     settings = read_settings(cfg)
-    alpha = settings.alpha if 0 < settings.alpha <= MAX_ALPHA else _DEFAULT_ALPHA
+    alpha = settings.alpha
+    if not 0 < alpha <= MAX_ALPHA:
+        alpha = _DEFAULT_ALPHA
+    alphas = {x: compute_class_alphas(counts, method=x, mean=alpha) for x in WEIGHT_METHODS}
     return ClassWeights(
         class_names=class_names,
         counts=counts,
-        alphas={
-            method: compute_class_alphas(counts, method=method, mean=alpha, max_alpha=MAX_ALPHA)
-            for method in WEIGHT_METHODS
-        },
+        alphas=alphas,
         method="sqrt",
         priors=compute_class_priors(fit.positives, fit.num_anchors),
         scalar_alpha=alpha,
@@ -162,19 +176,30 @@ def _compute_weights(
 
 
 def _compute_loss_after(
-    cfg: CfgNode, weights: ClassWeights, batch: Sequence[dict[str, Any]], setup: AnchorSetup
+    cfg: CfgNode,
+    weights: ClassWeights,
+    batch: Sequence[dict[str, Any]],
+    setup: AnchorSetup,
+    anchors: Optional[Anchors],
 ) -> float:
-    """`loss_cls` of the first step with pi and alpha per class."""
+    """`loss_cls` of the first step with pi and alpha per class, and with `anchors` if given."""
+    if anchors:
+        setup = setup.with_anchors(anchors)
     cfg = cfg.clone()
-    values = get_weight_values(weights, MAX_ALPHA)
+    values = get_weight_values(weights)
     cfg.merge_from_list([x for pair in values.items() for x in pair])
     return compute_expected_loss(cfg, batch, setup)
 
 
 def to_json(report: TrainingSetReport) -> dict[str, Any]:
-    """Figures for a program."""
+    """The measures as figures for a program."""
     fit = report.fit
     per_level = fit.positives_per_level / len(report.sample)
+    suggested_anchors = None
+    boxes_reached_after = None
+    if report.anchors and report.fit_after:
+        suggested_anchors = vars(report.anchors)
+        boxes_reached_after = report.fit_after.score
     return {
         "images": report.num_images,
         "objects_per_class": dict(zip(report.class_names, report.weights.counts.tolist())),
@@ -183,7 +208,7 @@ def to_json(report: TrainingSetReport) -> dict[str, Any]:
         "boxes_reached": fit.score,
         "best_possible_recall": float(fit.has_positive.mean()),
         "initial_loss_cls": report.initial_loss,
-        "suggested_anchors": vars(report.anchors) if report.anchors else None,
+        "suggested_anchors": suggested_anchors,
         "initial_loss_cls_with_suggested": report.loss_after,
-        "boxes_reached_by_suggested": report.fit_after.score if report.fit_after else None,
+        "boxes_reached_by_suggested": boxes_reached_after,
     }

@@ -1,4 +1,4 @@
-"""The training set of a config: its images, its classes and the size it is trained at."""
+"""The training set of a config: its images, its classes and the size of its images in training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-from focal_det.data.catalog import prepare_datasets
+from focal_det.data.catalog import check_metadata, prepare_datasets
 from focal_det.modeling.build import read_settings
 
 # From the name of a data set to its dataset dicts.
@@ -17,20 +17,26 @@ GetRecords = Callable[[str], list[dict[str, Any]]]
 def read_training_set(
     cfg: CfgNode, get_records: GetRecords = DatasetCatalog.get
 ) -> list[dict[str, Any]]:
-    """Dataset dicts of DATASETS.TRAIN, without those that the config has the data loader leave out.
+    """Read DATASETS.TRAIN, without the images that the config's data loader leaves out.
+
+    Returns:
+        Detectron2's dataset dicts.
 
     Raises:
-        ValueError: no training set, one that is not registered or has no annotations, or classes
-            that are not those of the model.
+        ValueError: no training set; one that is not registered, or has no annotations; or one whose
+            classes are not those of the model.
     """
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; name the data sets to count")
     settings = read_settings(cfg)
     prepare_datasets(cfg, settings.num_classes, settings.num_classes_key)
+
+    # Names first: reading may take minutes.
     for name in cfg.DATASETS.TRAIN:
         if name not in DatasetCatalog.list():
             raise ValueError(
-                f"DATASETS.TRAIN: data set {name} is not registered; does FOCAL_DET_DATASETS name its file?"
+                f"DATASETS.TRAIN: data set {name} is not registered; does FOCAL_DET_DATASETS name "
+                "its file?"
             )
     records = []
     for name in cfg.DATASETS.TRAIN:
@@ -40,6 +46,7 @@ def read_training_set(
                 f"Data set {name} of DATASETS.TRAIN has no annotations to count; is it a test set?"
             )
         records += dataset_dicts
+
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
     if not records:
@@ -48,31 +55,30 @@ def read_training_set(
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:
-    """The classes of the training sets, which must be the same and as many as the model has; ids where there are no names."""
+    """Class names of the training sets, once they are loaded; class ids where they have no names.
+
+    Raises:
+        ValueError: the training sets have different classes, or not as many as the model.
+    """
     settings = read_settings(cfg)
-    num_classes = settings.num_classes
     first = cfg.DATASETS.TRAIN[0]
-    classes = MetadataCatalog.get(first).get("thing_classes") or [
-        str(i) for i in range(num_classes)
-    ]
+    classes = MetadataCatalog.get(first).get("thing_classes")
+    if not classes:
+        classes = [str(i) for i in range(settings.num_classes)]
     for name in cfg.DATASETS.TRAIN:
         others = MetadataCatalog.get(name).get("thing_classes") or classes
         if list(others) != list(classes):
             raise ValueError(
-                f"DATASETS.TRAIN: the classes of {name} {others[:10]} are not those of {first} {classes[:10]}"
+                f"DATASETS.TRAIN: the classes of {name} {others[:10]} are not those of {first} "
+                f"{classes[:10]}"
             )
-    if len(classes) != num_classes:
-        raise ValueError(
-            f"Data set {first} has {len(classes)} classes, but {settings.num_classes_key} is {num_classes}"
-        )
+    check_metadata(cfg.DATASETS.TRAIN, settings.num_classes, settings.num_classes_key)
     return list(classes)
 
 
 def get_middle_size(cfg: CfgNode) -> int:
-    """The middle of the sizes that training draws from, in pixels; 0 if it does not resize."""
+    """Middle of the shorter sides that training draws from, in pixels; 0 if it does not resize."""
     sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
-    return (
-        (sizes[0] + sizes[-1]) // 2
-        if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
-        else sizes[len(sizes) // 2]
-    )
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        return (sizes[0] + sizes[-1]) // 2
+    return sizes[len(sizes) // 2]

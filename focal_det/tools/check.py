@@ -19,10 +19,9 @@ from focal_det.check.findings import SEVERITIES, Finding, Findings
 from focal_det.check.run import LABELLED_IMAGES, run_checks
 from focal_det.config import find_config_file
 from focal_det.env import load_config
-from focal_det.imbalance.config_file import warn_unread
+from focal_det.imbalance.config_file import warn_unread, write_suggestion
 from focal_det.imbalance.describe import describe
 from focal_det.imbalance.measure import TrainingSetReport, to_json
-from focal_det.imbalance.suggested_config import write_suggestion
 from focal_det.messages import describe_error
 from focal_det.report.anchors import draw_anchor_fit
 from focal_det.report.class_weights import draw_class_weights

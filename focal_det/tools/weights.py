@@ -21,14 +21,10 @@ from focal_det.imbalance.class_weights import (
     compute_class_alphas,
     compute_class_priors,
     count_objects,
-)
-from focal_det.imbalance.config_file import (
     get_weight_values,
     round_weight,
-    to_command_line,
-    warn_unread,
-    write_config,
 )
+from focal_det.imbalance.config_file import to_command_line, warn_unread, write_config
 from focal_det.imbalance.describe import describe_imbalance
 from focal_det.imbalance.read import get_class_names, get_middle_size, read_training_set
 from focal_det.modeling.build import read_settings

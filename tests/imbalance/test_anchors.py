@@ -1,4 +1,4 @@
-"""Fit of the anchors: labels as the model's, the measures by hand, and suggestions that do better on the same measure."""
+"""Fit of the anchors: labels as of the model, measures by hand, and better suggestions."""
 
 from dataclasses import replace
 
@@ -87,12 +87,11 @@ def test_positives_are_those_that_the_model_trains_on(make_cfg, tmp_path, size):
         want += np.bincount(labels[(labels >= 0) & (labels < 2)].numpy(), minlength=2)
         want_anchors += len(labels)
     fit = measure_anchors(records, build_anchor_setup(cfg))
-    assert (
-        want.all() and fit.positives.tolist() == want.tolist() and fit.num_anchors == want_anchors
-    )
+    assert want.all() and fit.positives.tolist() == want.tolist()
+    assert fit.num_anchors == want_anchors
 
 
-def test_a_record_without_size_or_with_a_class_too_many_is_named(setup):
+def test_a_record_without_size_or_class_is_named(setup):
     with pytest.raises(ValueError, match=r"Image a\.png has no 'height' and 'width'"):
         measure_anchors([{"file_name": "a.png", "annotations": []}], setup)
     with pytest.raises(
@@ -109,20 +108,15 @@ def test_the_measures_are_those_of_the_matrix_of_overlaps(setup):
     assert np.array_equal(fit.best_iou, iou.numpy()) and fit.iou_thresh == 0.5
     assert fit.is_reached.tolist() == [True, False, True] and fit.score == pytest.approx(2 / 3)
     assert fit.has_positive.all()  # by low-quality matches
-    assert fit.sides.tolist() == [[32, 32], [8, 6], [120, 130]] and fit.classes.tolist() == [
-        0,
-        1,
-        0,
-    ]
-    assert (
-        fit.positives_per_image[1] == 0
-        and fit.positives_per_level.sum() == fit.positives.sum() == fit.positives_per_image[0]
-    )
+    assert fit.sides.tolist() == [[32, 32], [8, 6], [120, 130]]
+    assert fit.classes.tolist() == [0, 1, 0]
+    assert fit.positives_per_image[1] == 0
+    assert fit.positives_per_level.sum() == fit.positives.sum() == fit.positives_per_image[0]
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])
 @pytest.mark.parametrize("size", [(256, 256), (97, 130), (33, 800), (1, 1)])
-def test_best_iou_from_the_nearest_cells_is_that_of_all_anchors(size, offset, make_cfg):
+def test_nearest_cells_have_the_best_iou_of_all_anchors(size, offset, make_cfg):
     sizes = [[20, 33.3], [64], [100, 150], [256], [700]]
     words = ["MODEL.ANCHOR_GENERATOR.OFFSET", offset, "MODEL.ANCHOR_GENERATOR.SIZES", sizes]
     setup = build_anchor_setup(make_cfg("INPUT.MIN_SIZE_TRAIN", (0,), *words))
@@ -149,8 +143,8 @@ def test_best_iou_from_the_nearest_cells_is_that_of_all_anchors(size, offset, ma
     assert (found[:, 2:] - found[:, :2]).tolist() == fit.sides.tolist()
 
 
-def test_better_anchors_are_looked_for_without_labelling(setup, monkeypatch):
-    """Which took a minute for 120 images, and forever for images of thousands of boxes."""
+def test_the_search_labels_no_anchors(setup, monkeypatch):
+    """Labelling took a minute for 120 images, and did not end for images of thousands of boxes."""
 
     def fail(*args):
         raise AssertionError("the search has labelled all anchors")
@@ -169,7 +163,7 @@ def test_a_box_whose_anchors_others_take_has_no_positive(setup):
     assert fit.has_positive.tolist() == [True, False] and fit.is_reached.all()
 
 
-def test_smaller_boxes_get_smaller_anchors_that_reach_more_of_them(setup):
+def test_smaller_anchors_reach_more_small_boxes(setup):
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 230, (60, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(9, 14, (60, 2))], axis=1).tolist()
@@ -177,15 +171,14 @@ def test_smaller_boxes_get_smaller_anchors_that_reach_more_of_them(setup):
     before = measure_anchors(records, setup)
     found = suggest_anchors(records, setup, get_anchors(setup), may_add_level=False)
     after = measure_anchors(records, setup.with_anchors(found))
-    assert (
-        after.score > before.score + 0.01 and max(found.sizes[0]) < 32 and len(found.strides) == 5
-    )
+    assert after.score > before.score + 0.01
+    assert max(found.sizes[0]) < 32 and len(found.strides) == 5
     finer = suggest_anchors(records, setup, get_anchors(setup), may_add_level=True)
     assert finer.strides[0] == 4 and [len(x) for x in finer.sizes] == [3] * 6
     assert measure_anchors(records, setup.with_anchors(finer)).score > after.score
 
 
-def test_anchors_that_fit_are_left_alone_and_long_boxes_get_long_ones(setup):
+def test_fitting_anchors_stay_and_long_boxes_get_long_ones(setup):
     fitting = [make_record([16, 16, 48, 48], [64, 64, 128, 128])]
     assert suggest_anchors(fitting, setup, get_anchors(setup), may_add_level=True) is None
     assert suggest_anchors([make_record()], setup, get_anchors(setup), may_add_level=True) is None
@@ -195,12 +188,10 @@ def test_anchors_that_fit_are_left_alone_and_long_boxes_get_long_ones(setup):
 
 
 def test_labels_of_one_image_come_with_its_objects(setup):
-    objects, anchors, labels, _, best_iou = label_record(make_record([10, 10, 42, 42]), setup)
-    assert (
-        len(objects) == len(best_iou) == 1
-        and len(labels) == sum(map(len, anchors))
-        and (labels == 0).any()
-    )
+    image = label_record(make_record([10, 10, 42, 42]), setup)
+    assert len(image.objects) == len(image.best_iou) == 1
+    assert len(image.labels) == sum(map(len, image.anchors))
+    assert (image.labels == 0).any()
 
 
 def test_the_picture_shows_what_is_lost_in_red(setup, tmp_path):
@@ -209,13 +200,8 @@ def test_the_picture_shows_what_is_lost_in_red(setup, tmp_path):
         draw_anchor_fit(
             {"now": fit, "other": fit}, ["circle", "square"], list("34567"), tmp_path / "a.png"
         )
-        return (
-            (np.abs(cv2.imread(str(tmp_path / "a.png")).astype(int) - (40, 39, 214)) < 12)
-            .all(axis=-1)
-            .sum()
-        )
+        picture = cv2.imread(str(tmp_path / "a.png")).astype(int)
+        return (np.abs(picture - (40, 39, 214)) < 12).all(axis=-1).sum()
 
-    assert (
-        count_red([10, 10, 42, 42], [40, 60, 48, 66])
-        > count_red([10, 10, 42, 42], [40, 60, 90, 100]) + 1000
-    )
+    reached = count_red([10, 10, 42, 42], [40, 60, 90, 100])
+    assert count_red([10, 10, 42, 42], [40, 60, 48, 66]) > reached + 1000

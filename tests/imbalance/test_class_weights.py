@@ -43,7 +43,8 @@ def test_mean_range_and_order_hold_for_all_counts(counts, method, mean, max_alph
         ("inverse", [0.15625, 0.625]),
         # scale = 0.25 * 125 / (100 / 10 + 25 / 5)
         ("sqrt", [0.2083333, 0.4166667]),
-        # E = (1 - 0.9^100) / 0.1 = 9.999734 and 9.282102; scale = 31.25 / (100 / 9.999734 + 25 / 9.282102) = 2.461866
+        # E = (1 - 0.9^100) / 0.1 = 9.999734 and 9.282102;
+        # scale = 31.25 / (100 / 9.999734 + 25 / 9.282102) = 2.461866
         ("effective", [0.246193, 0.265228]),
     ],
 )
@@ -53,13 +54,14 @@ def test_values_by_hand(method, want):
 
 
 def test_what_is_cut_off_goes_to_the_other_classes():
-    # Uncut, 0.0926, 0.926 and 8.33. Two cut to 0.5 leave 25 - 0.5 * 10 = 20 for the 90 objects of the first.
+    # Uncut, 0.0926, 0.926 and 8.33. Two cut to 0.5 leave 25 - 0.5 * 10 = 20 for the 90 objects of
+    # the first.
     alphas = compute_class_alphas(np.array([90, 9, 1]), method="inverse", mean=0.25, max_alpha=0.5)
     assert alphas == pytest.approx([20 / 90, 0.5, 0.5])
 
 
 @pytest.mark.parametrize("method", WEIGHT_METHODS)
-def test_a_class_without_objects_is_weighted_like_one_with_a_single_object_and_changes_no_other(
+def test_a_class_without_objects_counts_as_one_object(
     method,
 ):
     alphas = compute_class_alphas(np.array([50, 0, 1, 4]), method=method, mean=0.1)
@@ -135,7 +137,7 @@ def test_a_class_without_positives_gets_the_prior_of_one():
     assert compute_class_priors(np.array([30, 0]), 1000).tolist() == [0.03, 0.001]
 
 
-def test_counting_leaves_the_records_as_they_were_and_crowds_out(tmp_path):
+def test_counting_skips_crowds_and_changes_no_record(tmp_path):
     records = load_records(tmp_path)
     records[1]["annotations"][0]["iscrowd"] = 1
     before = str(records)
@@ -161,9 +163,10 @@ def draw(file, num_classes, method="sqrt"):
     return cv2.imread(str(file))
 
 
-def test_the_picture_has_a_row_for_each_class_until_there_are_too_many(tmp_path):
+def test_the_picture_names_classes_until_too_many(tmp_path):
     heights = [draw(tmp_path / f"{k}.png", k).shape[0] for k in (1, 20, 80, 200, 1200)]
-    # 80 rows of at least 18 pixels; without names the height no longer depends on the number of classes.
+    # 80 rows of at least 18 pixels; without names, the height does not depend on the number of
+    # classes.
     assert heights[0] < heights[1] < heights[2] and heights[2] > 80 * 18
     assert heights[3] == heights[4] < heights[2]
 
