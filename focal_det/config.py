@@ -33,25 +33,27 @@ _CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 def add_focal_det_config(cfg: CfgNode) -> None:
     """Add `MODEL.FOCAL_DET` with its defaults, and make FocalRetinaNet known to Detectron2.
 
-    A component's `ARGS.<its name>` holds its constructor's arguments, so that they can be set from a
-    file or the command line; only the entry of `NAME` is read. Components registered before this
-    call are included.
+    A component's `ARGS.<its name>` holds its constructor's arguments, so that a file or a command
+    line can set them; only the entry of `NAME` is read. Components registered before this call are
+    included.
     """
-    importlib.import_module("focal_det.modeling.retinanet")  # registers the architecture
+    # Its import registers the architecture; nothing of it is used here.
+    importlib.import_module("focal_det.modeling.retinanet")
     node = type(cfg)()
     # Classification loss: a name of CLS_LOSS_REGISTRY.
     node.CLS_LOSS = _make_component_node(cfg, "FocalLoss", CLS_LOSS_REGISTRY)
-    # Foreground probability pi at the start, one for each class; empty: MODEL.RETINANET.PRIOR_PROB
-    # for all.
+    # Foreground probability pi at the start, per class; if empty, MODEL.RETINANET.PRIOR_PROB holds
+    # for all classes.
     node.PRIOR_PROB_PER_CLASS = []
     # What decides the label of each anchor: a name of ASSIGNER_REGISTRY.
     node.ASSIGNER = _make_component_node(cfg, "IoUAssigner", ASSIGNER_REGISTRY)
-    # Whether a box gets the anchors it overlaps most even below the foreground threshold, as in
-    # Detectron2; not so in the paper.
+    # Whether a box gets the anchors it overlaps most even below the foreground threshold.
+    # Detectron2 does so, the paper does not.
     node.LOW_QUALITY_MATCHES = True
     # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
     node.NORMALIZER = _make_component_node(cfg, "EMAPosCount", NORMALIZER_REGISTRY)
-    # Iterations between figures of the classification loss in the metrics (focal_det/...); 0 for none.
+    # Iterations between figures of the classification loss in the metrics, `focal_det/...`; 0 for
+    # none.
     node.TELEMETRY_PERIOD = 20
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
@@ -59,13 +61,13 @@ def add_focal_det_config(cfg: CfgNode) -> None:
 
 
 def find_config_file(config_file: Union[str, os.PathLike]) -> str:
-    """A config's path: the file itself, or the shipped config of this name if there is no such file.
+    """Find a config: the file itself or, if there is none, the shipped config of this name.
 
     Args:
         config_file: a path or URL, or a name such as "digits/focal_retinanet_tiny.yaml".
 
     Raises:
-        FileNotFoundError: neither; names both folders and the nearest shipped config.
+        FileNotFoundError: neither exists; names both folders and the nearest shipped config.
     """
     if "://" in str(config_file) or os.path.isfile(config_file):
         return str(config_file)
@@ -82,22 +84,30 @@ def get_config_file(config_path: str) -> str:
     """Absolute path of a shipped config.
 
     Args:
-        config_path: relative to `configs/`, such as "COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml".
+        config_path: relative to `configs/`, such as
+            "COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml".
 
     Raises:
         FileNotFoundError: no such config; names the nearest one.
     """
     folder = next((x for x in _CONFIG_FOLDERS if x.is_dir()), _CONFIG_FOLDERS[0])
     file = folder / config_path
-    if not file.is_file():
-        found = [x for pattern in ("*.yaml", "*.py") for x in folder.rglob(pattern)]
-        known = [str(x.relative_to(folder)) for x in found]
-        raise FileNotFoundError(describe_unknown(f"config in {folder}:", config_path, known))
-    return str(file)
+    if file.is_file():
+        return str(file)
+    found = [*folder.rglob("*.yaml"), *folder.rglob("*.py")]
+    known = [str(x.relative_to(folder)) for x in found]
+    raise FileNotFoundError(describe_unknown(f"config in {folder}:", config_path, known))
+
+
+class _UnsafeYamlError(ValueError):
+    """A yaml file that runs code when it is read."""
 
 
 class _SafeYaml(CfgNode):
-    """Reads a yaml file and those it is based on; only Detectron2's own may run code, as its Base-RetinaNet.yaml does."""
+    """Reads a yaml file and its bases, of which only Detectron2's own may run code.
+
+    Detectron2's Base-RetinaNet.yaml computes its anchor sizes with `!!python/object/apply:eval`.
+    """
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -108,34 +118,38 @@ class _SafeYaml(CfgNode):
         try:
             return super().load_yaml_with_base(filename, allow_unsafe=is_detectron2s)
         except yaml.constructor.ConstructorError as error:
-            raise ValueError(
-                f"{filename} runs code when it is read, line {error.problem_mark.line + 1}: {error.problem}. Write the "
-                "value out; or, if you trust the file, --unsafe-yaml (of focal-det train and check)"
+            raise _UnsafeYamlError(
+                f"{filename} runs code when it is read, line {error.problem_mark.line + 1}: "
+                f"{error.problem}. Write the value out; or, if you trust the file, --unsafe-yaml "
+                "(of focal-det train and check)"
             ) from None
 
 
 def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> None:
-    """Merge a yaml file; what is wrong with it is told by file and key, with the nearest key.
+    """Merge a yaml file into a config.
 
     Args:
-        unsafe_yaml: let the file, or one it is based on, run code (`!!python/...`); Detectron2's own configs may do so anyway.
+        unsafe_yaml: let the file, or one it is based on, run code (`!!python/...`), which
+            Detectron2's own configs may do anyway.
 
     Raises:
-        UnknownNameError: a key that does not exist.
-        ValueError: a file that runs code, or is not yaml.
+        UnknownNameError: a key that does not exist; names the file and the nearest key.
+        ValueError: a file that runs code or is not yaml, or a value of the wrong type; names the
+            file.
     """
     try:
         if not unsafe_yaml:
             _SafeYaml.load_yaml_with_base(config_file)
+        # Safe once that has passed, and Detectron2's own configs need it.
         cfg.merge_from_file(config_file, allow_unsafe=True)
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not yaml: {error}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{config_file} must have KEY: VALUE lines ({error})") from None
+    except _UnsafeYamlError:
+        raise
     except ValueError as error:
-        raise ValueError(
-            str(error) if "runs code" in str(error) else f"{config_file}: {_explain_type(error)}"
-        ) from None
+        raise ValueError(f"{config_file}: {_explain_type(error)}") from None
     except KeyError as error:
         key = re.search(r"key: ([\w.]+)$", str(error.args[0]))
         if key is None:
@@ -144,28 +158,32 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
 
 
 def _describe_unknown_key(cfg: CfgNode, key: str) -> str:
-    """Where a key leaves the config, and the nearest one there; empty for a key that exists."""
-    node, parts = cfg, key.split(".")
+    """Error text for a key that does not exist, with the nearest one; empty if it exists."""
+    node = cfg
+    parts = key.split(".")
     for i, part in enumerate(parts):
-        beside = node if isinstance(node, CfgNode) else ()
-        if part not in beside:
-            return f"{key}: {describe_unknown('key of ' + ('.'.join(parts[:i]) or 'the config'), part, beside)}"
+        # A key may go on below a value, as in SOLVER.BASE_LR.x.
+        known = node if isinstance(node, CfgNode) else ()
+        if part not in known:
+            parent = ".".join(parts[:i]) or "the config"
+            return f"{key}: {describe_unknown(f'key of {parent}', part, known)}"
         node = node[part]
     return ""
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
-    """Merge KEY VALUE pairs of a command line; the error for a key that does not exist names the nearest one beside it.
+    """Merge KEY VALUE pairs of a command line into a config.
 
     Raises:
-        UnknownNameError: no such key.
-        ValueError: a value of the wrong type.
+        UnknownNameError: no such key; names the nearest one.
+        ValueError: a key without a value, or a value of the wrong type.
     """
     if len(options) % 2:
         raise ValueError(f"options are KEY VALUE pairs; {options[-1]!r} has no value")
     for key in options[0::2]:
         if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
-            continue  # of which Detectron2 has more to say
+            # The error of `merge_from_list` says what has become of the key.
+            continue
         unknown = _describe_unknown_key(cfg, key)
         if unknown:
             raise UnknownNameError(unknown)
@@ -176,7 +194,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
 
 
 def _explain_type(error: ValueError) -> str:
-    """What yacs says of a value of the wrong type, and how to write it."""
+    """The message of yacs for a value of the wrong type, and how to write the value."""
     found = re.search(
         r"\(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) for config key",
         str(error),
@@ -187,23 +205,36 @@ def _explain_type(error: ValueError) -> str:
         ("tuple", "int"): '"({},)"',
         ("list", "str"): "\"['{}']\"",
     }
-    hint = hints.get(found.groups()[:2]) if found else None
-    is_plain = found and re.fullmatch(r"[\w.-]+", found[3])
-    return f"{error}: write {hint.format(found[3])}" if hint and is_plain else str(error)
+    if found is None:
+        return str(error)
+    expected, given, value = found.groups()
+    hint = hints.get((expected, given))
+    # A value with quotes or brackets cannot be put into the hint.
+    if hint is None or not re.fullmatch(r"[\w.-]+", value):
+        return str(error)
+    return f"{error}: write {hint.format(value)}"
 
 
 def _make_component_node(cfg: CfgNode, name: str, registry: ComponentRegistry) -> CfgNode:
-    """NAME and, per registered component, ARGS; of the type of `cfg`.
+    """A node of the type of `cfg` with NAME, and with ARGS for each registered component.
 
     Unknown keys are let in, so that the component itself can name the nearest match.
     """
-    node = type(cfg)()
+    make_node = type(cfg)
+    node = make_node()
     node.NAME = name
-    node.ARGS = type(cfg)(new_allowed=True)
+    node.ARGS = make_node(new_allowed=True)
     for component_name, component in registry:
-        defaults = {}
-        for key, value in get_constructor_args(component).items():
-            if key not in RETINANET_ARGS and value is not inspect.Parameter.empty:
-                defaults[key] = list(value) if isinstance(value, tuple) else value
-        node.ARGS[component_name] = type(cfg)(defaults, new_allowed=True)
+        node.ARGS[component_name] = make_node(_get_defaults(component), new_allowed=True)
     return node
+
+
+def _get_defaults(component: type) -> dict[str, Any]:
+    """Defaults of the constructor arguments that have no key of Detectron2's."""
+    defaults = {}
+    for key, value in get_constructor_args(component).items():
+        if key in RETINANET_ARGS or value is inspect.Parameter.empty:
+            continue
+        # yaml has no tuples.
+        defaults[key] = list(value) if isinstance(value, tuple) else value
+    return defaults

@@ -1,7 +1,7 @@
 """What `DETECTRON2_ENV_MODULE=focal_det.env` does: any Detectron2 program then knows focal_det.
 
-Detectron2 calls `setup_environment()` while it is being imported, so nothing of it is imported before
-the call.
+Detectron2 calls `setup_environment()` while it is being imported, so this module must not import
+anything of Detectron2 before the call.
 """
 
 import os
@@ -31,6 +31,7 @@ def setup_environment() -> None:
     from focal_det.config import add_focal_det_config
     from focal_det.data.catalog import register_datasets_file, register_digits
 
+    # The node that `get_cfg` copies; Detectron2 has no public way to add a key to it.
     add_focal_det_config(defaults._C)
     register_digits()
     datasets_file = os.environ.get("FOCAL_DET_DATASETS")
@@ -50,17 +51,22 @@ def ensure_environment() -> None:
 def load_config(
     config_file: Union[str, os.PathLike], options: Sequence[str] = (), *, unsafe_yaml: bool = False
 ):
-    """A Detectron2 config with focal_det's keys and data sets, from a yaml file and KEY VALUE pairs.
+    """Load a config with focal_det's keys and data sets.
 
     Args:
         config_file: see `focal_det.config.find_config_file`.
-        unsafe_yaml: let the file, or one it is based on, run code (`!!python/...`); Detectron2's own
-            configs may do so anyway.
+        options: KEY VALUE pairs of a command line.
+        unsafe_yaml: let the file, or one it is based on, run code (`!!python/...`), which
+            Detectron2's own configs may do anyway.
+
+    Returns:
+        Detectron2's CfgNode.
 
     Raises:
         FileNotFoundError: no such file here or among the shipped configs.
-        KeyError: a key that does not exist; names the nearest one.
-        ValueError: a file that runs code when it is read; names file, line and tag.
+        UnknownNameError: a key that does not exist; names the nearest one.
+        ValueError: a file that runs code when it is read (names file, line and tag) or is not yaml,
+            or a value of the wrong type.
     """
     ensure_environment()
     from detectron2.config import get_cfg

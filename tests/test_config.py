@@ -64,7 +64,7 @@ def test_only_the_entry_of_the_name_is_read(make_cfg):
     [
         (
             {"NAME": "GlobalPoscount"},
-            r"MODEL\.FOCAL_DET\.NORMALIZER: Unknown loss normalizer .*Did you mean 'GlobalPosCount'",
+            r"FOCAL_DET\.NORMALIZER: Unknown loss normalizer .*Did you mean 'GlobalPosCount'",
         ),
         (
             {"ARGS": {"EMAPosCuont": {"momentum": 0.5}}},
@@ -80,7 +80,7 @@ def test_only_the_entry_of_the_name_is_read(make_cfg):
         ),
     ],
 )
-def test_a_typo_in_a_file_names_the_key_and_the_nearest_match(make_cfg, tmp_path, node, message):
+def test_a_typo_in_a_file_names_key_and_nearest_match(make_cfg, tmp_path, node, message):
     file = tmp_path / "typo.yaml"
     file.write_text(yaml.safe_dump({"MODEL": {"FOCAL_DET": {"NORMALIZER": node}}, "VERSION": 2}))
     cfg = make_cfg()
@@ -113,7 +113,7 @@ def test_a_typo_on_the_command_line_fails(make_cfg):
         ("SOLVER.BASE_LR.x", r"key of SOLVER\.BASE_LR 'x'"),
     ],
 )
-def test_a_typo_on_the_command_line_of_our_programs_names_the_nearest_key(make_cfg, key, message):
+def test_a_typo_in_options_names_the_nearest_key(make_cfg, key, message):
     with pytest.raises(KeyError, match=message):
         merge_options(make_cfg(), [key, "1"])
 
