@@ -1,4 +1,4 @@
-"""The model zoo: its entries are complete, its file is the recorded one, and its functions do what Detectron2's do."""
+"""The model zoo: complete entries, the recorded file, and functions that do as Detectron2's do."""
 
 import hashlib
 import shutil
@@ -13,28 +13,10 @@ from focal_det import model_zoo
 from tests.conftest import run_python
 
 DIGITS = "digits/focal_retinanet_tiny.yaml"
-KEYS = {
-    "origin",
-    "file",
-    "url",
-    "sha256",
-    "command",
-    "seeds",
-    "trained_on",
-    "evaluated_on",
-    "figures",
-    "AP_per_class",
-}
-KEYS |= {
-    "seconds_per_iter",
-    "seconds_per_image",
-    "memory_gb",
-    "device",
-    "versions",
-    "commit",
-    "date",
-    "note",
-}
+KEYS = {"origin", "file", "url", "sha256", "note"}
+KEYS |= {"command", "commit", "date", "seeds", "trained_on", "device", "versions"}
+KEYS |= {"evaluated_on", "figures", "AP_per_class"}
+KEYS |= {"seconds_per_iter", "seconds_per_image", "memory_gb"}
 ZOO = model_zoo.read_zoo()
 
 
@@ -42,20 +24,13 @@ ZOO = model_zoo.read_zoo()
 def test_an_entry_is_complete(config_path):
     entry = ZOO[config_path]
     assert set(entry) == KEYS and Path(model_zoo.get_config_file(config_path)).is_file()
-    assert entry["origin"] in ("trained here", "converted", "Detectron2 zoo") and (
-        entry["file"] or entry["url"]
-    )
-    assert (
-        set(entry["figures"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
-        and 0 < entry["figures"]["AP"] < 100
-    )
+    assert entry["origin"] in ("trained here", "converted", "Detectron2 zoo")
+    assert entry["file"] or entry["url"]
+    assert set(entry["figures"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert 0 < entry["figures"]["AP"] < 100
     if entry["origin"] == "trained here":
-        assert (
-            len(entry["commit"]) == 40
-            and entry["command"]
-            and entry["sha256"]
-            and entry["versions"]["torch"]
-        )
+        assert len(entry["commit"]) == 40
+        assert entry["command"] and entry["sha256"] and entry["versions"]["torch"]
 
 
 @pytest.mark.parametrize(
@@ -63,19 +38,15 @@ def test_an_entry_is_complete(config_path):
 )
 def test_detectron2s_checkpoints_are_where_detectron2_says(config_path):
     theirs = config_path.replace("focal_retinanet", "retinanet")
-    assert model_zoo.get_checkpoint_url(config_path) == stock.get_checkpoint_url(theirs)
-    assert (
-        stock.get_checkpoint_url(theirs)
-        == model_zoo.get_config(config_path, trained=True).MODEL.WEIGHTS
-    )
+    url = stock.get_checkpoint_url(theirs)
+    assert model_zoo.get_checkpoint_url(config_path) == url
+    assert url == model_zoo.get_config(config_path, trained=True).MODEL.WEIGHTS
 
 
 def test_the_shipped_file_is_small_safe_and_the_recorded_one():
     file = Path(model_zoo.get_checkpoint_url(DIGITS))
-    assert (
-        file.stat().st_size <= 5e6
-        and hashlib.sha256(file.read_bytes()).hexdigest() == ZOO[DIGITS]["sha256"]
-    )
+    assert file.stat().st_size <= 5e6
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == ZOO[DIGITS]["sha256"]
     assert set(torch.load(file, weights_only=True)) == {"model"}
 
 
@@ -98,7 +69,7 @@ def test_a_lazy_config_has_the_checkpoint_of_its_yaml():
     )
 
 
-def test_a_folder_of_ones_own_comes_first_and_a_damaged_file_is_refused(tmp_path, monkeypatch):
+def test_own_folder_comes_first_and_damage_is_refused(tmp_path, monkeypatch):
     file = Path(model_zoo.get_checkpoint_url(DIGITS))
     shutil.copy(file, tmp_path)
     monkeypatch.setenv("FOCAL_DET_ZOO", str(tmp_path))
@@ -120,25 +91,14 @@ def test_a_config_without_a_model_is_named():
 
 @pytest.mark.slow
 def test_the_shipped_model_has_its_accuracy(tmp_path):
-    """By Detectron2's own means, TEST.EXPECTED_RESULTS: another figure ends the program with an error."""
+    """By Detectron2's TEST.EXPECTED_RESULTS: another figure ends the program with an error."""
     expected = [
         ["bbox", name, ZOO[DIGITS]["figures"][name], 0.2] for name in ("AP", "AP50", "AP75")
     ]
-    words = [
-        "-m",
-        "focal_det.tools.train",
-        "--eval-only",
-        "--config-file",
-        model_zoo.get_config_file(DIGITS),
-    ]
-    words += [
-        "MODEL.WEIGHTS",
-        model_zoo.get_checkpoint_url(DIGITS),
-        "OUTPUT_DIR",
-        tmp_path,
-        "TEST.EXPECTED_RESULTS",
-    ]
-    _, output = run_python(*words, expected)
+    words = ["-m", "focal_det.tools.train", "--eval-only"]
+    words += ["--config-file", model_zoo.get_config_file(DIGITS)]
+    words += ["MODEL.WEIGHTS", model_zoo.get_checkpoint_url(DIGITS), "OUTPUT_DIR", tmp_path]
+    _, output = run_python(*words, "TEST.EXPECTED_RESULTS", expected)
     assert "Results verification passed" in output
     cfg = model_zoo.get_config(DIGITS)
     cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 90.0, 1.0]]
@@ -146,7 +106,7 @@ def test_the_shipped_model_has_its_accuracy(tmp_path):
         verify_results(cfg, {"bbox": {"AP": 56.0}})
 
 
-def test_a_file_without_a_recorded_hash_is_told(tmp_path, monkeypatch, caplog):
+def test_a_file_without_a_recorded_hash_is_reported(tmp_path, monkeypatch, caplog):
     config_path = "COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"
     file = tmp_path / ZOO[config_path]["url"].rsplit("/", 1)[-1]
     file.write_bytes(b"any")
