@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Install a pure-Python Detectron2 from PyPI where no Detectron2 is installed.
 
-Detectron2 is not on PyPI under its own name. Two source distributions have its Python files, model zoo
-configs and tools, byte for byte, but not its C++ sources: pb1-detectron2 has those of release 0.6, and
-detectron2-cdo those of 0.5. This script makes a wheel of one of them that runs with current torch, numpy,
-Pillow and setuptools. Training, inference and evaluation of RetinaNet need nothing more. The operations that
-Detectron2 compiles (rotated boxes, deformable convolution on GPUs) raise an error that says so when they are
-used.
+Detectron2 is not on PyPI under its own name. Two source distributions have its Python files, model
+zoo configs and tools, byte for byte, but not its C++ sources: pb1-detectron2 has those of release
+0.6, and detectron2-cdo those of 0.5. This script makes a wheel of one of them that runs with
+current torch, numpy, Pillow and setuptools. Training, inference and evaluation of RetinaNet need
+nothing more. Operations that Detectron2 compiles (rotated boxes, deformable convolution on GPUs)
+raise an error that says so when they are used.
 
 A Detectron2 that is already installed is left alone. Needs only the standard library and pip.
 """
@@ -44,7 +44,7 @@ class Substitution(NamedTuple):
 
 
 class Release(NamedTuple):
-    """A release of Detectron2, the source distribution that has its Python files, and what is changed in them."""
+    """A release of Detectron2, the source distribution with its Python files, and the changes."""
 
     version: str
     project: str
@@ -57,11 +57,19 @@ class Release(NamedTuple):
         return f"{self.version}+pure.1"
 
 
-_COMPILED = ("from detectron2 import _C", "from detectron2.no_compiled_ops import _C", 1)
+# Texts that are too long for a line of the table below.
+_NO_C = "from detectron2.no_compiled_ops import _C"
+_COMPILED = ("from detectron2 import _C", _NO_C, 1)
 _SCHEDULER = "torch.optim.lr_scheduler."
 _TRY_API = "try:\n    from .api import *\nexcept ImportError:  # needs caffe2 and onnx\n    pass\n"
-_COCO_EVAL = "from detectron2.evaluation.fast_eval_api import COCOeval_opt"
+_FAST_COCO_EVAL = "from detectron2.evaluation.fast_eval_api import COCOeval_opt"
+_COCO_EVAL = "from pycocotools.cocoeval import COCOeval as COCOeval_opt"
 _PURE = '"none: a pure-Python build without compiled operations"'
+_ZOO_FOLDER = '"detectron2.model_zoo", os.path.join('
+_ZOO_FOLDER_BY_FILE = "os.path.dirname(__file__), os.path.join("
+_MESHGRID = "meshgrid(shifts_y, shifts_x)"
+_MESHGRID_IJ = 'meshgrid(shifts_y, shifts_x, indexing="ij")'
+_WHICH_EVAL = '"unofficial" if self._use_fast_impl else "official"'
 # The two releases have these texts in common.
 _SUBSTITUTIONS = tuple(
     Substitution(f"detectron2/{file}", old, new, count)
@@ -80,20 +88,10 @@ _SUBSTITUTIONS = tuple(
         # setuptools 82 removed pkg_resources; environments of Python 3.12 have no setuptools.
         ("model_zoo/model_zoo.py", "import pkg_resources\n", "", 1),
         ("model_zoo/model_zoo.py", "pkg_resources.resource_filename(", "os.path.join(", 1),
-        (
-            "model_zoo/model_zoo.py",
-            '"detectron2.model_zoo", os.path.join(',
-            "os.path.dirname(__file__), os.path.join(",
-            1,
-        ),
+        ("model_zoo/model_zoo.py", _ZOO_FOLDER, _ZOO_FOLDER_BY_FILE, 1),
         # torch is about to require the argument that says how meshgrid orders its result.
-        (
-            "modeling/anchor_generator.py",
-            "meshgrid(shifts_y, shifts_x)",
-            'meshgrid(shifts_y, shifts_x, indexing="ij")',
-            1,
-        ),
-        # torch 2 turned these classes round: the state of torch's own schedulers was not saved.
+        ("modeling/anchor_generator.py", _MESHGRID, _MESHGRID_IJ, 1),
+        # torch 2 swapped the roles of these classes: the state of its own schedulers was not saved.
         ("engine/hooks.py", _SCHEDULER + "_LRScheduler", _SCHEDULER + "LRScheduler", 2),
         # torch 2 has no caffe2: what does not need it can be imported, as in newer Detectron2.
         ("export/__init__.py", "from .api import *\n", _TRY_API, 1),
@@ -101,21 +99,11 @@ _SUBSTITUTIONS = tuple(
         ("layers/deform_conv.py", *_COMPILED),
         ("layers/roi_align_rotated.py", *_COMPILED),
         ("layers/rotated_boxes.py", *_COMPILED),
-        ("layers/nms.py", "import torch\n", f"import torch\n{_COMPILED[1]}\n", 1),
+        ("layers/nms.py", "import torch\n", f"import torch\n{_NO_C}\n", 1),
         ("layers/nms.py", "torch.ops.detectron2.nms_rotated(", "_C.nms_rotated(", 1),
         # The fast COCO evaluation is compiled: pycocotools' own is used, and the log says so.
-        (
-            "evaluation/coco_evaluation.py",
-            _COCO_EVAL,
-            "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
-            1,
-        ),
-        (
-            "evaluation/coco_evaluation.py",
-            '"unofficial" if self._use_fast_impl else "official"',
-            '"official"',
-            1,
-        ),
+        ("evaluation/coco_evaluation.py", _FAST_COCO_EVAL, _COCO_EVAL, 1),
+        ("evaluation/coco_evaluation.py", _WHICH_EVAL, '"official"', 1),
         ("utils/collect_env.py", 'f"not built correctly: {e}"', _PURE, 1),
     ]
 )
@@ -130,7 +118,7 @@ RELEASES = {
         substitutions=(
             *_SUBSTITUTIONS,
             Substitution(_MASKS, "np.bool", "bool", 3),
-            # A head makes a norm to look at its type; torch refuses a GroupNorm of one channel.
+            # The head builds a norm only to see its type; torch refuses a GroupNorm of one channel.
             Substitution(_RETINANET, "get_norm(norm, 1)", "get_norm(norm, 32)", 1),
         ),
     ),
@@ -144,7 +132,8 @@ RELEASES = {
 }
 DEFAULT_VERSION = "0.6"
 
-PLACEHOLDER = '''"""Stands in for detectron2._C, the compiled operations, which this build does not have."""
+PLACEHOLDER = '''\
+"""Stands in for detectron2._C, the compiled operations, which this build does not have."""
 
 
 class _NoCompiledOps:
@@ -176,9 +165,9 @@ license = "Apache-2.0"
 license-files = ["LICENSE", "CHANGES"]
 requires-python = ">=3.9"
 dependencies = [
-    "cloudpickle", "fvcore>=0.1.5", "hydra-core>=1.1", "iopath>=0.1.7", "matplotlib", "numpy", "omegaconf>=2.1",
-    "Pillow>=7.1", "pycocotools>=2.0.2", "PyYAML>=5.1", "tabulate", "tensorboard", "termcolor>=1.1",
-    "tqdm>4.29.0", "yacs>=0.1.6",
+    "cloudpickle", "fvcore>=0.1.5", "hydra-core>=1.1", "iopath>=0.1.7", "matplotlib", "numpy",
+    "omegaconf>=2.1", "Pillow>=7.1", "pycocotools>=2.0.2", "PyYAML>=5.1", "tabulate", "tensorboard",
+    "termcolor>=1.1", "tqdm>4.29.0", "yacs>=0.1.6",
 ]
 
 [project.urls]
@@ -202,40 +191,41 @@ def find_installed() -> Optional[str]:
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
         return None
+    # Read, not imported: a broken Detectron2 is one that is to be replaced.
     source = Path(spec.origin).read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.*)"', source, re.MULTILINE)
-    return f"{found.group(1) if found else '(version unknown)'} in {Path(spec.origin).parent}"
+    version = found.group(1) if found else "(version unknown)"
+    return f"{version} in {Path(spec.origin).parent}"
 
 
 def find_package_index(sdist_name: str) -> str:
     """The address of the package index that pip uses here, by its settings and environment."""
+    # `pip config` does not know the default; this help shows the address in use.
     command = [sys.executable, "-m", "pip", "download", "--help"]
     # A wide terminal keeps pip from breaking the address over two lines.
-    shown = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "500"}
-    )
+    wide = {**os.environ, "COLUMNS": "500"}
+    shown = subprocess.run(command, capture_output=True, text=True, env=wide)
     found = re.search(r"--index-url <url>[^<]*?\(default:?\s+([^\s)]+)\)", shown.stdout)
     if found is None:
         raise BuildError(
             f"Cannot find pip's package index in what {' '.join(command)!r} prints (exit status "
-            f"{shown.returncode}). Download {sdist_name} yourself and name it with --sdist. {shown.stderr.strip()}"
+            f"{shown.returncode}). Download {sdist_name} yourself and name it with --sdist. "
+            f"{shown.stderr.strip()}"
         )
     return found.group(1)
 
 
 def read_url(url: str, sdist_name: str) -> tuple[bytes, str]:
-    """What is at `url`, and its address after redirections."""
+    """The content at `url`, and its address after redirections."""
     request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.read(), response.geturl()
-    except (
-        OSError,
-        http.client.HTTPException,
-    ) as error:  # every error of urllib.request is an OSError
+    # Every error of urllib.request is an OSError.
+    except (OSError, http.client.HTTPException) as error:
         raise BuildError(
-            f"Cannot read {url} ({error}). Check the network and pip's settings, or download {sdist_name} "
-            "elsewhere and name it with --sdist."
+            f"Cannot read {url} ({error}). Check the network and pip's settings, or download "
+            f"{sdist_name} elsewhere and name it with --sdist."
         ) from error
 
 
@@ -271,8 +261,9 @@ def verify_sha256(file: Path, expected: str) -> None:
 
 
 def unpack(sdist: Path, folder: Path) -> Path:
-    """Unpack the verified `sdist` into `folder`; returns the root of the source tree, its only entry."""
+    """Unpack the verified `sdist` into `folder`; returns its only entry, the root of the source."""
     with tarfile.open(sdist) as archive:
+        # Python has it since 3.10.12 and 3.11.4.
         if hasattr(tarfile, "data_filter"):
             archive.extraction_filter = tarfile.data_filter
         archive.extractall(folder)
@@ -289,27 +280,26 @@ def apply_substitutions(root: Path, substitutions: Sequence[Substitution]) -> No
             raise BuildError(f"{file}: expected {old!r} {count} times, found it {found} times.")
         (root / file).write_text(text.replace(old, new), encoding="utf-8")
     files = {substitution.file for substitution in substitutions}
-    for file in files:  # the licence asks for a notice in every changed file
+    # The licence asks for a notice in every changed file; at the end, it keeps the line numbers.
+    notice = "\n# Changed from Detectron2's release: see CHANGES beside the licence.\n"
+    for file in files:
         with open(root / file, "a", encoding="utf-8") as changed:
-            changed.write(
-                "\n# Changed from Detectron2's release: see CHANGES beside the licence.\n"
-            )
+            changed.write(notice)
     say(f"Applied {len(substitutions)} substitutions in {len(files)} files")
 
 
 def describe_changes(release: Release) -> str:
-    """The text of the CHANGES file: what this build changes in a release of Detectron2."""
-    lines = [
-        f"Detectron2 {release.wheel_version} is Detectron2 {release.version} "
-        "(https://github.com/facebookresearch/detectron2,",
-        "Copyright (c) Facebook, Inc. and its affiliates, Apache License 2.0) without its compiled",
-        "operations, with detectron2/no_compiled_ops.py added and these texts replaced:",
-        "",
-    ]
-    lines += [
-        f"{file} ({count}x): {old!r} -> {new!r}" for file, old, new, count in release.substitutions
-    ]
-    return "\n".join(lines) + "\n"
+    """Text of the CHANGES file: what this build changes in a release of Detectron2."""
+    text = f"""\
+Detectron2 {release.wheel_version} is Detectron2 {release.version} \
+(https://github.com/facebookresearch/detectron2,
+Copyright (c) Facebook, Inc. and its affiliates, Apache License 2.0) without its compiled
+operations, with detectron2/no_compiled_ops.py added and these texts replaced:
+
+"""
+    for file, old, new, count in release.substitutions:
+        text += f"{file} ({count}x): {old!r} -> {new!r}\n"
+    return text
 
 
 def arrange_source(root: Path, release: Release) -> None:
@@ -348,8 +338,9 @@ def build_wheel(release: Release, sdist: Optional[Path], work_dir: Path, wheel_d
 
 
 def install_wheel(wheel: Path, replace: bool) -> None:
-    """Install `wheel` and what it requires; `replace` puts it in the place of another Detectron2."""
+    """Install `wheel` and its requirements; `replace` overwrites another Detectron2."""
     if replace:
+        # Without the dependencies, which pip would reinstall, too.
         run_pip("install", "--force-reinstall", "--no-deps", str(wheel))
     run_pip("install", str(wheel))
     say(f"Installed {wheel.name} for {sys.executable}")
@@ -360,24 +351,14 @@ def parse_arguments(arguments: Optional[Sequence[str]] = None) -> argparse.Names
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--version",
-        choices=sorted(RELEASES),
-        default=DEFAULT_VERSION,
-        help="release of Detectron2 to build (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a Detectron2 that is installed already"
-    )
-    parser.add_argument(
-        "--sdist",
-        type=Path,
-        metavar="FILE",
-        help="use this copy of the source distribution, download nothing",
-    )
-    parser.add_argument(
-        "--wheel-dir", type=Path, metavar="DIR", help="only make the wheel, in DIR; install nothing"
-    )
+    add = parser.add_argument
+    version_help = "release of Detectron2 to build (default: %(default)s)"
+    add("--version", choices=sorted(RELEASES), default=DEFAULT_VERSION, help=version_help)
+    add("--force", action="store_true", help="replace a Detectron2 that is installed already")
+    sdist_help = "use this copy of the source distribution, download nothing"
+    add("--sdist", type=Path, metavar="FILE", help=sdist_help)
+    wheel_help = "only make the wheel, in DIR; install nothing"
+    add("--wheel-dir", type=Path, metavar="DIR", help=wheel_help)
     return parser.parse_args(arguments)
 
 

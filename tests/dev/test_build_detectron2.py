@@ -1,4 +1,4 @@
-"""dev/build_detectron2.py on small files of the test's own, and the Detectron2 it made where that is installed."""
+"""dev/build_detectron2.py on small files, and the Detectron2 it made where that is installed."""
 
 import hashlib
 import http.server
@@ -63,9 +63,7 @@ def read_all_times(folder):
 @pytest.mark.parametrize(
     "text, found", [("x = 1\n", 0), ("np.int np.int\n", 2), ("np.int64 np.int\n", 2)]
 )
-def test_substitution_with_another_count_stops_and_names_file_text_and_counts(
-    tmp_path, text, found
-):
+def test_substitution_with_another_count_stops(tmp_path, text, found):
     root = write_tree(tmp_path, text)
     with pytest.raises(build.BuildError) as error:
         build.apply_substitutions(root, [build.Substitution("detectron2/a.py", "np.int", "int", 1)])
@@ -74,7 +72,7 @@ def test_substitution_with_another_count_stops_and_names_file_text_and_counts(
     )
 
 
-def test_substitution_keeps_line_numbers_and_marks_the_file_as_changed(tmp_path):
+def test_substitution_keeps_line_numbers_and_adds_notice(tmp_path):
     root = write_tree(tmp_path, "import numpy as np\ny = np.bool\n")
     (root / "detectron2/b.py").write_text("y = np.bool\n")
     build.apply_substitutions(root, [build.Substitution("detectron2/a.py", "np.bool", "bool", 1)])
@@ -158,7 +156,7 @@ def test_asked_release_is_downloaded_and_verified(tmp_path, package_index, versi
     assert "Traceback" not in done.stderr
 
 
-def test_no_network_is_one_line_that_says_what_was_tried_and_what_helps(tmp_path):
+def test_no_network_is_one_line_with_a_way_out(tmp_path):
     index = "http://127.0.0.1:9/simple/"  # nobody listens there
     done = run_script("--wheel-dir", tmp_path, PIP_INDEX_URL=index, no_proxy="*")
     assert done.returncode == 1
@@ -168,14 +166,14 @@ def test_no_network_is_one_line_that_says_what_was_tried_and_what_helps(tmp_path
 
 
 @pytest.mark.parametrize("columns", ["20", "80", "400"])
-def test_package_index_is_read_whatever_the_width_of_the_terminal(monkeypatch, columns):
+def test_package_index_is_read_on_any_terminal_width(monkeypatch, columns):
     index = "https://index.invalid/a-rather-long/name-of-an/index-that-some/would-break/simple"
     monkeypatch.setenv("PIP_INDEX_URL", index)
     monkeypatch.setenv("COLUMNS", columns)
     assert build.find_package_index("some.tar.gz") == index
 
 
-def test_pip_that_names_no_index_is_an_error_that_says_what_helps(monkeypatch):
+def test_pip_without_an_index_is_an_error_with_a_way_out(monkeypatch):
     monkeypatch.setattr(
         sys, "executable", shutil.which("true")
     )  # a "Python" whose pip prints nothing
@@ -242,7 +240,7 @@ def test_placeholder_raises_when_used_and_not_when_inspected():
 
 
 @needs_our_build
-def test_compiled_operation_raises_an_error_that_says_how_to_get_it():
+def test_compiled_operation_says_how_to_get_it():
     import torch
     from detectron2.layers import nms_rotated
     from detectron2.layers.rotated_boxes import pairwise_iou_rotated

@@ -1,4 +1,4 @@
-"""dev/measure_watch.py: that it measures, and that the check of many annotations needs little memory."""
+"""dev/measure_watch.py: it measures, and checking many annotations needs little memory."""
 
 import importlib.util
 
