@@ -1,15 +1,18 @@
-# `make` lists the targets. PYTHON=... uses another interpreter with its own torch and Detectron2 instead of .venv.
+# `make` lists the targets. PYTHON=... uses another interpreter, with its own torch and Detectron2,
+# instead of .venv.
 .DEFAULT_GOAL := help
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 TORCH := torch==2.14.1 torchvision==0.29.1
 # Detectron2's own script, or ours where Detectron2 is installed without its tools/.
 TRAIN = $(shell $(PYTHON) -c "from importlib.util import find_spec as find; \
-  print('tools.train_net' if find('tools') and find('tools.train_net') else 'focal_det.tools.train')")
+  has_script = find('tools') and find('tools.train_net'); \
+  print('tools.train_net' if has_script else 'focal_det.tools.train')")
 
 export OMP_NUM_THREADS ?= 2
 export DETECTRON2_ENV_MODULE = focal_det.env
-# fvcore compiles its own losses with torch.jit on import, which current torch warns about twice per start.
+# fvcore compiles its own losses with torch.jit on import, which current torch warns about twice per
+# start.
 export PYTHONWARNINGS = ignore:`torch.jit
 
 .PHONY: help
@@ -21,11 +24,13 @@ env: $(VENV)/ready ## create .venv with everything in it; nothing to do with PYT
 ifneq ($(PYTHON),$(VENV)/bin/python)
 .PHONY: $(VENV)/ready
 $(VENV)/ready:
-	@$(PYTHON) -c "import detectron2, torch, torchvision; print('using', detectron2.__file__, 'torch', torch.__version__)"
+	@$(PYTHON) -c "import detectron2, torch, torchvision; \
+	  print('using', detectron2.__file__, 'torch', torch.__version__)"
 else
 $(VENV)/ready: setup.py dev/build_detectron2.py Makefile
 	test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -c "import torchvision; torchvision.ops.nms" 2>/dev/null || $(PYTHON) -m pip install $(TORCH)
+	$(PYTHON) -c "import torchvision; torchvision.ops.nms" 2>/dev/null \
+	  || $(PYTHON) -m pip install $(TORCH)
 	$(PYTHON) dev/build_detectron2.py
 	$(PYTHON) -m pip install -e ".[dev]"
 	touch $@

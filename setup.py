@@ -17,11 +17,14 @@ DEV = [*DIGITS, *SLURM, "hypothesis", "pytest", "ruff"]
 setup(
     name="focal-det",
     version=VERSION,
-    description="Dense object detectors under extreme class imbalance: RetinaNet and focal losses for Detectron2",
+    description=(
+        "Dense object detectors under extreme class imbalance: "
+        "RetinaNet and focal losses for Detectron2"
+    ),
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.9",
+    python_requires=">=3.10",
     # The configs stay at the top level of the repository and are installed as focal_det/configs.
     packages=[*find_packages(include=["focal_det", "focal_det.*"]), "focal_det.configs"],
     package_dir={"focal_det.configs": "configs"},
@@ -29,7 +32,8 @@ setup(
         "focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"],
         "focal_det.model_zoo": ["*.json", "*.pth"],
     },
-    # Detectron2 is not on the package index under its name: see "Use it with your own Detectron2" in the README.
+    # Without Detectron2, which is not on the package index under its own name: the README says how
+    # to get it.
     install_requires=[
         "fvcore",
         "matplotlib",
