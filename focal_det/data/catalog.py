@@ -92,7 +92,7 @@ def register_datasets(
     if not isinstance(blocks, (list, tuple)):
         raise ValueError(f"{source} must be a list of data sets, got {type(blocks).__name__}")
 
-    # One wrong block must not hide the others: a run that does not use it can go on.
+    # The correct blocks are registered all the same: `focal-det check` goes on with them.
     errors = []
     for index, block in enumerate(blocks):
         try:
@@ -137,7 +137,7 @@ def prepare_datasets(cfg: CfgNode, num_classes: int, key: str) -> tuple[str, ...
             continue
         spec = MetadataCatalog.get(name).get("focal_det_spec")
         if spec is not None:
-            _compare_number(name, _read_classes(spec), num_classes, key)
+            _check_num_classes(name, _read_classes(spec), num_classes, key)
     return names
 
 
@@ -156,10 +156,10 @@ def check_metadata(names: Iterable[str], num_classes: int, key: str) -> None:
             continue
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes:
-            _compare_number(name, classes, num_classes, key)
+            _check_num_classes(name, classes, num_classes, key)
 
 
-def _compare_number(name: str, classes: Sequence[str], num_classes: int, key: str) -> None:
+def _check_num_classes(name: str, classes: Sequence[str], num_classes: int, key: str) -> None:
     if len(classes) == num_classes:
         return
     raise ValueError(

@@ -67,9 +67,8 @@ def test_substitution_with_another_count_stops(tmp_path, text, found):
     root = write_tree(tmp_path, text)
     with pytest.raises(build.BuildError) as error:
         build.apply_substitutions(root, [build.Substitution("detectron2/a.py", "np.int", "int", 1)])
-    assert (
-        str(error.value) == f"detectron2/a.py: expected 'np.int' 1 times, found it {found} times."
-    )
+    message = f"detectron2/a.py: expected 'np.int' 1 times, found it {found} times."
+    assert str(error.value) == message
 
 
 def test_substitution_keeps_line_numbers_and_adds_notice(tmp_path):
