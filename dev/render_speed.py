@@ -2,14 +2,21 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-OURS, LIMIT, PLAIN = "focal_det", "copy of the logits", "plain path"
+OURS = "focal_det"
+NO_PEERS = (OURS, "copy of the logits", "plain path")
 ORDER = ("loss", "labels", "step", "infer")
+WATCHED = {
+    "guard": "the guard of `focal-det train`",
+    "telemetry": "telemetry",
+    "both": "both",
+}
 
 
-def render_speed(files: list[Path], page: Path) -> str:
-    """One row per case that is not part of a scaling: ours, and the fastest peer of the same run.
+def render_speed(files: Sequence[Path], page: Path) -> str:
+    """One row per case: ours, and the fastest peer of the same run.
 
     The ratio is the median of the quotients of a round, with their quartiles.
     """
@@ -17,54 +24,56 @@ def render_speed(files: list[Path], page: Path) -> str:
         "| what | focal_det | fastest peer | takes | quartiles | memory | peer's memory | record |",
         "|---" * 8 + "|",
     ]
-    contents = [(file, json.loads(file.read_text())) for file in files]
-    for file, content in sorted(contents, key=lambda x: ORDER.index(x[1]["benchmark"])):
-        for case in content["results"]:
-            if not case.get("scaling"):
-                lines.append(
-                    f"| {' | '.join([*_get_cells(case), f'[json]({os.path.relpath(file, page.parent)})'])} |"
-                )
+    for file, case in _read_cases(files):
+        link = f"[json]({os.path.relpath(file, page.parent)})"
+        lines.append(f"| {' | '.join([*_get_cells(case), link])} |")
     return "\n".join(lines)
 
 
-def render_headlines(files: list[Path]) -> str:
+def render_headlines(files: Sequence[Path]) -> str:
     """The cases that a reader of the README looks for, without spread and records."""
     lines = [
         "| what | focal_det | fastest peer | takes | memory | peer's memory |",
         "|---" * 6 + "|",
     ]
-    contents = sorted(
-        (json.loads(file.read_text()) for file in files), key=lambda x: ORDER.index(x["benchmark"])
-    )
-    for case in (
-        case for content in contents for case in content["results"] if not case.get("scaling")
-    ):
+    for _, case in _read_cases(files):
         if case.get("gamma", 2) == 2 and case.get("boxes", 300) in (5, 300):
             what, ours, peer, takes, _, *memory = _get_cells(case)
             lines.append(f"| {' | '.join([what, ours, peer, takes, *memory])} |")
     return "\n".join(lines)
 
 
+def _read_cases(files: Sequence[Path]) -> list[tuple[Path, dict]]:
+    """All cases that are no part of a scaling, which has a picture instead."""
+    contents = [(file, json.loads(file.read_text())) for file in files]
+    contents.sort(key=lambda x: ORDER.index(x[1]["benchmark"]))
+    return [(f, case) for f, x in contents for case in x["results"] if not case.get("scaling")]
+
+
 def _get_cells(case: dict) -> list[str]:
-    contenders = case["contenders"]
-    peers = {
-        k: v for k, v in contenders.items() if k not in (OURS, LIMIT, PLAIN) and "error" not in v
-    }
-    name, peer = min(peers.items(), key=lambda x: x[1]["median_seconds"])
+    ours = case["contenders"][OURS]
+    peers = {}
+    for name, values in case["contenders"].items():
+        if name not in NO_PEERS and "error" not in values:
+            peers[name] = values
+    fastest = min(peers, key=lambda name: peers[name]["median_seconds"])
+    peer = peers[fastest]
     low, high = peer["quartiles"]
-    ours = contenders[OURS]
     return [
         case["case"],
         _format_seconds(ours["median_seconds"]),
-        name,
+        fastest,
         f"{peer['ratio']:.3g} x",
         f"{low:.3g} to {high:.3g}",
-        *(_format_memory(x) for x in (ours, peer)),
+        _format_memory(ours),
+        _format_memory(peer),
     ]
 
 
 def _format_seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1000 * seconds:.1f} ms"
 
 
 def _format_memory(contender: dict) -> str:
@@ -74,19 +83,18 @@ def _format_memory(contender: dict) -> str:
 
 
 def render_watch(file: Path) -> str:
-    """What it costs to be watched, from the json of dev/measure_watch.py."""
+    """The cost of guard, telemetry and check, from the json of dev/measure_watch.py."""
     content = json.loads(file.read_text())
-    ratios, check = content["step"]["median_ratios"], content["check"]
-    step = f"median of {content['step']['rounds']} rounds of {content['step']['iterations']} iterations on digits, in turn"
+    step = content["step"]
+    rounds = f"median of {step['rounds']} rounds of {step['iterations']} iterations on digits"
     lines = ["| what | takes |", "|---|---|"]
-    for name, what in (
-        ("guard", "the guard of `focal-det train`"),
-        ("telemetry", "telemetry"),
-        ("both", "both"),
-    ):
+    for name, what in WATCHED.items():
+        ratio = step["median_ratios"][name]
         lines.append(
-            f"| a training step with {what}, against one without ({step}) | {ratios[name]:.3f} x |"
+            f"| a training step with {what}, against one without ({rounds}, in turn) | {ratio:.3f} x |"
         )
-    what = f"`focal-det check` on {check['images']:,} images with {check['annotations']:,} annotations, but for decoding them"
-    lines.append(f"| {what} | {check['seconds']:.0f} s, {check['peak_gb']:.1f} GB |")
+    check = content["check"]
+    size = f"{check['images']:,} images with {check['annotations']:,} annotations"
+    cost = f"{check['seconds']:.0f} s, {check['peak_gb']:.1f} GB"
+    lines.append(f"| `focal-det check` on {size}, but for decoding them | {cost} |")
     return "\n".join(lines)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any, Optional
 
@@ -34,7 +33,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         return
     import detectron2
 
-    from focal_det.experiments.records import get_commit
+    from focal_det.experiments.records import make_origin
 
     rows: dict = {}
     for report in terminalreporter.stats.get("passed", ()):
@@ -49,11 +48,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         terminalreporter.write_line(
             f"| {row['row']} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |"
         )
-    origin = {
-        "command": "pytest tests/faults --faults-table",
-        "commit": get_commit(),
-        "date": date.today().isoformat(),
-    }
+    origin = make_origin("pytest tests/faults --faults-table")
     content = {**origin, "detectron2": detectron2.__version__, "rows": list(rows.values())}
     Path(file).write_text(json.dumps(content, indent=1) + "\n")
 

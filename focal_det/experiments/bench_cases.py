@@ -1,9 +1,11 @@
-"""What `focal-det bench` measures: inputs of a typical size, and for each the calls of ours and of every installed peer."""
+"""The cases of `focal-det bench`: inputs of a typical size, and calls of ours and of the peers."""
 
+import functools
 import importlib.util
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from detectron2.config import get_cfg
@@ -20,10 +22,15 @@ from focal_det.losses import focal_loss_from_labels, focal_loss_per_anchor
 from focal_det.model_zoo import get_config_file
 from focal_det.modeling.assigners import IoUAssigner
 
-from .timing import find_largest_batch
+from .records import make_origin
+from .timing import find_largest_batch, summarize, time_alternating
 
-OURS, STOCK = "focal_det", "Detectron2"
-COPY = "copy of the logits"  # reads each once and writes as much as the gradient: no loss can take less
+OURS = "focal_det"
+STOCK = "Detectron2"
+# Reads each logit once and writes as much as the gradient: no loss can take less.
+COPY = "copy of the logits"
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_IMAGES = 256  # tried in one batch
 _STRIDES = (8, 16, 32, 64, 128)
 
 
@@ -32,10 +39,11 @@ class BenchCase:
     """One comparison.
 
     Attributes:
-        name: what is measured, with its sizes.
+        name: the measured part, with its sizes.
         contenders: calls by name; `OURS` is among them.
-        size: of its input, such as {"anchors": 193374}; "scaling" names what grows from case to case, if anything.
-        unit_bytes: bytes of the logits, which memory is told in multiples of; None for bytes.
+        size: of its input, such as {"anchors": 193374}; "scaling" names the size that grows from
+            case to case, if one does.
+        unit_bytes: bytes of the logits, the unit of memory; None for bytes.
     """
 
     name: str
@@ -44,16 +52,87 @@ class BenchCase:
     unit_bytes: Optional[int] = None
 
 
+def make_benchmark(
+    what: str, command: str, *, device: str, dtype: str, rounds: int, quick: bool
+) -> dict[str, Any]:
+    """The head of a benchmark's json: its origin and its settings, with no "results" yet.
+
+    Args:
+        what: a name in `BENCHMARKS`.
+        command: that was typed.
+        device: "cpu" or "cuda".
+        dtype: of the logits, or of mixed precision.
+        rounds: measured calls of each contender; `quick` makes one.
+        quick: measure small inputs.
+
+    Raises:
+        ValueError: rounds below 1, no GPU, or a dtype that the benchmark does not have.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds must be >= 1, got {rounds}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU, and torch finds none")
+    if what == "labels" and dtype != "float32":
+        raise ValueError(f"--dtype {dtype}: labels are computed in float32 only")
+    if quick:
+        rounds = 1
+    return {
+        "benchmark": what,
+        "shape": _get_shape(what, quick),
+        "quick": quick,
+        "rounds": rounds,
+        "dtype": dtype,
+        **make_origin(command, device=device),
+        "results": [],
+    }
+
+
+def measure_cases(content: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
+    """Measure the cases of a benchmark one by one.
+
+    Args:
+        content: of `make_benchmark`.
+
+    Yields:
+        "case", its name; its sizes; "contenders", see `summarize`.
+    """
+    make_cases = BENCHMARKS[content["benchmark"]]
+    for case in make_cases(device, getattr(torch, content["dtype"]), content["quick"]):
+        timings = time_alternating(
+            case.contenders, rounds=content["rounds"], device=device, desc=case.name
+        )
+        yield {
+            "case": case.name,
+            **case.size,
+            "contenders": summarize(timings, OURS, case.unit_bytes),
+        }
+
+
+def get_file_name(content: Mapping[str, Any]) -> str:
+    """Name of a benchmark's files by its conditions, without a suffix."""
+    words = [content["benchmark"]]
+    if content["quick"]:
+        words.append("quick")
+    words += [
+        content["shape"],
+        content["device"],
+        f"{content['threads']} threads",
+        content["dtype"],
+        f"torch {content['versions']['torch']}",
+    ]
+    return re.sub(r"[^\w.]+", "-", "_".join(words))
+
+
 def make_loss_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
-    """Loss and gradient from logits and labels: at four gammas, then with more anchors and with more classes."""
+    """Loss and gradient at four gammas, then with more anchors and with more classes."""
     num_anchors = _get_num_anchors(quick)
     for gamma in (2.0, 1.5, 1.0, 0.3):
         yield _make_loss_case(device, dtype, num_anchors, 80, gamma)
-    counts, num_classes = (
-        ((500, 1000), (10, 20))
-        if quick
-        else ((12_500, 50_000, 200_000, 400_000), (5, 20, 80, 365, 1203))
-    )
+    counts = (12_500, 50_000, 200_000, 400_000)
+    num_classes = (5, 20, 80, 365, 1203)
+    if quick:
+        counts = (500, 1000)
+        num_classes = (10, 20)
     for count in counts:
         yield _make_loss_case(device, dtype, count, 80, 2.0, scaling="anchors")
     for count in num_classes:
@@ -69,43 +148,54 @@ def _make_loss_case(
     scaling: str = "",
 ) -> BenchCase:
     torch.manual_seed(0)
+    # Around the logit of the usual prior, 0.01.
     logits = (torch.randn(num_anchors, num_classes) - 4.6).to(device, dtype).requires_grad_()
-    labels = torch.full((num_anchors,), num_classes)
-    chosen = torch.randperm(num_anchors)[:450]
-    labels[chosen[:150]], labels[chosen[150:]] = torch.randint(num_classes, (150,)), -1
-    labels = labels.to(device)
-    losses = {
-        OURS: lambda: focal_loss_from_labels(logits, labels, alpha=0.25, gamma=gamma),
-        "plain path": lambda: focal_loss_per_anchor(
-            logits, labels, pos_weight=0.25, neg_weight=0.75, gamma=gamma
-        ).sum(),
-    }
+    labels = _make_labels(num_anchors, num_classes).to(device)
 
-    def with_one_hot(function: Callable[..., Tensor]) -> Tensor:
-        valid = labels >= 0
-        target = F.one_hot(labels[valid], num_classes + 1)[:, :-1].to(logits.dtype)
-        return function(logits[valid], target, alpha=0.25, gamma=gamma, reduction="sum")
+    def step(loss: Callable[..., Tensor]) -> None:
+        # The gradient is made and dropped within the call, so that its memory counts.
+        torch.autograd.grad(loss(logits, labels, gamma), logits)
 
-    losses.update(
-        {name: lambda f=function: with_one_hot(f) for name, function in _find_losses().items()}
-    )
-
-    def step(loss: Callable[[], Tensor]) -> None:
-        torch.autograd.grad(
-            loss(), logits
-        )  # made and dropped within the call, so that its memory counts
-
-    contenders = {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
+    losses = {OURS: _compute_ours, "plain path": _compute_plain, **_find_peers()}
+    contenders = {name: functools.partial(step, loss) for name, loss in losses.items()}
+    contenders[COPY] = lambda: logits.detach().clone()
     return BenchCase(
         f"loss and gradient: {num_anchors} anchors x {num_classes} classes, gamma {gamma:g}",
-        {**contenders, COPY: lambda: logits.detach().clone()},
+        contenders,
         {"anchors": num_anchors, "classes": num_classes, "gamma": gamma, "scaling": scaling},
         logits.element_size() * logits.numel(),
     )
 
 
-def _find_losses() -> dict[str, Callable[..., Tensor]]:
-    """Focal losses of the peers that are installed."""
+def _make_labels(num_anchors: int, num_classes: int) -> Tensor:
+    """150 positive anchors and 300 ignored ones among the background."""
+    labels = torch.full((num_anchors,), num_classes)
+    chosen = torch.randperm(num_anchors)[:450]
+    labels[chosen[:150]] = torch.randint(num_classes, (150,))
+    labels[chosen[150:]] = -1
+    return labels
+
+
+def _compute_ours(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    return focal_loss_from_labels(logits, labels, alpha=0.25, gamma=gamma)
+
+
+def _compute_plain(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    weights = {"pos_weight": 0.25, "neg_weight": 0.75}
+    return focal_loss_per_anchor(logits, labels, **weights, gamma=gamma).sum()
+
+
+def _compute_from_one_hot(
+    function: Callable[..., Tensor], logits: Tensor, labels: Tensor, gamma: float
+) -> Tensor:
+    """A peer's loss, which needs one-hot targets and does not know ignored anchors."""
+    valid = labels >= 0
+    target = F.one_hot(labels[valid], logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+    return function(logits[valid], target, alpha=0.25, gamma=gamma, reduction="sum")
+
+
+def _find_peers() -> dict[str, Callable[..., Tensor]]:
+    """Focal losses of the installed peers."""
     from fvcore.nn import sigmoid_focal_loss_jit
     from torchvision.ops import sigmoid_focal_loss
 
@@ -114,7 +204,9 @@ def _find_losses() -> dict[str, Callable[..., Tensor]]:
         from kornia.losses import binary_focal_loss_with_logits
 
         found["kornia"] = binary_focal_loss_with_logits
-    return found
+    return {
+        name: functools.partial(_compute_from_one_hot, function) for name, function in found.items()
+    }
 
 
 def make_label_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
@@ -123,82 +215,81 @@ def make_label_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
     anchors = Boxes.cat(_make_anchors(device, size))
     matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
     assigner = IoUAssigner(matcher=matcher, num_classes=80)
+    # Detectron2's labels are a method of its model, which reads no more than these two attributes.
     stock = type("Stock", (), {"anchor_matcher": matcher, "num_classes": 80})()
-    for num_boxes in (5, 50) if quick else (5, 50, 300, 1000):
+    counts = (5, 50) if quick else (5, 50, 300, 1000)
+    for num_boxes in counts:
         gt = _make_instances(num_boxes, size).to(device)
         contenders = {
-            OURS: lambda gt=gt: assigner.assign(anchors, gt),
-            STOCK: lambda gt=gt: RetinaNet.label_anchors(stock, [anchors], [gt]),
+            OURS: functools.partial(assigner.assign, anchors, gt),
+            STOCK: functools.partial(RetinaNet.label_anchors, stock, [anchors], [gt]),
         }
         shape = {"anchors": len(anchors), "boxes": num_boxes}
         yield BenchCase(f"labels: {num_boxes} boxes x {len(anchors)} anchors", contenders, shape)
 
 
 def make_step_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
-    """A training step of RetinaNet R50-FPN without the optimizer, for few and for many boxes: 16 images on a GPU, 1 on a CPU."""
-    models, size = _build_models(device), _get_size(quick)
+    """A training step of RetinaNet R50-FPN without the optimizer, for few and for many boxes.
+
+    There are 16 images on a GPU and 1 on a CPU.
+    """
+    models = _build_models(device)
+    size = _get_size(quick)
     num_images = 16 if device == "cuda" and not quick else 1
 
     def step(model: nn.Module, num_boxes: int, num_images: int) -> None:
-        batch = [
-            {"image": _make_image(size), "instances": _make_instances(num_boxes, size)}
-        ] * num_images
+        item = {"image": _make_image(size), "instances": _make_instances(num_boxes, size)}
         with EventStorage(), _autocast(device, dtype):
-            losses = sum(model.train()(batch).values())
+            losses = sum(model.train()([item] * num_images).values())
         losses.backward()
         model.zero_grad(set_to_none=True)
 
-    for num_boxes in (5,) if quick else (5, 300):
-        contenders = {
-            name: lambda m=model, b=num_boxes: step(m, b, num_images)
-            for name, model in models.items()
-        }
-        shape = {"boxes": num_boxes, "images": num_images}
+    counts = (5,) if quick else (5, 300)
+    for num_boxes in counts:
+        shape: dict[str, Any] = {"boxes": num_boxes, "images": num_images}
         if device == "cuda" and num_boxes == 5:
-            largest = {
-                name: find_largest_batch(lambda n, m=model: step(m, 5, n), limit=256)
+            shape["largest_batch"] = {
+                name: find_largest_batch(functools.partial(step, model, 5), limit=MAX_IMAGES)
                 for name, model in models.items()
             }
-            shape["largest_batch"] = largest
-            print(f"largest batch that fits, up to 256 images: {largest}", flush=True)
-        yield BenchCase(
-            f"training step: R50-FPN, {num_images} x {size[1]} x {size[0]}, {num_boxes} boxes an image",
-            contenders,
-            shape,
-        )
+        contenders = {
+            name: functools.partial(step, model, num_boxes, num_images)
+            for name, model in models.items()
+        }
+        sizes = f"{num_images} x {size[1]} x {size[0]}"
+        name = f"training step: R50-FPN, {sizes}, {num_boxes} boxes an image"
+        yield BenchCase(name, contenders, shape)
 
 
 def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
-    """From logits to detections where many candidates pass, and all of the detection in an image."""
-    models, size = _build_models(device), _get_size(quick)
+    """Post-processing where many candidates pass, and the whole detection in an image."""
+    models = _build_models(device)
+    size = _get_size(quick)
     torch.manual_seed(0)
     anchors = _make_anchors(device, size)
     logits = [torch.randn(len(x), 80, device=device) - 1 for x in anchors]
     deltas = [torch.randn(len(x), 4, device=device) * 0.1 for x in anchors]
-    takes_logits = not hasattr(
-        RetinaNet, "forward_inference"
-    )  # of Detectron2 0.5, whose method applies the sigmoid itself
+    image = _make_image(size)
+    # Detectron2 0.5 applies the sigmoid within its method.
+    takes_logits = not hasattr(RetinaNet, "forward_inference")
 
     @torch.no_grad()
     def process(model: nn.Module) -> None:
-        # Detectron2 works in place, on a copy that takes the place of the head's output.
-        inputs = (
-            [x.clone() for x in logits]
-            if takes_logits and model is models[STOCK]
-            else [x.sigmoid() for x in logits]
-        )
+        # Detectron2 works in place, so both get a copy in place of the head's output.
+        if takes_logits and model is models[STOCK]:
+            inputs = [x.clone() for x in logits]
+        else:
+            inputs = [x.sigmoid() for x in logits]
         model.inference_single_image(anchors, inputs, deltas, size)
 
     @torch.no_grad()
-    def detect(model: nn.Module, image: Tensor = _make_image(size)) -> None:  # noqa: B008
+    def detect(model: nn.Module) -> None:
         with _autocast(device, dtype):
             model.eval()([{"image": image}])
 
-    for name, function in (
-        ("post-processing, many candidates", process),
-        ("detection in an image", detect),
-    ):
-        contenders = {key: lambda m=model, f=function: f(m) for key, model in models.items()}
+    parts = {"post-processing, many candidates": process, "detection in an image": detect}
+    for name, function in parts.items():
+        contenders = {key: functools.partial(function, model) for key, model in models.items()}
         yield BenchCase(f"{name}: R50-FPN, {size[1]} x {size[0]}", contenders)
 
 
@@ -212,19 +303,19 @@ def _build_models(device: str) -> dict[str, nn.Module]:
     for name, architecture in ((OURS, "FocalRetinaNet"), (STOCK, "RetinaNet")):
         cfg = get_cfg()
         cfg.merge_from_file(get_config_file("COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"))
-        cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = architecture, device
+        cfg.MODEL.META_ARCHITECTURE = architecture
+        cfg.MODEL.DEVICE = device
         models[name] = build_model(cfg)
     models[STOCK].load_state_dict(models[OURS].state_dict(), strict=False)
     return models
 
 
-def get_shape(what: str, quick: bool) -> str:
-    """Size of a benchmark's main input, for a file name: anchors x classes, or width x height of an image."""
-    return (
-        f"{_get_num_anchors(quick)}x80"
-        if what == "loss"
-        else "x".join(map(str, reversed(_get_size(quick))))
-    )
+def _get_shape(what: str, quick: bool) -> str:
+    """Size of a benchmark's main input: anchors x classes, or width x height of an image."""
+    if what == "loss":
+        return f"{_get_num_anchors(quick)}x80"
+    height, width = _get_size(quick)
+    return f"{width}x{height}"
 
 
 def _get_num_anchors(quick: bool) -> int:

@@ -1,53 +1,117 @@
-"""The record of a run: its figures, and everything needed to say how they were measured."""
+"""Records of runs and measurements: their figures, and where these come from.
+
+Every json of results has the origin block of `make_origin` at its top level.
+"""
 
 import json
+import math
 import platform
 import re
+import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 import yaml
 
-_PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "opencv-python", "focal-det")
+_PACKAGES = (
+    "detectron2",
+    "torchvision",
+    "numpy",
+    "opencv-python",
+    "fvcore",
+    "kornia",
+    "triton",
+    "focal-det",
+)
+
+
+def join_command(program: str, argv: Optional[Sequence[str]] = None) -> str:
+    """The command line of a program, for the origin of its results.
+
+    Args:
+        program: such as "bench".
+        argv: its arguments; by default those of this process.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return shlex.join(["focal-det", program, *words])
+
+
+def make_origin(
+    command: str, *, device: str = "cpu", num_threads: Optional[int] = None
+) -> dict[str, Any]:
+    """The origin block of a json: what was run, from which code, when and on what.
+
+    Args:
+        command: that made the figures.
+        device: "cpu" or "cuda", which the figures were made on.
+        num_threads: of torch on the CPU; by default those of this process.
+
+    Returns:
+        "command", "commit" (see `get_commit`), "date", "device" (its name), "threads" and "versions"
+        (of Python and packages; None for a package that is not installed).
+    """
+    if device == "cuda":
+        device_name = torch.cuda.get_device_name()
+    else:
+        device_name = f"CPU, {torch.backends.cpu.get_cpu_capability()}"
+    # torch's own version names its build as well, such as +cu130; its metadata may not.
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return {
+        "command": command,
+        "commit": get_commit(),
+        "date": date.today().isoformat(),
+        "device": device_name,
+        "threads": num_threads or torch.get_num_threads(),
+        "versions": {**versions, **{x: _get_version(x) for x in _PACKAGES}},
+    }
 
 
 def make_record(
     run_dir: Path, command: str, dataset: str, *, num_threads: Optional[int] = None
 ) -> dict[str, Any]:
-    """Collect a finished run of Detectron2.
+    """The record of a finished run of Detectron2.
 
     Args:
         run_dir: its OUTPUT_DIR, with config.yaml and metrics.json.
-        command: what was typed, with its `--config-file`.
-        dataset: what it was evaluated on.
-        num_threads: of the run; by default of this process.
+        command: that started it, with its `--config-file`.
+        dataset: that it was evaluated on.
+        num_threads: of the run; by default those of this process.
 
     Returns:
-        A dict for json: "figures" (see `get_figures`), "dataset", "command", "config_file", "commit", "date", "device", "versions",
-        "minutes" (wall time with evaluation), "config" (text of config.yaml) and "metrics" (lines of metrics.json).
+        A dict for json: the origin block, "figures" (see `get_figures`), "dataset", "config_file",
+        "minutes" (wall time with evaluation), "config" (text of config.yaml) and "metrics" (lines of
+        metrics.json).
     """
-    config_file, metrics_file = run_dir / "config.yaml", run_dir / "metrics.json"
+    config_file = run_dir / "config.yaml"
+    metrics_file = run_dir / "metrics.json"
     metrics = read_metrics(metrics_file)
+    config = config_file.read_text()
+    device, _, _ = yaml.safe_load(config)["MODEL"]["DEVICE"].partition(":")
+    # The first file is written when the run starts, the second when its evaluation ends.
+    seconds = metrics_file.stat().st_mtime - config_file.stat().st_mtime
     return {
         "figures": get_figures(metrics),
         "dataset": dataset,
-        "command": command,
+        **make_origin(command, device=device, num_threads=num_threads),
         "config_file": re.search(r"--config-file[ =](\S+)", command).group(1),
-        "commit": get_commit(),
-        "date": date.today().isoformat(),
-        "device": _get_device(config_file, num_threads),
-        "versions": {"python": platform.python_version(), **{x: get_version(x) for x in _PACKAGES}},
-        "minutes": round((metrics_file.stat().st_mtime - config_file.stat().st_mtime) / 60, 1),
-        "config": config_file.read_text(),
+        "minutes": round(seconds / 60, 1),
+        "config": config,
         "metrics": metrics,
     }
 
 
 def get_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """The last value of every evaluation metric, such as "bbox/AP" in percent, of lines from `read_metrics`."""
+    """The last value of every evaluation metric, such as "bbox/AP", in percent.
+
+    Args:
+        metrics: lines of `read_metrics`.
+    """
     figures: dict[str, float] = {}
     for line in metrics:
         figures.update({key: value for key, value in line.items() if "bbox/" in key})
@@ -55,38 +119,52 @@ def get_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def get_figure(record: dict[str, Any], metric: str) -> float:
-    """A COCO metric such as "AP" of the record's data set, in percent.
-
-    Where several data sets were evaluated, Detectron2 puts the set's name before the metric's.
-    """
+    """A COCO metric of a record's data set, such as "AP", in percent."""
     figures = record["figures"]
-    return figures[
-        next(x for x in (f"{record['dataset']}/bbox/{metric}", f"bbox/{metric}") if x in figures)
-    ]
+    # Where several data sets were evaluated, Detectron2 puts the set's name before the metric's.
+    of_dataset = f"{record['dataset']}/bbox/{metric}"
+    if of_dataset in figures:
+        return figures[of_dataset]
+    return figures[f"bbox/{metric}"]
+
+
+def drop_missing_figures(figures: dict[str, float]) -> dict[str, float]:
+    """Figures without those of sizes and classes that the data set lacks, which are NaN."""
+    return {key: value for key, value in figures.items() if not math.isnan(value)}
+
+
+def compute_seconds_per_iter(metrics: list[dict[str, Any]]) -> Optional[float]:
+    """The lower quartile of the times of iterations; None for a run that has none.
+
+    Args:
+        metrics: lines of `read_metrics`.
+    """
+    # Each time is the median of 20 iterations. The lower quartile leaves out those windows in which
+    # something else ran on the machine, as it does for most of a comparison with several jobs.
+    times = sorted(line["time"] for line in metrics if "time" in line)
+    if not times:
+        return None
+    return times[len(times) // 4]
 
 
 def get_commit() -> Optional[str]:
-    """Commit of the checkout that focal_det runs from, "+changes" if it has any; None if it is not a checkout."""
+    """Commit of the checkout that focal_det runs from, with "+changes" if files differ from it.
+
+    None if focal_det does not run from a checkout.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     done = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if done.returncode:
         return None
+    # Untracked files are left out: a run writes some of its own.
     changed = subprocess.run(
         [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
     )
-    return done.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    suffix = "+changes" if changed.stdout.strip() else ""
+    return done.stdout.strip() + suffix
 
 
-def _get_device(config_file: Path, num_threads: Optional[int]) -> str:
-    """Name of the device that the config asks for."""
-    import torch
-
-    if yaml.safe_load(config_file.read_text())["MODEL"]["DEVICE"].startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return f"CPU, {num_threads or torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def get_version(package: str) -> Optional[str]:
+def _get_version(package: str) -> Optional[str]:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -96,14 +174,15 @@ def get_version(package: str) -> Optional[str]:
 def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
     """The lines of Detectron2's metrics.json, one per iteration.
 
-    Detectron2 appends to the file: where the iterations go back, a run was resumed or started anew, and what an earlier one wrote
-    from there on is left out. So is a line that is being written, or that was when the run was killed.
+    Detectron2 appends to the file. Where the iterations go back, a run was resumed or started anew;
+    what the earlier run wrote from there on is left out, and so are incomplete lines.
     """
     metrics: list[dict[str, Any]] = []
     for text in metrics_file.read_text().splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
+            # It is being written, or was when the run was killed.
             continue
         while metrics and metrics[-1]["iteration"] > line["iteration"]:
             metrics.pop()

@@ -1,29 +1,30 @@
-"""Timing of contenders in one process, alternating, so that whatever else the machine does meets all of them alike."""
+"""Timing of contenders in one process, in turn, so that other load meets all of them alike."""
 
 import itertools
 import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+_MAX_ERROR = 120  # characters
+
 
 @dataclass
 class Timing:
-    """What was measured of one contender.
+    """Measurements of one contender.
 
     Attributes:
         seconds: one for each round.
-        peak_bytes: of the tensors that a call makes, at their peak; None if it failed before.
-        error: why it could not run, if so; it is then left out of the rounds.
+        peak_bytes: most bytes of the tensors that a call makes; None if it failed before.
+        error: why it could not run; it is then left out of the rounds.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -38,20 +39,19 @@ class Timing:
 def time_alternating(
     contenders: Mapping[str, Callable[[], Any]], *, rounds: int, device: str = "cpu", desc: str = ""
 ) -> dict[str, Timing]:
-    """Call each contender once per round, in turn; before, once to warm up and once to read its memory.
+    """Call each contender once per round, after one call to warm up and one to read its memory.
+
+    A contender that runs out of memory or is not implemented is reported; the others continue.
 
     Args:
-        contenders: what is called, by name; the result is thrown away within the measured time.
+        contenders: calls by name; the result is thrown away within the measured time.
         rounds: measured calls of each.
         device: "cpu" or "cuda"; decides how time and memory are read.
-        desc: shown beside the progress bar.
-
-    A contender that fails with an error of memory or of what is not implemented is reported, and the others go on.
+        desc: text of the progress bar.
     """
     timings = {name: Timing() for name in contenders}
-    with tqdm(
-        total=(rounds + 2) * len(contenders), desc=desc, unit=" runs", leave=False
-    ) as progress:
+    total = (rounds + 2) * len(contenders)
+    with tqdm(total=total, desc=desc, unit=" runs", leave=False) as progress:
         for index in range(-2, rounds):
             for name, function in contenders.items():
                 progress.update()
@@ -66,15 +66,21 @@ def time_alternating(
                     else:
                         timing.seconds.append(_measure_seconds(function, device))
                 except (RuntimeError, MemoryError, NotImplementedError) as error:
-                    timing.error = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                    first_line, _, _ = str(error).partition("\n")
+                    timing.error = f"{type(error).__name__}: {first_line[:_MAX_ERROR]}"
     return timings
 
 
 def find_largest_batch(step: Callable[[int], Any], *, limit: int = 1024) -> int:
-    """The most images that `step(images)` takes without running out of a GPU's memory, up to `limit`; 0 if not even one."""
-    fits, too_many = 0, limit + 1
+    """Most images, up to `limit`, that `step(images)` takes without running out of GPU memory."""
+    fits = 0
+    too_many = limit + 1
     while too_many - fits > 1:
-        images = min(2 * fits or 1, limit) if too_many > limit else (fits + too_many) // 2
+        if too_many > limit:
+            # Nothing has failed yet. Doubling needs few of the large steps, which take longest.
+            images = min(2 * fits or 1, limit)
+        else:
+            images = (fits + too_many) // 2
         try:
             step(images)
             fits = images
@@ -87,37 +93,59 @@ def find_largest_batch(step: Callable[[int], Any], *, limit: int = 1024) -> int:
 def compute_ratios(
     timings: Mapping[str, Timing], ours: str
 ) -> dict[str, tuple[float, float, float]]:
-    """How many times as long the others take: median and quartiles of the quotients within a round; none if ours failed."""
-    ratios = {}
+    """Time of each other contender over ours: median and quartiles of the quotients of a round.
+
+    Contenders that failed are left out, and all are if ours failed.
+    """
+    ratios: dict[str, tuple[float, float, float]] = {}
     if timings[ours].error:
         return ratios
     for name, timing in timings.items():
-        if name != ours and not timing.error:
-            quotients = [a / b for a, b in zip(timing.seconds, timings[ours].seconds)]
-            low, _, high = (
-                statistics.quantiles(quotients, n=4) if len(quotients) > 1 else (quotients[0],) * 3
-            )
-            ratios[name] = (statistics.median(quotients), low, high)
+        if name == ours or timing.error:
+            continue
+        quotients = [a / b for a, b in zip(timing.seconds, timings[ours].seconds)]
+        low = high = quotients[0]
+        if len(quotients) > 1:
+            low, _, high = statistics.quantiles(quotients, n=4)
+        ratios[name] = (statistics.median(quotients), low, high)
     return ratios
 
 
-def get_conditions(device: str, dtype: str) -> dict[str, Any]:
-    """What a benchmark's result depends on besides its arguments."""
-    name = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
-    )
-    return {
-        "device": name,
-        "dtype": dtype,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+def summarize(
+    timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[int] = None
+) -> dict[str, dict[str, Any]]:
+    """The figures of each contender, for json.
+
+    Args:
+        unit_bytes: unit of "peak_units", such as the bytes of the logits.
+
+    Returns:
+        By contender: "median_seconds"; "ratio" to ours with "quartiles", None if ours failed;
+        "peak_bytes" and "peak_units", None without a unit. Or "error" alone.
+    """
+    ratios = compute_ratios(timings, ours)
+    ratios[ours] = (1.0, 1.0, 1.0)
+    content: dict[str, dict[str, Any]] = {}
+    for name, timing in timings.items():
+        if timing.error:
+            content[name] = {"error": timing.error}
+            continue
+        ratio, low, high = ratios.get(name, (None, None, None))
+        units = None
+        if unit_bytes and timing.peak_bytes is not None:
+            units = timing.peak_bytes / unit_bytes
+        content[name] = {
+            "median_seconds": timing.median,
+            "ratio": ratio,
+            "quartiles": [low, high],
+            "peak_bytes": timing.peak_bytes,
+            "peak_units": units,
+        }
+    return content
 
 
 def _measure_seconds(function: Callable[[], Any], device: str) -> float:
+    # Calls on a GPU return before their work is done.
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -128,7 +156,7 @@ def _measure_seconds(function: Callable[[], Any], device: str) -> float:
 
 
 def measure_peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
-    """The most bytes that the tensors made by one call have at a time, whether they live on or not."""
+    """Most bytes at a time of the tensors that one call makes, whether they outlive it or not."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -136,21 +164,19 @@ def measure_peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with (
-        _quiet_stderr(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
-    ):
+    # Memory of the process would do no good here: its allocator keeps what it has once had.
+    activities = [ProfilerActivity.CPU]
+    with _quiet_stderr(), profile(activities=activities, profile_memory=True) as profiler:
         function()
     events = [x for x in profiler.profiler.kineto_results.events() if x.name() == "[memory]"]
-    return max(
-        itertools.accumulate(x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())),
-        default=0,
-    )
+    events.sort(key=lambda x: x.start_ns())
+    return max(itertools.accumulate(x.nbytes() for x in events), default=0)
 
 
 @contextmanager
-def _quiet_stderr():
-    """Keeps what torch's profiler tells on stderr, past Python, from the terminal."""
+def _quiet_stderr() -> Iterator[None]:
+    """Keep messages of torch's profiler from the terminal."""
+    # They come from C++, past sys.stderr.
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:
@@ -160,50 +186,3 @@ def _quiet_stderr():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def make_table(timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[int]) -> list[str]:
-    """Lines for a terminal: median time, ratio to ours with its quartiles, memory in units (or MB) of each contender.
-
-    Args:
-        unit_bytes: what memory is told in multiples of, such as the bytes of the logits; None for megabytes.
-    """
-    ratios, width = compute_ratios(timings, ours), max(map(len, timings))
-    memory = "peak memory / logits" if unit_bytes else "peak memory (MB)"
-    lines = [
-        f"  {'':<{width}}  {'median (ms)':>12}  {'x ours':>8}  {'quartiles':>13}  {memory:>20}"
-    ]
-    for name, timing in timings.items():
-        if timing.error:
-            lines.append(f"  {name:<{width}}  {timing.error}")
-            continue
-        ratio, low, high = ratios.get(name, (1.0, 1.0, 1.0))
-        spread = "" if name == ours else f"{low:.2f} - {high:.2f}"
-        used = "" if timing.peak_bytes is None else f"{timing.peak_bytes / (unit_bytes or 1e6):.2f}"
-        lines.append(
-            f"  {name:<{width}}  {1000 * timing.median:>12.1f}  {ratio:>8.2f}  {spread:>13}  {used:>20}"
-        )
-    return lines
-
-
-def to_json(
-    timings: Mapping[str, Timing], ours: str, unit_bytes: Optional[int]
-) -> dict[str, dict[str, Any]]:
-    """By contender: "median_seconds", "ratio" to ours with "quartiles", "peak_bytes" and "peak_units"; or "error"."""
-    ratios, content = compute_ratios(timings, ours), {}
-    for name, timing in timings.items():
-        if timing.error:
-            content[name] = {"error": timing.error}
-            continue
-        ratio, low, high = ratios.get(name, (1.0, 1.0, 1.0))
-        units = (
-            timing.peak_bytes / unit_bytes if unit_bytes and timing.peak_bytes is not None else None
-        )
-        content[name] = {
-            "median_seconds": timing.median,
-            "ratio": ratio,
-            "quartiles": [low, high],
-            "peak_bytes": timing.peak_bytes,
-            "peak_units": units,
-        }
-    return content

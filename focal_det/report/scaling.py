@@ -1,50 +1,96 @@
-"""How time and memory of a loss grow with the number of anchors and of classes."""
+"""The results of `focal-det bench`: a table per case, and how time and memory of a loss grow."""
 
-from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Colors of Okabe and Ito, which color-blind readers tell apart.
 _COLORS = ("#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7", "#000000")
+_LIMIT = "copy"  # first word of a contender that no other can beat
+_QUANTITIES = {
+    "median_seconds": ("median time (ms)", 1e-3),
+    "peak_bytes": ("peak memory (MB)", 1e6),
+}
 
 
-def draw_scaling(content: dict[str, Any], out_file: Path) -> None:
-    """Draw median time and peak memory of the cases that say what grows from one to the next, on logarithmic axes.
+def make_timing_table(case: dict[str, Any], ours: str) -> str:
+    """Lines for a terminal, one per contender: time, ratio to ours with its quartiles, memory.
+
+    Args:
+        case: an entry of "results" in a json of `focal-det bench`.
+        ours: the contender that the others are compared with.
+    """
+    contenders = case["contenders"]
+    width = max(map(len, contenders))
+    has_unit = any(x.get("peak_units") is not None for x in contenders.values())
+    memory = "peak memory / logits" if has_unit else "peak memory (MB)"
+    head = f"  {'':<{width}}  {'median (ms)':>12}  {'x ours':>8}  {'quartiles':>13}  {memory:>20}"
+    lines = [case["case"], head]
+    for name, values in contenders.items():
+        if "error" in values:
+            lines.append(f"  {name:<{width}}  {values['error']}")
+            continue
+        milliseconds = 1000 * values["median_seconds"]
+        ratio = ""
+        spread = ""
+        if values["ratio"] is not None:
+            ratio = f"{values['ratio']:.2f}"
+        if values["ratio"] is not None and name != ours:
+            spread = "{:.2f} - {:.2f}".format(*values["quartiles"])
+        line = f"  {name:<{width}}  {milliseconds:>12.1f}  {ratio:>8}  {spread:>13}"
+        lines.append(f"{line}  {_format_memory(values):>20}")
+    if "largest_batch" in case:  # found on a GPU only
+        lines.append(f"  largest batch that fits: {case['largest_batch']}")
+    return "\n".join(lines)
+
+
+def _format_memory(values: dict[str, Any]) -> str:
+    if values["peak_units"] is not None:
+        return f"{values['peak_units']:.2f}"
+    if values["peak_bytes"] is not None:
+        return f"{values['peak_bytes'] / 1e6:.2f}"
+    return ""
+
+
+def make_scaling_figure(content: dict[str, Any]) -> Figure:
+    """Median time and peak memory of cases of growing size, on logarithmic axes.
 
     Args:
         content: of a json of `focal-det bench loss`.
-        out_file: picture to write; the suffix decides the format.
     """
     figure = Figure(figsize=(11, 8), layout="constrained")
-    conditions = content["conditions"]
-    figure.suptitle(
-        f"Focal loss and its gradient: {conditions['device']}, {conditions['threads']} threads, {conditions['dtype']}"
-    )
-    for column, quantity in zip(figure.subplots(2, 2).T, ("anchors", "classes")):
-        cases = [x for x in content["results"] if x.get("scaling") == quantity]
-        fixed = "classes" if quantity == "anchors" else "anchors"
-        for name, color in zip(cases[0]["contenders"], _COLORS):
-            is_limit = name.startswith("copy")
-            style = (
-                {"color": "black", "linestyle": "--", "linewidth": 1}
-                if is_limit
-                else {"color": color, "marker": "o", "markersize": 4}
-            )
-            for axis, key, unit in zip(column, ("median_seconds", "peak_bytes"), (1e-3, 1e6)):
-                points = [
-                    (x[quantity], x["contenders"][name][key] / unit)
-                    for x in cases
-                    if "error" not in x["contenders"][name]
-                ]
-                axis.loglog(*zip(*points), label=f"{name} (limit)" if is_limit else name, **style)
-        sizes = [x[quantity] for x in cases]
-        for axis, label in zip(column, ("median time (ms)", "peak memory (MB)")):
-            axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
-            axis.minorticks_off()
-            axis.set_xlabel(f"{quantity} (with {cases[0][fixed]:,} {fixed})")
-            axis.set_ylabel(label)
-            axis.grid(True, color="0.9")
+    conditions = f"{content['device']}, {content['threads']} threads, {content['dtype']}"
+    figure.suptitle(f"Focal loss and its gradient: {conditions}")
+    columns = figure.subplots(2, 2).T
+    for column, size, fixed in zip(columns, ("anchors", "classes"), ("classes", "anchors")):
+        cases = [x for x in content["results"] if x.get("scaling") == size]
+        sizes = [x[size] for x in cases]
+        for axes, key in zip(column, _QUANTITIES):
+            label, _ = _QUANTITIES[key]
+            _draw_contenders(axes, cases, size, key)
+            axes.set_xticks(sizes, [f"{x:,}" for x in sizes])
+            axes.minorticks_off()
+            axes.set_xlabel(f"{size} (with {cases[0][fixed]:,} {fixed})")
+            axes.set_ylabel(label)
+            axes.grid(True, color="0.9")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.savefig(out_file, dpi=110)
+    return figure
+
+
+def _draw_contenders(axes: Axes, cases: list[dict[str, Any]], size: str, key: str) -> None:
+    """One line per contender; cases in which it failed are left out."""
+    _, unit = _QUANTITIES[key]
+    for name, color in zip(cases[0]["contenders"], _COLORS):
+        style = {"label": name, "color": color, "marker": "o", "markersize": 4}
+        if name.startswith(_LIMIT):
+            style = {
+                "label": f"{name} (limit)",
+                "color": "black",
+                "linestyle": "--",
+                "linewidth": 1,
+            }
+        worked = [x for x in cases if "error" not in x["contenders"][name]]
+        values = [x["contenders"][name][key] / unit for x in worked]
+        axes.loglog([x[size] for x in worked], values, **style)

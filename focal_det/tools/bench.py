@@ -1,23 +1,26 @@
-"""Benchmarks: the loss, the labels, a training step and inference, ours beside every peer that is installed."""
+"""Benchmarks: loss, labels, training step and inference beside every peer that is installed."""
 
 import argparse
+import functools
 import json
-import re
 import sys
 from collections.abc import Sequence
-from datetime import date
-from pathlib import Path
 from typing import Optional
 
-import torch
-
 from focal_det.env import ensure_environment
-from focal_det.experiments.bench_cases import BENCHMARKS, OURS, get_shape
-from focal_det.experiments.records import get_commit, get_version
-from focal_det.experiments.timing import get_conditions, make_table, time_alternating, to_json
-from focal_det.report.scaling import draw_scaling
+from focal_det.experiments.bench_cases import (
+    BENCHMARKS,
+    DTYPES,
+    OURS,
+    get_file_name,
+    make_benchmark,
+    measure_cases,
+)
+from focal_det.experiments.records import join_command
+from focal_det.report.scaling import make_scaling_figure, make_timing_table
 
-_DTYPES = ("float32", "float16", "bfloat16")
+from ._program import add_json_argument, add_output_argument, run_program
+
 _QUICK_NOTE = """\
 --quick only shows that everything runs: its small inputs favour the peers (fixed costs of a call
 outweigh the work), and one round is not a measurement. For figures, run without --quick."""
@@ -25,95 +28,52 @@ outweigh the work), and one round is not a measurement. For figures, run without
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
-    parser = argparse.ArgumentParser(prog="focal-det bench", description=__doc__)
-    parser.add_argument("what", choices=sorted(BENCHMARKS), help="what is measured")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=7,
-        help="measured calls of each, in turn (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=_DTYPES,
-        default="float32",
-        help="of the logits; of mixed precision for step and infer",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="small inputs, one round: shows that it runs, not how fast; small inputs favour the peers",
-    )
-    parser.add_argument(
-        "--write", type=Path, metavar="FOLDER", help="also write json and, of loss, a picture there"
-    )
-    args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f"--rounds must be >= 1, got {args.rounds}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda needs a GPU, and torch finds none")
-    if args.what == "labels" and args.dtype != "float32":
-        parser.error("--dtype: labels are computed in float32 only")
+    run = functools.partial(_run, join_command("bench", argv))
+    example = "focal-det bench loss --output output/bench"
+    return run_program("bench", __doc__, _add_arguments, run, argv, example=example)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("what", choices=sorted(BENCHMARKS), help="measured part")
+    add("--rounds", type=int, default=7, help="calls of each, in turn (default: %(default)s)")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    dtypes = "of the logits; of mixed precision for step and infer (default: %(default)s)"
+    add("--dtype", choices=DTYPES, default="float32", help=dtypes)
+    quick = "small inputs, one round: shows that it runs, not how fast"
+    add("--quick", action="store_true", help=quick)
+    what = "folder for a json and, for loss, a picture; named by their conditions"
+    add_output_argument(parser, what, required=False, metavar="FOLDER")
+    add_json_argument(parser)
+
+
+def _run(command: str, args: argparse.Namespace) -> None:
     ensure_environment()
-    conditions = get_conditions(args.device, args.dtype)
-    print(", ".join(f"{key}: {value}" for key, value in conditions.items()))
+    options = {"device": args.device, "dtype": args.dtype, "rounds": args.rounds}
+    content = make_benchmark(args.what, command, **options, quick=args.quick)
+    show = print
+    if args.json:
+        show = functools.partial(print, file=sys.stderr)
+    conditions = {key: content[key] for key in ("device", "threads", "dtype")}
+    conditions["torch"] = content["versions"]["torch"]
+    show(", ".join(f"{key}: {value}" for key, value in conditions.items()))
     if args.quick:
-        print(_QUICK_NOTE)
-    results, rounds = [], 1 if args.quick else args.rounds
-    for case in BENCHMARKS[args.what](args.device, getattr(torch, args.dtype), args.quick):
-        timings = time_alternating(
-            case.contenders, rounds=rounds, device=args.device, desc=case.name
-        )
-        print("\n".join(["", case.name, *make_table(timings, OURS, case.unit_bytes)]), flush=True)
-        results.append(
-            {"case": case.name, **case.size, "contenders": to_json(timings, OURS, case.unit_bytes)}
-        )
-    if args.write:
-        content = {
-            "benchmark": args.what,
-            "shape": get_shape(args.what, args.quick),
-            "quick": args.quick,
-            "rounds": rounds,
-        }
-        content |= {"conditions": conditions, "results": results}
-        command = ["focal-det bench", *(sys.argv[2:] if argv is None else argv)]
-        versions = {
-            x: get_version(x) for x in ("detectron2", "fvcore", "kornia", "torchvision", "triton")
-        }
-        origin = {
-            "command": " ".join(command),
-            "commit": get_commit(),
-            "date": date.today().isoformat(),
-            "versions": versions,
-        }
-        _write({**content, **origin}, args.write)
-    return 0
-
-
-def _write(content: dict, folder: Path) -> None:
-    """A json named by its conditions, and a picture beside it if there are cases of growing size."""
-    conditions = content["conditions"]
-    words = [
-        content["benchmark"],
-        *["quick"] * content["quick"],
-        content["shape"],
-        conditions["device"],
-    ]
-    words += [
-        f"{conditions['threads']} threads",
-        conditions["dtype"],
-        f"torch {conditions['torch']}",
-    ]
-    file = folder / (re.sub(r"[^\w.]+", "-", "_".join(words)) + ".json")
-    folder.mkdir(parents=True, exist_ok=True)
+        show(_QUICK_NOTE)
+    for case in measure_cases(content, args.device):
+        show(f"\n{make_timing_table(case, OURS)}", flush=True)
+        content["results"].append(case)
+    if args.json:
+        print(json.dumps(content, indent=1))
+    if args.output is None:
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    file = args.output / f"{get_file_name(content)}.json"
     file.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"\nresults: {file}")
-    if any(x.get("scaling") for x in content["results"]):
-        draw_scaling(content, file.with_suffix(".png"))
-        print(f"picture: {file.with_suffix('.png')}")
+    show(f"\nresults: {file}")
+    if args.what == "loss":
+        picture = file.with_suffix(".png")
+        make_scaling_figure(content).savefig(picture, dpi=110)
+        show(f"picture: {picture}")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ KEYS = {
     "commit",
     "date",
     "device",
+    "threads",
     "versions",
     "minutes",
     "config",

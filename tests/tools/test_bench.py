@@ -1,4 +1,4 @@
-"""`focal-det bench`: every benchmark runs, says what it measured and where the json is."""
+"""`focal-det bench`: every benchmark runs, shows its figures and names its files."""
 
 import json
 import time
@@ -10,31 +10,50 @@ from focal_det.experiments.timing import (
     Timing,
     compute_ratios,
     find_largest_batch,
-    make_table,
+    summarize,
     time_alternating,
 )
+from focal_det.report.scaling import make_timing_table
 from focal_det.tools.bench import main
 
 
-@pytest.mark.parametrize("what", ["loss", "labels", "step", "infer"])
-def test_every_benchmark_runs_ours_and_the_peers(what, tmp_path, capsys):
-    assert main([what, "--quick", "--write", str(tmp_path)]) == 0
-    (file,) = tmp_path.glob(
-        f"{what}_quick_{'2000x80' if what == 'loss' else '160x128'}_CPU*_float32_*.json"
-    )
-    assert [x.stem for x in tmp_path.glob("*.png")] == ([file.stem] if what == "loss" else [])
-    content, output = json.loads(file.read_text()), capsys.readouterr().out
+def get_error(capsys, *argv):
+    with pytest.raises(SystemExit) as error:
+        main(argv)
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+SHAPES = {"loss": "2000x80", "labels": "160x128", "step": "160x128", "infer": "160x128"}
+
+
+@pytest.mark.parametrize("what", list(SHAPES))
+def test_each_benchmark_compares_ours_with_peers(what, tmp_path, capsys):
+    assert main([what, "--quick", "--output", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob(f"{what}_quick_{SHAPES[what]}_CPU*_float32_*.json")
+    pictures = [x.stem for x in tmp_path.glob("*.png")]
+    assert pictures == ([file.stem] if what == "loss" else [])
+    content = json.loads(file.read_text())
+    output = capsys.readouterr().out
     assert "small inputs favour the peers" in output and "one round is not a measurement" in output
-    assert content["conditions"]["torch"] and str(file) in output
+    assert str(file) in output
+    assert content["command"] == f"focal-det bench {what} --quick --output {tmp_path}"
+    assert content["versions"]["torch"] == torch.__version__ and content["threads"]
     for result in content["results"]:
         assert result["case"] in output and len(result["contenders"]) >= 2
         assert result["contenders"]["focal_det"]["ratio"] == 1
-        assert all(
-            "error" not in x and x["median_seconds"] > 0 for x in result["contenders"].values()
-        )
+        for contender in result["contenders"].values():
+            assert "error" not in contender and contender["median_seconds"] > 0
 
 
-def test_contenders_take_turns_and_the_slower_one_has_the_larger_ratio():
+def test_json_is_all_that_stdout_has(capsys):
+    assert main(["labels", "--quick", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["benchmark"] == "labels"
+    assert "one round is not a measurement" in captured.err
+
+
+def test_contenders_take_turns():
     calls = []
 
     def make(name, seconds):
@@ -45,21 +64,30 @@ def test_contenders_take_turns_and_the_slower_one_has_the_larger_ratio():
     assert len(timings["ours"].seconds) == 3 and compute_ratios(timings, "ours")["peer"][0] > 2
 
 
-def test_the_ratio_is_the_median_of_the_rounds():
+def test_ratio_is_the_median_of_the_rounds():
     timings = {"ours": Timing([1.0, 2.0, 1.0]), "peer": Timing([3.0, 4.0, 10.0])}
     assert compute_ratios(timings, "ours") == {"peer": (3.0, 2.0, 10.0)}
 
 
-def test_a_contender_that_cannot_run_is_reported_and_the_others_go_on():
-    def fail():
-        raise RuntimeError("out of memory\nand more")
+def fail():
+    raise RuntimeError("out of memory\nand more")
 
+
+def test_failed_contender_is_reported_and_others_continue():
     timings = time_alternating({"ours": lambda: None, "peer": fail}, rounds=2)
-    assert "RuntimeError: out of memory" in "\n".join(make_table(timings, "ours", None))
+    case = {"case": "a case", "contenders": summarize(timings, "ours")}
+    assert "RuntimeError: out of memory\n" in f"{make_timing_table(case, 'ours')}\n"
     assert len(timings["ours"].seconds) == 2 and compute_ratios(timings, "ours") == {}
 
 
-def test_memory_is_what_the_tensors_of_a_call_have_at_most():
+def test_peers_have_no_ratio_if_ours_failed():
+    timings = time_alternating({"ours": fail, "peer": lambda: None}, rounds=2)
+    contenders = summarize(timings, "ours")
+    assert contenders["peer"]["ratio"] is None and "error" in contenders["ours"]
+    assert "peer" in make_timing_table({"case": "a case", "contenders": contenders}, "ours")
+
+
+def test_memory_is_the_peak_of_a_call():
     def allocate():
         x = torch.ones(25_000_000)  # 100 MB
         y = x + 1  # beside it
@@ -70,7 +98,7 @@ def test_memory_is_what_the_tensors_of_a_call_have_at_most():
     assert 2.0e8 <= timing.peak_bytes < 2.001e8
 
 
-def test_the_largest_batch_is_found_between_what_fits_and_what_does_not():
+def test_largest_batch_is_found_by_bisection():
     calls = []
 
     def step(images):
@@ -84,7 +112,7 @@ def test_the_largest_batch_is_found_between_what_fits_and_what_does_not():
 
 
 @pytest.mark.parametrize("what", ["loss", "step", "infer"])
-def test_in_half_precision_as_well(what, capsys):
+def test_benchmarks_run_in_half_precision(what, capsys):
     assert main([what, "--quick", "--dtype", "bfloat16"]) == 0
     assert "dtype: bfloat16" in capsys.readouterr().out
 
@@ -98,6 +126,4 @@ def test_in_half_precision_as_well(what, capsys):
     ],
 )
 def test_bad_arguments_are_named(argv, message, capsys):
-    with pytest.raises(SystemExit):
-        main(argv)
-    assert message in capsys.readouterr().err
+    assert message in get_error(capsys, *argv)
