@@ -1,84 +1,109 @@
-"""The table of projects/Losses: every loss on balanced and on long-tailed digits, from the records of all runs.
+"""The table of projects/Losses: every recorded loss on balanced and on long-tailed digits.
 
-A standard error is that of a mean over seeds, with the spread pooled over all rows of a data set (two or three runs of one row say
-little about it). A difference to the focal loss is marked where it exceeds two standard errors of the difference.
+A standard error is that of a mean over seeds, with the spread pooled over all rows of a data set: two
+or three runs of one row say little about it. A difference to the focal loss is marked where it
+exceeds two standard errors of the difference.
 """
 
 import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 # Thirds of the classes by their frequency in digits_longtail_train, which falls from 0 to 9.
 THIRDS = {"frequent": "012", "common": "3456", "rare": "789"}
 COLUMNS = {"digits_train": ("AP", "AP50"), "digits_longtail_train": ("AP", "AP50", *THIRDS)}
+TITLES = {"digits_train": "digits", "digits_longtail_train": "long-tailed"}
 BASELINE = "focal_loss"
 
-
-def get_values(record: dict) -> dict[str, float]:
-    """AP, AP50, the mean AP of each third (percent) and seconds per iteration of one run."""
-    figures = record["figures"]
-    values = {name: figures[f"bbox/{name}"] for name in ("AP", "AP50")}
-    values.update(
-        {
-            third: statistics.mean(figures[f"bbox/AP-{i}"] for i in ids)
-            for third, ids in THIRDS.items()
-        }
-    )
-    # Windows of 20 iterations; the lower quartile leaves out those in which something else ran.
-    times = sorted(line["time"] for line in record["metrics"] if "time" in line)
-    return {**values, "s/it": times[len(times) // 4]}
+Values = dict[str, float]
 
 
-def pool_spread(groups: list[list[float]]) -> float:
-    """Standard deviation of a single run, pooled over groups of runs that differ in their seed only."""
-    degrees = sum(len(x) - 1 for x in groups)
-    return (
-        math.sqrt(
-            sum((len(x) - 1) * statistics.variance(x) for x in groups if len(x) > 1) / degrees
-        )
-        if degrees
-        else math.nan
-    )
+def render_losses(files: Sequence[Path]) -> str:
+    """One row per loss that has runs: mean ± standard error over seeds, seconds per iteration.
 
-
-def compare(values: list[float], baseline: list[float], spread: float) -> str:
-    """The mean, its standard error, and an arrow where it differs from the baseline by more than two standard errors."""
-    mean = statistics.mean(values)
-    difference = mean - statistics.mean(baseline)
-    error = spread * math.sqrt(1 / len(values) + 1 / len(baseline))
-    arrow = (" ▲" if difference > 0 else " ▼") if abs(difference) > 2 * error else ""
-    return f"{mean:.1f} ± {spread / math.sqrt(len(values)):.1f}{arrow}"
-
-
-def render_losses(files: list[Path]) -> str:
-    """One row per config: mean ± standard error over seeds on either data set, and seconds per iteration."""
-    runs: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    for file in files:
-        record = json.loads(file.read_text())
-        runs[Path(record["config_file"]).stem, record["trained_on"]].append(get_values(record))
-    names = sorted(
-        {name for name, _ in runs},
-        key=lambda x: (x != BASELINE, (x, "digits_train") not in runs, x),
-    )
-    head = ["loss", *(f"digits {x}" for x in COLUMNS["digits_train"])]
-    head += [f"long-tailed {x}" for x in COLUMNS["digits_longtail_train"]]
-    lines = [f"| {' | '.join([*head, 's/it', 'seeds'])} |", "|---|" + "---|" * (len(head) + 1)]
-    for name in names:
+    Args:
+        files: results of `focal-det sweep`, one per data set, which is the name of the table.
+    """
+    runs = read_runs(files)
+    of_dataset = {x: {k: v for k, v in runs.items() if k[1] == x} for x in COLUMNS}
+    head = ["loss"]
+    for dataset, columns in COLUMNS.items():
+        head += [f"{TITLES[dataset]} {column}" for column in columns]
+    head += ["s/it", "seeds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in sort_names(runs):
         cells = [f"`{name}`"]
         for dataset, columns in COLUMNS.items():
-            for column in columns:
-                groups = {
-                    key: [x[column] for x in values]
-                    for key, values in runs.items()
-                    if key[1] == dataset
-                }
-                spread = pool_spread(list(groups.values()))
-                values = groups.get((name, dataset))
-                cells.append(compare(values, groups[BASELINE, dataset], spread) if values else "")
-        of_name = [x for (key, _), values in runs.items() if key == name for x in values]
-        num_seeds = max(len(values) for (key, _), values in runs.items() if key == name)
-        cells += [f"{statistics.median(x['s/it'] for x in of_name):.3f}", str(num_seeds)]
+            cells += [render_cell(name, of_dataset[dataset], dataset, x) for x in columns]
+        of_name = [values for (key, _), values in runs.items() if key == name]
+        seconds = [run["s/it"] for values in of_name for run in values]
+        cells += [f"{statistics.median(seconds):.3f}", str(max(map(len, of_name)))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def read_runs(files: Sequence[Path]) -> dict[tuple[str, str], list[Values]]:
+    """The values of all finished runs by loss and data set; losses without any are left out."""
+    runs: dict[tuple[str, str], list[Values]] = defaultdict(list)
+    for file in files:
+        content = json.loads(file.read_text())
+        for row in content["rows"]:
+            for run in row["runs"]:
+                if run["status"] == "done":
+                    runs[row["row"], content["table"]].append(get_values(run))
+    return runs
+
+
+def sort_names(runs: dict[tuple[str, str], list[Values]]) -> list[str]:
+    """The baseline first, then by name; rows that are on the long tail alone come last."""
+    names = {name for name, _ in runs}
+    return sorted(names, key=lambda x: (x != BASELINE, (x, "digits_train") not in runs, x))
+
+
+def get_values(run: dict) -> Values:
+    """AP, AP50, the mean AP of each third (percent) and seconds per iteration of one run."""
+    figures = run["figures"]
+    values = {name: figures[f"bbox/{name}"] for name in ("AP", "AP50")}
+    for third, ids in THIRDS.items():
+        values[third] = statistics.mean(figures[f"bbox/AP-{i}"] for i in ids)
+    values["s/it"] = run["seconds_per_iter"]
+    return values
+
+
+def render_cell(
+    name: str, runs: dict[tuple[str, str], list[Values]], dataset: str, column: str
+) -> str:
+    """A loss's column on a data set; empty without runs."""
+    groups = {key: [x[column] for x in values] for key, values in runs.items()}
+    if (name, dataset) not in groups:
+        return ""
+    values = groups[name, dataset]
+    return compare(values, groups.get((BASELINE, dataset)), pool_spread(list(groups.values())))
+
+
+def pool_spread(groups: Sequence[Sequence[float]]) -> float:
+    """Standard deviation of a run, pooled over groups of runs that differ in their seed alone."""
+    repeated = [x for x in groups if len(x) > 1]
+    if not repeated:
+        return math.nan
+    squares = sum((len(x) - 1) * statistics.variance(x) for x in repeated)
+    return math.sqrt(squares / sum(len(x) - 1 for x in repeated))
+
+
+def compare(values: Sequence[float], baseline: Optional[Sequence[float]], spread: float) -> str:
+    """The mean, its standard error, and an arrow where it is two errors from the baseline."""
+    mean = statistics.mean(values)
+    text = f"{mean:.1f} ± {spread / math.sqrt(len(values)):.1f}"
+    if not baseline:
+        return text
+    difference = mean - statistics.mean(baseline)
+    error = spread * math.sqrt(1 / len(values) + 1 / len(baseline))
+    if difference > 2 * error:
+        return f"{text} ▲"
+    if difference < -2 * error:
+        return f"{text} ▼"
+    return text

@@ -1,8 +1,12 @@
-"""Render the tables of the README and the project pages from the records of runs; `--check` only says if they are current."""
+"""Render the tables of the README, docs and project pages from records: `make readme`.
+
+With `--check`, say which pages are not up to date, and write nothing.
+"""
 
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from render_losses import render_losses
@@ -10,13 +14,13 @@ from render_speed import render_headlines, render_speed, render_watch
 
 from focal_det.experiments.records import get_figure
 from focal_det.model_zoo import read_zoo
-from focal_det.report.sweep_results import make_markdown
+from focal_det.report.sweep_results import make_results_table
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("AP", "AP50", "AP75")
 
 
-def render_results(records: list[Path], page: Path) -> str:
+def render_results(records: Sequence[Path], page: Path) -> str:
     """One row per record: its figures in percent, how long it took and where."""
     lines = [
         "| config | evaluated on | AP | AP50 | AP75 | minutes | device | record |",
@@ -24,34 +28,31 @@ def render_results(records: list[Path], page: Path) -> str:
     ]
     for file in records:
         record = json.loads(file.read_text())
-        cells = [f"`{record['config_file']}`", record["dataset"]]
-        cells += [f"{get_figure(record, name):.1f}" for name in ("AP", "AP50", "AP75")]
-        cells += [
+        cells = [
+            f"`{record['config_file']}`",
+            record["dataset"],
+            *(f"{get_figure(record, name):.1f}" for name in METRICS),
             str(record["minutes"]),
-            record["device"],
+            f"{record['device']}, {record['threads']} threads",
             f"[json]({file.relative_to(page.parent)})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def render_classes(records: list[Path], page: Path) -> str:
+def render_classes(records: Sequence[Path], page: Path) -> str:
     """One row per record: average precision of each class, with COCO metrics."""
     lines = []
     for file in records:
         record = json.loads(file.read_text())
-        classes = list(
-            dict.fromkeys(x.split("bbox/AP-")[1] for x in record["figures"] if "bbox/AP-" in x)
-        )
+        keys = [x.partition("bbox/AP-") for x in record["figures"]]
+        # Each class once, also where several data sets were evaluated.
+        classes = list(dict.fromkeys(name for _, is_of_class, name in keys if is_of_class))
         if not lines:
-            lines = [
-                f"| record | {' | '.join(f'AP {x}' for x in classes)} |",
-                "|---|" + "---|" * len(classes),
-            ]
-        cells = [
-            f"[{file.stem}]({file.relative_to(page.parent)})",
-            *(f"{get_figure(record, f'AP-{x}'):.1f}" for x in classes),
-        ]
+            head = [f"AP {x}" for x in classes]
+            lines = [f"| record | {' | '.join(head)} |", "|---|" + "---|" * len(classes)]
+        cells = [f"[{file.stem}]({file.relative_to(page.parent)})"]
+        cells += [f"{get_figure(record, f'AP-{x}'):.1f}" for x in classes]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -63,12 +64,13 @@ def render_zoo(zoo: dict) -> str:
         "|---" * 9 + "|",
     ]
     for config, entry in zoo.items():
+        figures = [entry["figures"][x] for x in METRICS]
+        memory = ""
+        if entry["memory_gb"] is not None:
+            memory = f"{1000 * entry['memory_gb']:.0f}"
         cells = [
             f"`{config}`",
-            *("" if entry["figures"][x] is None else f"{entry['figures'][x]:.1f}" for x in METRICS),
-        ]
-        memory = "" if entry["memory_gb"] is None else f"{1000 * entry['memory_gb']:.0f}"
-        cells += [
+            *("" if x is None else f"{x:.1f}" for x in figures),
             entry["evaluated_on"],
             str(entry["seconds_per_image"]),
             memory,
@@ -80,73 +82,75 @@ def render_zoo(zoo: dict) -> str:
 
 
 def render_faults(folder: Path) -> str:
-    """One row per fault: what Detectron2 does, and what focal_det does; below, with which Detectron2 their tests passed."""
-    lines = ["| # | fault | Detectron2 | focal_det |", "|---|---|---|---|"]
-    rows, hosts = {}, []
+    """One row per fault: what Detectron2 and focal_det do; then the versions tested with."""
+    rows = {}
+    hosts = []
     for file in sorted(folder.glob("*.json")):  # named by the Detectron2
         content = json.loads(file.read_text())["rows"]
         rows.update({x["row"]: x for x in content})
         hosts.append(f"{file.stem.replace('_', ' ')} ({len(content)} rows)")
-    lines += [
-        f"| {n} | {x['fault']} | {x['detectron2']} | {x['focal_det']} |"
-        for n, x in sorted(rows.items())
-    ]
+    lines = ["| # | fault | Detectron2 | focal_det |", "|---|---|---|---|"]
+    for number, row in sorted(rows.items()):
+        lines.append(f"| {number} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |")
     return "\n".join([*lines, "", f"Passed with Detectron2 {' and '.join(hosts)}."])
 
 
-def render(page: Path) -> str:
-    """The page with its generated parts filled in.
+def find_tables(page: Path) -> dict[str, Callable[[], str]]:
+    """What renders each table, by the name in its comments `<!-- name -->` ... `<!-- /name -->`.
 
-    `<!-- results -->` and `<!-- classes -->` are of the records of the page's own folder, `<!-- losses -->` of projects/Losses,
-    `<!-- zoo -->` of zoo.json, `<!-- speed -->` and `<!-- headlines -->` of benchmarks/,
-    `<!-- digits 1b -->` of projects/PaperTables/results.
+    "results" and "classes" are of the records in the page's own folder; those of the README, of the
+    records of all projects.
     """
-    text = page.read_text()
-    records = sorted(
-        page.parent.glob("records/*.json" if page.parent != ROOT else "projects/*/records/*.json")
-    )
-    comparison = sorted((ROOT / "projects" / "Losses" / "records").glob("*/*.json"))
-    comparison = [
-        x for x in comparison if "retinanet" not in x.stem
-    ]  # what all runs start from is none of them
+    pattern = "projects/*/records/*.json" if page.parent == ROOT else "records/*.json"
+    records = sorted(page.parent.glob(pattern))
+    losses = sorted((ROOT / "projects" / "Losses" / "results").glob("digits_*.json"))
     benchmarks = sorted((ROOT / "benchmarks").glob("*.json"))
     tables = {
         "results": lambda: render_results(records, page),
         "classes": lambda: render_classes(records, page),
-        "losses": lambda: render_losses(comparison),
+        "losses": lambda: render_losses(losses),
         "zoo": lambda: render_zoo(read_zoo()),
         "speed": lambda: render_speed(benchmarks, page),
         "headlines": lambda: render_headlines(benchmarks),
         "watch": lambda: render_watch(ROOT / "benchmarks" / "watch" / "cpu.json"),
         "faults": lambda: render_faults(ROOT / "tests" / "faults" / "records"),
     }
+    # Such as "digits 1b".
     for file in ROOT.glob("projects/PaperTables/results/*.json"):
-        tables[file.stem.replace("_", " ")] = lambda file=file: make_markdown(
-            json.loads(file.read_text())
-        )
-    for name, table in tables.items():
+        content = json.loads(file.read_text())
+        tables[file.stem.replace("_", " ")] = lambda x=content: make_results_table(x)
+    return tables
+
+
+def render(page: Path) -> str:
+    """The text of a page with its tables filled in."""
+    text = page.read_text()
+    for name, make_table in find_tables(page).items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda m, table=table: f"{m.group(1)}{table()}\n{m.group(2)}", text)
+        found = pattern.search(text)
+        if found:
+            head, tail = found.groups()
+            text = f"{text[: found.start()]}{head}{make_table()}\n{tail}{text[found.end() :]}"
     return text
 
 
 def main() -> int:
-    """Render all pages, or with `--check` return 1 if one is not as it would be rendered."""
+    """Render all pages; with `--check`, return 1 if one is not up to date."""
+    is_check = "--check" in sys.argv
+    pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    pages += sorted(ROOT.glob("projects/*/README.md"))
     status = 0
-    for page in (
-        ROOT / "README.md",
-        *sorted(ROOT.glob("docs/*.md")),
-        *sorted(ROOT.glob("projects/*/README.md")),
-    ):
+    for page in pages:
         new = render(page)
-        if new != page.read_text():
-            print(
-                f"{page.relative_to(ROOT)}: "
-                + ("not up to date, run `make readme`" if "--check" in sys.argv else "rendered")
-            )
-            status = int("--check" in sys.argv)
-            if not status:
-                page.write_text(new)
+        if new == page.read_text():
+            continue
+        name = page.relative_to(ROOT)
+        if is_check:
+            print(f"{name}: not up to date, run `make readme`")
+            status = 1
+        else:
+            print(f"{name}: rendered")
+            page.write_text(new)
     return status
 
 

@@ -1,4 +1,13 @@
-"""The rows of a sweep, of the paper's tables or of a grid of keys: each is a base config and the keys that differ from it."""
+"""The rows of a sweep: each is a config and the keys that differ from it.
+
+They come from a grid of keys or from a rows file, a json object with two lists:
+
+    "rows": objects with "table"; "row", the row's name; "config", a file (relative to the rows file)
+        or a pattern such as "configs/*.yaml" that stands for one row per file, named by its stem;
+        "set", keys and values; "paper", figures to compare with. Rows without "config" are put on
+        the base of the command line.
+    "start": weights that rows start from and that are made when they are missing: see `Start`.
+"""
 
 import ast
 import itertools
@@ -8,21 +17,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import yaml
 from detectron2.config import CfgNode
 
-from focal_det.config import find_config_file, merge_options
+from focal_det.config import find_config_file, get_config_file, merge_options
 from focal_det.env import load_config
 from focal_det.messages import describe_unknown
-from focal_det.model_zoo import get_config_file
 from focal_det.modeling.build import flatten_config
 
+PAPER_ROWS = "PaperTables/rows.json"
 BASES = {name: f"PaperTables/{name}.yaml" for name in ("coco", "digits", "bccd")}
 _PAPER_SIZE = 600  # pixels, of the paper's ablations
 _ASPECT_RATIOS = {1: [1.0], 3: [0.5, 1.0, 2.0]}
 _RESNET_50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+_SIZE_KEYS = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
+_ROW_KEYS = {"table", "row", "config", "set", "paper", "bases", "anchors", "depth", "scale"}
+_START_KEYS = {"file", "keep", "model", "train", "set"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +43,15 @@ class Row:
 
     Attributes:
         table: such as "1b"; "grid" for a grid.
-        name: what the row is called in its table.
-        overrides: config keys and values on top of the base.
-        paper: what the paper has: "AP", "AP50", "AP75" in percent, "ms" per image.
+        name: of the row in its table.
+        config: file that the row starts from.
+        overrides: config keys and values on top of it.
+        paper: the paper's "AP", "AP50", "AP75" in percent and "ms" per image, as far as it has them.
     """
 
     table: str
     name: str
+    config: Path
     overrides: dict[str, Any]
     paper: dict[str, float] = field(default_factory=dict)
 
@@ -47,12 +61,71 @@ class Row:
         return re.sub(r"[^\w.]+", "-", f"{self.table} {self.name}").strip("-").lower()
 
 
-def get_base_file(base: str) -> Path:
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Weights that rows start from, if their MODEL.WEIGHTS is this file.
+
+    Attributes:
+        file: made when it is missing and a row needs it.
+        keep: prefix of the parameters that are kept of a model, such as "backbone.".
+        model: name of the shipped model to take them from; None if one is trained.
+        row: the config to train one with; None if a shipped model is taken.
+    """
+
+    file: Path
+    keep: str
+    model: Optional[str] = None
+    row: Optional[Row] = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The rows that one command runs.
+
+    Attributes:
+        name: of the base, or of the folder that the rows file is in.
+        tables: rows by table.
+        starts: weights that rows may start from.
+    """
+
+    name: str
+    tables: dict[str, list[Row]]
+    starts: list[Start]
+
+
+def read_sweep(
+    *,
+    tables: Optional[Sequence[str]] = None,
+    rows_file: Optional[Path] = None,
+    grid: Optional[Sequence[str]] = None,
+    base: Optional[str] = None,
+) -> Sweep:
+    """The rows of tables of the paper, of a rows file or of a grid.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: something is wrong with the arguments or the file; says what.
+    """
+    if rows_file is not None:
+        name = base or rows_file.resolve().parent.name
+        return Sweep(name, read_rows(rows_file, base), read_starts(rows_file))
+    # A grid may have one of the paper's bases as well, which need their start weights.
+    starts = read_starts(Path(get_config_file(PAPER_ROWS)))
+    if grid is not None:
+        return Sweep(base, {"grid": make_grid(grid, get_base_file(base))}, starts)
+    rows = {table: read_table(table, base) for table in dict.fromkeys(tables)}
+    return Sweep(base, rows, starts)
+
+
+def get_base_file(base: Optional[str]) -> Path:
     """The config of a base by name, or any other config, see `find_config_file`.
 
     Raises:
         FileNotFoundError: neither; names the known bases.
+        ValueError: no base.
     """
+    if base is None:
+        raise ValueError(f"--base is required: {', '.join(BASES)}, or the path of a config")
     if base in BASES:
         return Path(get_config_file(BASES[base]))
     try:
@@ -63,70 +136,171 @@ def get_base_file(base: str) -> Path:
         ) from None
 
 
-def read_table(table: str, base: str) -> list[Row]:
+def read_table(table: str, base: Optional[str]) -> list[Row]:
     """The rows of a table of the paper that make sense on a base.
 
-    Depths are those of the paper where the base starts from ImageNet's R-50, else the base's own; image sizes are scaled with the
-    base's, which stands for the paper's 600 pixels.
+    Depths are those of the paper where the base starts from ImageNet's R-50, else the base's own.
+    Image sizes are scaled with the base's, which stands for the paper's 600 pixels.
 
     Raises:
-        ValueError: no such table, or none of its rows is for the base.
+        FileNotFoundError: an unknown base.
+        ValueError: no base, an unknown table, or one without a row for the base.
     """
-    content = json.loads(Path(get_config_file("PaperTables/rows.json")).read_text())
-    tables = list(dict.fromkeys(x["table"] for x in content))
+    base_file = get_base_file(base)
+    content = _read_rows_file(Path(get_config_file(PAPER_ROWS)))
+    tables = list(dict.fromkeys(x["table"] for x in content["rows"]))
     if table not in tables:
         raise ValueError(f"--table: {describe_unknown('table', table, tables)}")
-    cfg = load_config(get_base_file(base))
-    rows = [x for x in content if x["table"] == table and base in x.get("bases", [base])]
+    of_table = [x for x in content["rows"] if x["table"] == table]
+    rows = [x for x in of_table if base in x.get("bases", [base])]
     if not rows:
-        raise ValueError(f"--table {table} has no row for --base {base}: its rows are for coco")
-    return [
-        Row(table, x["row"], {**_get_relative_overrides(x, cfg), **x["set"]}, x["paper"])
-        for x in rows
-    ]
+        bases = ", ".join(sorted({name for x in of_table for name in x["bases"]}))
+        raise ValueError(f"--table {table} has no row for --base {base}: its rows are for {bases}")
+    cfg = load_config(base_file)
+    return [_make_row(x, base_file, cfg) for x in rows]
 
 
-def _get_relative_overrides(row: dict[str, Any], base: CfgNode) -> dict[str, Any]:
-    """What a row says of anchors, depth and image size, in the terms of the base."""
+def read_rows(file: Path, base: Optional[str] = None) -> dict[str, list[Row]]:
+    """The rows of a file by table.
+
+    Args:
+        base: of the rows that have no config.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its content is wrong, or `base` is missing or not used; says what is.
+    """
+    entries = _read_rows_file(file)["rows"]
+    if base is not None and all("config" in x for x in entries):
+        raise ValueError(f"--base {base}: every row of {file} has a config, leave --base out")
+    tables: dict[str, list[Row]] = {}
+    for entry in entries:
+        rows = tables.setdefault(entry["table"], [])
+        if "config" not in entry:
+            base_file = get_base_file(base)
+            rows.append(_make_row(entry, base_file, load_config(base_file)))
+            continue
+        configs = sorted(file.parent.glob(entry["config"]))
+        if not configs:
+            raise ValueError(f"{file}: no file in {file.parent} matches {entry['config']!r}")
+        for config in configs:
+            rows.append(_make_row({"row": config.stem, **entry}, config, load_config(config)))
+    return tables
+
+
+def read_starts(file: Path) -> list[Start]:
+    """The start weights of a rows file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its content is wrong; says what is.
+    """
+    starts = []
+    for entry in _read_rows_file(file).get("start", []):
+        _check_keys(entry, _START_KEYS, ("file", "keep"), file)
+        if ("model" in entry) == ("train" in entry):
+            raise ValueError(f"{file}: start weights need either 'model' or 'train', got {entry}")
+        row = None
+        if "train" in entry:
+            config = file.parent / entry["train"]
+            row = Row("start", config.stem, config, entry.get("set", {}))
+        starts.append(Start(Path(entry["file"]), entry["keep"], entry.get("model"), row))
+    return starts
+
+
+def _read_rows_file(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not json: {error}") from None
+    if not isinstance(content, dict) or not content.get("rows"):
+        raise ValueError(f'{file} must be an object with a list of "rows"')
+    for entry in content["rows"]:
+        _check_keys(entry, _ROW_KEYS, ("table",), file)
+        if "row" not in entry and "config" not in entry:
+            raise ValueError(f"{file}: a row needs 'row', its name, or 'config'; got {entry}")
+    return content
+
+
+def _check_keys(entry: dict, known: set[str], required: Sequence[str], file: Path) -> None:
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"{file}: {describe_unknown('key', key, known)}")
+    for key in required:
+        if key not in entry:
+            raise ValueError(f"{file}: {key!r} is missing in {entry}")
+
+
+def _make_row(entry: dict[str, Any], config: Path, cfg: CfgNode) -> Row:
+    overrides = {
+        **_get_anchors(entry, cfg),
+        **_get_depth(entry, cfg),
+        **_get_image_sizes(entry, cfg),
+        **entry.get("set", {}),
+    }
+    return Row(entry["table"], entry["row"], config, overrides, entry.get("paper", {}))
+
+
+def _get_anchors(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
+    """Numbers of scales and aspect ratios, from the smallest size of each level of the base."""
+    if "anchors" not in entry:
+        return {}
+    num_scales, num_aspects = entry["anchors"]
+    factors = [2 ** (i / num_scales) for i in range(num_scales)]
+    smallest = [sizes[0] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
+    return {
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[x * factor for factor in factors] for x in smallest],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [_ASPECT_RATIOS[num_aspects]],
+    }
+
+
+def _get_depth(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
+    # There are pretrained weights for other depths of this backbone alone.
+    if "depth" not in entry or cfg.MODEL.WEIGHTS != _RESNET_50:
+        return {}
+    weights = _RESNET_50.replace("R-50", f"R-{entry['depth']}")
+    return {"MODEL.RESNETS.DEPTH": entry["depth"], "MODEL.WEIGHTS": weights}
+
+
+def _get_image_sizes(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
+    """The base's image sizes, scaled as the row's are to the paper's 600 pixels."""
+    if "scale" not in entry:
+        return {}
+
+    def scale(size: int) -> int:
+        return round(size * entry["scale"] / _PAPER_SIZE)
+
     overrides: dict[str, Any] = {}
-    if "anchors" in row:
-        num_scales, num_aspects = row["anchors"]
-        smallest = [sizes[0] for sizes in base.MODEL.ANCHOR_GENERATOR.SIZES]
-        overrides["MODEL.ANCHOR_GENERATOR.SIZES"] = [
-            [x * 2 ** (i / num_scales) for i in range(num_scales)] for x in smallest
-        ]
-        overrides["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = [_ASPECT_RATIOS[num_aspects]]
-    if "depth" in row and base.MODEL.WEIGHTS == _RESNET_50:
-        weights = _RESNET_50.replace("R-50", f"R-{row['depth']}")
-        overrides |= {"MODEL.RESNETS.DEPTH": row["depth"], "MODEL.WEIGHTS": weights}
-    if "scale" in row:
-        for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
-            sizes = base.INPUT[key]
-            scaled = [
-                round(x * row["scale"] / _PAPER_SIZE)
-                for x in (sizes if isinstance(sizes, tuple) else [sizes])
-            ]
-            overrides[f"INPUT.{key}"] = scaled if isinstance(sizes, tuple) else scaled[0]
+    for key in _SIZE_KEYS:
+        sizes = cfg.INPUT[key]
+        if isinstance(sizes, tuple):
+            overrides[f"INPUT.{key}"] = [scale(x) for x in sizes]
+        else:
+            overrides[f"INPUT.{key}"] = scale(sizes)
     return overrides
 
 
-def make_grid(grid: Sequence[str], base: CfgNode) -> list[Row]:
-    """All combinations of `KEY=v1,v2` words; where the base has a float, 1 is 1.0.
+def make_grid(grid: Sequence[str], base_file: Path) -> list[Row]:
+    """All combinations of `KEY=v1,v2` words.
 
     Raises:
         ValueError: a word of another form.
     """
-    axes, base_values = [], flatten_config(base)
+    base_values = flatten_config(load_config(base_file))
+    axes = []
     for word in grid:
         key, equals, values = word.partition("=")
         if not (key and equals and values):
             raise ValueError(f"--grid takes KEY=value,value..., got {word!r}")
-        convert = float if isinstance(base_values.get(key), float) else lambda x: x
-        axes.append([(key, convert(parse_value(x))) for x in values.split(",")])
+        parsed = [parse_value(x) for x in values.split(",")]
+        if isinstance(base_values.get(key), float):
+            # "2" is an int, which the config refuses for a float.
+            parsed = [float(x) for x in parsed]
+        axes.append([(key, x) for x in parsed])
     rows = []
     for combination in itertools.product(*axes):
         name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in combination)
-        rows.append(Row("grid", name, dict(combination)))
+        rows.append(Row("grid", name, base_file, dict(combination)))
     return rows
 
 
@@ -138,36 +312,41 @@ def parse_value(value: str) -> Any:
         return value
 
 
+def load_rows(rows: Sequence[Row], options: Sequence[str]) -> dict[Row, CfgNode]:
+    """The config of each row.
+
+    Args:
+        options: KEY VALUE pairs for all rows; a row's own keys come after them.
+    """
+    files = {row.config for row in rows}
+    bases = {file: load_config(file, options) for file in files}
+    return {row: merge_row(bases[row.config], row) for row in rows}
+
+
 def merge_row(cfg: CfgNode, row: Row) -> CfgNode:
-    """The config of a row: a copy of the base's with the row's keys."""
+    """A copy of a config with the row's keys."""
     cfg = cfg.clone()
     merge_options(cfg, [str(x) for pair in row.overrides.items() for x in pair])
     return cfg
 
 
-def write_config(row: Row, base_file: Path, options: Sequence[str], file: Path) -> None:
-    """Write a row as a yaml with the base as `_BASE_`, for any program of Detectron2's.
+def write_config(row: Row, options: Sequence[str], file: Path) -> None:
+    """Write a row as a yaml with its config as `_BASE_`, for any program of Detectron2's.
 
     Args:
         options: KEY VALUE pairs of all rows.
     """
-    content: dict[str, Any] = {
-        "_BASE_": os.path.relpath(base_file.resolve(), file.parent.resolve())
-    }
-    pairs = {
-        **{key: parse_value(value) for key, value in zip(options[::2], options[1::2])},
-        **row.overrides,
-    }
+    # Relative, so that a checkout can be moved.
+    base = os.path.relpath(row.config.resolve(), file.parent.resolve())
+    content: dict[str, Any] = {"_BASE_": base}
+    pairs = {key: parse_value(value) for key, value in zip(options[::2], options[1::2])}
+    pairs.update(row.overrides)
     for key, value in pairs.items():
         node = content
         *parents, last = key.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = list(value) if isinstance(value, tuple) else value
-    head = (
-        f"# Table {row.table} of the paper: {row.name}\n"
-        if row.table != "grid"
-        else f"# {row.name}\n"
-    )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(head + yaml.safe_dump(content, sort_keys=False))
+    text = yaml.safe_dump(content, sort_keys=False)
+    file.write_text(f"# Table {row.table}, row {row.name}\n{text}")

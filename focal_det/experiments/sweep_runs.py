@@ -1,37 +1,45 @@
-"""The runs of a sweep: each a training process of its own in a folder of its own, whose outcome is a json in that folder."""
+"""The runs of a sweep: a training process each, with a folder that its outcome is written to."""
 
 import json
 import math
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Optional
 
 import torch
-from tqdm import tqdm
+import yaml
+from detectron2.config import CfgNode
 
 from focal_det.engine.step_guard import DIVERGED
+from focal_det.files import open_to_replace
+from focal_det.model_zoo import get_checkpoint_url
+from focal_det.modeling.build import flatten_config
 
-from .records import get_figure, make_record, read_metrics
+from .records import (
+    compute_seconds_per_iter,
+    drop_missing_figures,
+    get_figure,
+    make_record,
+    read_metrics,
+)
+from .sweep_rows import Row, Start, Sweep, load_rows, write_config
 
-_POLL_SECONDS = 1.0
+_AVERAGE_PRECISIONS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a config that is on disk, and a seed.
+    """One training run: a config that is on disk, and a seed.
 
     Attributes:
         config: yaml of the row.
         seed: SEED of the run.
         folder: its OUTPUT_DIR.
-        dataset: what its figures are of.
+        dataset: that its figures are of.
         num_iters: SOLVER.MAX_ITER.
         options: further words for `focal-det train`.
     """
@@ -48,33 +56,127 @@ class Run:
         return self.folder / "result.json"
 
     @property
+    def terminal_file(self) -> Path:
+        """The output of the process."""
+        return self.folder / "terminal.txt"
+
+    @property
     def command(self) -> list[str]:
-        """What python is given; a run that has a checkpoint goes on from it."""
-        words = [
-            "-m",
-            "focal_det.tools.train",
-            "--resume",
-            "--config-file",
-            str(self.config),
-            *self.options,
-        ]
+        """Arguments of python; a run that has a checkpoint goes on from it."""
+        words = ["-m", "focal_det.tools.train", "--resume", "--config-file", str(self.config)]
+        words += self.options
         return [*words, "SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]
 
     def read_result(self) -> dict[str, Any]:
-        """The outcome if there is one that a further try would not change, else {}."""
-        result = json.loads(self.result_file.read_text()) if self.result_file.is_file() else {}
-        return {} if result.get("status") == "crashed" else result
+        """The outcome, or {} if there is none or another try may change it."""
+        if not self.result_file.is_file():
+            return {}
+        result = json.loads(self.result_file.read_text())
+        if result["status"] == "crashed":
+            return {}
+        return result
 
     def count_iters(self) -> int:
-        """Iterations done, as far as metrics.json says."""
-        file = self.folder / "metrics.json"
+        """Iterations done, according to metrics.json."""
         if self.read_result():
             return self.num_iters
-        return (
-            max((x.get("iteration", 0) for x in read_metrics(file)), default=0)
-            if file.is_file()
-            else 0
-        )
+        file = self.folder / "metrics.json"
+        if not file.is_file():
+            return 0
+        return max((x.get("iteration", 0) for x in read_metrics(file)), default=0)
+
+
+def make_runs(
+    configs: Mapping[Row, CfgNode],
+    options: Sequence[str],
+    output: Path,
+    *,
+    num_seeds: int = 1,
+    num_gpus: int = 1,
+) -> dict[Row, list[Run]]:
+    """Write the rows' configs and return their runs, one per seed.
+
+    Args:
+        configs: each row's config, from `load_rows` with the same options.
+        options: KEY VALUE pairs of all rows.
+        output: folder of configs and runs.
+        num_gpus: of each run, unless it is on the CPU.
+
+    Returns:
+        Runs by row; rows with the same config share theirs.
+
+    Raises:
+        ValueError: no seed, or a folder that holds a run with other settings.
+    """
+    if num_seeds < 1:
+        raise ValueError(f"--seeds must be >= 1, got {num_seeds}")
+    runs: dict[Row, list[Run]] = {}
+    first_with: dict[str, Row] = {}
+    for row, cfg in configs.items():
+        first = first_with.setdefault(cfg.dump(), row)
+        if first is not row:
+            runs[row] = runs[first]
+            continue
+        file = output / "configs" / f"{row.slug}.yaml"
+        write_config(row, options, file)
+        words: tuple[str, ...] = ()
+        if cfg.MODEL.DEVICE != "cpu":
+            words = ("--num-gpus", str(num_gpus))
+        runs[row] = []
+        for seed in range(1, num_seeds + 1):
+            folder = output / "runs" / f"{row.slug}_seed{seed}"
+            run = Run(file, seed, folder, cfg.DATASETS.TEST[-1], cfg.SOLVER.MAX_ITER, words)
+            _check_same_settings(run, cfg)
+            runs[row].append(run)
+    return runs
+
+
+def _check_same_settings(run: Run, cfg: CfgNode) -> None:
+    """Refuse to continue, or to count, a run that was started with other settings."""
+    file = run.folder / "config.yaml"
+    if not file.is_file():
+        return
+    # Both from yaml, which has no tuples.
+    expected = flatten_config(yaml.safe_load(cfg.dump()))
+    found = flatten_config(yaml.safe_load(file.read_text()))
+    for key, value in expected.items():
+        if key not in ("SEED", "OUTPUT_DIR") and value != found.get(key):
+            raise ValueError(
+                f"{run.folder} holds a run with another {key}, {found.get(key)!r}, than "
+                f"{run.config} has, {value!r}; choose another --output, or remove the folder"
+            )
+
+
+def make_start_run(start: Start, output: Path) -> Optional[Run]:
+    """The run that start weights are taken from; None if they are of a shipped model."""
+    if start.row is None:
+        return None
+    runs = make_runs(load_rows([start.row], ()), (), output)
+    return runs[start.row][0]
+
+
+def write_start_weights(start: Start, run: Optional[Run]) -> None:
+    """Write the part of a model that rows start from, so that the rest of them is new.
+
+    Args:
+        run: that has trained the model, from `make_start_run`.
+
+    Raises:
+        ValueError: the run has no model.
+    """
+    if run is None:
+        source = get_checkpoint_url(start.model)
+    else:
+        source = run.folder / "model_final.pth"
+        if "figures" not in run.read_result():
+            raise ValueError(f"no start weights: their run failed, see {run.terminal_file}")
+    model = torch.load(source, map_location="cpu", weights_only=True)["model"]
+    kept = {name: value for name, value in model.items() if name.startswith(start.keep)}
+    if not kept:
+        raise ValueError(f"no start weights: {source} has no parameter {start.keep}*")
+    start.file.parent.mkdir(parents=True, exist_ok=True)
+    with open_to_replace(start.file) as stream:
+        torch.save({"model": kept}, stream)
 
 
 def execute(
@@ -89,147 +191,78 @@ def execute(
         processes: holds the training process while it runs.
 
     Returns:
-        "status": "done", "no detections", "diverged" or "crashed", with "error", a line of its output, for the last two; and for
-        the first two what `make_record` says, but without the lines of metrics.json and the text of config.yaml.
+        "status": "done", "no detections", "diverged" or "crashed"; with "error", a line of its
+        output, for the last two. For the first two also the run's record without the lines of
+        metrics.json and the text of config.yaml, and "seconds_per_iter".
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    terminal, processes = run.folder / "terminal.txt", set() if processes is None else processes
     env = {**os.environ, **(env or {})}
-    with open(terminal, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, *run.command], env=env, stdout=file, stderr=subprocess.STDOUT
-        )
-        processes.add(process)
+    command = [sys.executable, *run.command]
+    with open(run.terminal_file, "w") as file:
+        process = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+        if processes is not None:
+            processes.add(process)
         code = process.wait()
-        processes.remove(process)
-    num_threads = int(env["OMP_NUM_THREADS"]) if "OMP_NUM_THREADS" in env else None
-    result = _read_outcome(run, code, terminal.read_text(errors="replace"), num_threads)
-    unfinished = run.result_file.with_suffix(
-        ".part"
-    )  # a sweep that looks on never reads half a result
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.replace(run.result_file)
+        if processes is not None:
+            processes.remove(process)
+    result = {"seed": run.seed, "iterations": run.num_iters}
+    if code:
+        result |= _describe_failure(code, run.terminal_file.read_text(errors="replace"))
+    else:
+        num_threads = int(env.get("OMP_NUM_THREADS", 0)) or None
+        result |= _read_outcome(run, num_threads)
+    # A sweep that looks at its runs meanwhile must never read half a result.
+    with open_to_replace(run.result_file) as stream:
+        stream.write(json.dumps(result, indent=1).encode() + b"\n")
     return result
 
 
-def _read_outcome(run: Run, code: int, output: str, num_threads: Optional[int]) -> dict[str, Any]:
-    origin = {"seed": run.seed, "iterations": run.num_iters}
-    if code:
-        lines = [x.strip() for x in output.splitlines() if x.strip()] or [
-            f"exit code {code}, no output"
-        ]
-        diverged = [x.removeprefix(DIVERGED) for x in lines if x.startswith(DIVERGED)]
-        return {
-            **origin,
-            "status": "diverged" if diverged else "crashed",
-            "error": (diverged or lines)[-1],
-        }
-    record = make_record(
-        run.folder, " ".join(["python", *run.command]), run.dataset, num_threads=num_threads
-    )
-    times = sorted(line["time"] for line in record.pop("metrics") if "time" in line)
-    del record["config"], record["command"], record["config_file"]
-    is_nan = math.isnan(get_figure(record, "AP"))
-    if is_nan:  # of no detections at all, COCO's evaluator says so; by the definition of average precision it is 0
-        record["figures"] = {
-            key: 0.0
-            for key in record["figures"]
-            if key.endswith(("bbox/AP", "bbox/AP50", "bbox/AP75"))
-        }
-    # What is left is of sizes and classes that the data set does not have.
-    record["figures"] = {
-        key: value for key, value in record["figures"].items() if not math.isnan(value)
-    }
-    status = "no detections" if is_nan else "done"
-    return {
-        **origin,
-        "status": status,
-        "seconds_per_iter": times[len(times) // 2] if times else None,
-        **record,
-    }
+def _describe_failure(code: int, output: str) -> dict[str, str]:
+    lines = [x.strip() for x in output.splitlines() if x.strip()]
+    diverged = [x.removeprefix(DIVERGED) for x in lines if x.startswith(DIVERGED)]
+    if diverged:
+        return {"status": "diverged", "error": diverged[-1]}
+    error = lines[-1] if lines else f"exit code {code}, no output"
+    return {"status": "crashed", "error": error}
 
 
-def execute_all(runs: Sequence[Run], jobs: int) -> None:
-    """Train what has no outcome yet, `jobs` at a time, and show how far all are; an interrupt ends the trainings as well."""
-    processes: set[subprocess.Popen] = set()
-    slots: SimpleQueue[int] = SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
-
-    def work(run: Run) -> dict[str, Any]:
-        slot = slots.get()
-        try:
-            return execute(run, _share_machine(slot, jobs), processes)
-        finally:
-            slots.put(slot)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {run: pool.submit(work, run) for run in runs if not run.read_result()}
-        try:
-            _watch(futures, runs)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in tuple(processes):
-                process.terminate()
-            raise
+def _read_outcome(run: Run, num_threads: Optional[int]) -> dict[str, Any]:
+    command = " ".join(["python", *run.command])
+    record = make_record(run.folder, command, run.dataset, num_threads=num_threads)
+    metrics = record.pop("metrics")
+    del record["config"]
+    status = "done"
+    if math.isnan(get_figure(record, "AP")):
+        # COCO's evaluator says NaN where there are no detections at all; by the definition of
+        # average precision, that is 0.
+        status = "no detections"
+        precisions = [x for x in record["figures"] if x.endswith(_AVERAGE_PRECISIONS)]
+        record["figures"] = dict.fromkeys(precisions, 0.0)
+    record["figures"] = drop_missing_figures(record["figures"])
+    return {"status": status, "seconds_per_iter": compute_seconds_per_iter(metrics), **record}
 
 
-def _share_machine(slot: int, jobs: int) -> dict[str, str]:
-    """Variables for one of several trainings at a time: its part of the cores, and with several GPUs one of its own."""
-    env = (
-        {}
-        if "OMP_NUM_THREADS" in os.environ
-        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    )
-    if jobs > 1 and torch.cuda.device_count() > 1:
-        env["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
-    return env
+def make_results(
+    sweep: Sweep, command: str, runs: Mapping[Row, Sequence[Run]]
+) -> list[dict[str, Any]]:
+    """The results of each table, for json.
 
+    Args:
+        command: that made the results.
+        runs: of each row.
 
-def _watch(futures: dict[Run, Any], runs: Sequence[Run]) -> None:
-    """Show progress in iterations of all runs until every future is done, and a line for each as it ends."""
-    told: set[Run] = set()
-    start = sum(run.count_iters() for run in runs)
-    with tqdm(
-        total=sum(run.num_iters for run in runs),
-        initial=start,
-        unit="it",
-        smoothing=0.05,
-        desc="sweep",
-    ) as progress:
-        while len(told) < len(futures):
-            for run, future in futures.items():
-                if future.done() and run not in told:
-                    told.add(run)
-                    progress.write(describe(run, future.result()))
-            progress.set_postfix_str(f"{len(told)}/{len(futures)} runs", refresh=False)
-            progress.update(
-                sum(run.num_iters if run in told else run.count_iters() for run in runs)
-                - progress.n
-            )
-            time.sleep(_POLL_SECONDS if len(told) < len(futures) else 0)
-
-
-def describe(run: Run, result: dict[str, Any]) -> str:
-    """One line on the outcome of a run."""
-    name = f"{run.config.stem}, seed {run.seed}"
-    if "figures" in result:
-        return f"{name}: {result['status']}, AP {get_figure(result, 'AP'):.1f}, {result['minutes']:.1f} minutes"
-    return f"{name}: {result['status']}: {result['error']} (see {run.folder / 'terminal.txt'})"
-
-
-def execute_with_submitit(runs: Iterable[Run], executor: Any) -> None:
-    """One job per run, through an executor of submitit's (a Slurm cluster, or this machine); waits for all."""
-    todo = [run for run in runs if not run.read_result()]
-    jobs = {run: executor.submit(execute, run) for run in todo}
-    with tqdm(total=len(jobs), unit="run", desc="sweep") as progress:
-        for run, job in jobs.items():
-            try:
-                progress.write(describe(run, job.result()))
-            except (
-                Exception
-            ) as error:  # a job that the cluster ended has no outcome, and the others go on
-                progress.write(
-                    f"{run.config.stem}, seed {run.seed}: no outcome: {str(error).splitlines()[-1]}"
-                )
-            progress.update()
+    Returns:
+        "table", "base" (the sweep's name), "command" and "rows", each with "row", "overrides",
+        "paper" and "runs", the outcomes of those runs that have one. An outcome has an origin block
+        of its own, see `execute`.
+    """
+    results = []
+    for table, rows in sweep.tables.items():
+        content = {"table": table, "base": sweep.name, "command": command, "rows": []}
+        for row in rows:
+            files = [run.result_file for run in runs[row] if run.result_file.is_file()]
+            outcomes = [json.loads(file.read_text()) for file in files]
+            of_row = {"row": row.name, "overrides": row.overrides, "paper": row.paper}
+            content["rows"].append({**of_row, "runs": outcomes})
+        results.append(content)
+    return results

@@ -1,103 +1,105 @@
 """The results of a sweep beside the paper's: a Markdown table and a picture.
 
-`content` is what `focal-det sweep` writes: {"table", "base", "rows": [{"row", "paper": {metric: value}, "runs": [outcome]}]}, where
-an outcome has "status", and "figures" in percent if the training came to its end.
+Both take what `focal-det sweep` writes: {"table", "base", "rows": [{"row", "paper": {metric: value},
+"runs": [outcome]}]}. An outcome has "status" and, if its run came to its end, "figures" in percent.
 """
 
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from focal_det.experiments.records import get_figure
 
 _METRICS = ("AP", "AP50", "AP75")
+_OURS = "#0072B2"
+_PAPERS = "#D55E00"
 
 
 def get_values(row: dict[str, Any], metric: str) -> list[float]:
-    """A metric of each run of a row that came to its end."""
+    """A metric of each run of a row that came to its end, in percent."""
     return [get_figure(x, metric) for x in row["runs"] if "figures" in x]
 
 
-def make_markdown(content: dict[str, Any]) -> str:
-    """One line per row: mean and standard deviation over seeds, the paper's figures, and what did not come to its end."""
+def make_results_table(content: dict[str, Any]) -> str:
+    """A Markdown line per row: mean and standard deviation over seeds, and the paper's figures.
+
+    The last column has the number of runs, and of those that diverged, crashed or detected nothing.
+    """
     has_paper = any(row["paper"] for row in content["rows"])
-    head = [
-        "row",
-        *_METRICS,
-        *([f"paper {x}" for x in _METRICS] if has_paper else []),
-        "s/it",
-        "runs",
-    ]
+    head = ["row", *_METRICS]
+    if has_paper:
+        head += [f"paper {x}" for x in _METRICS]
+    head += ["s/it", "runs"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in content["rows"]:
         cells = [row["row"], *(_format(get_values(row, metric)) for metric in _METRICS)]
         if has_paper:
-            cells += [f"{row['paper'][x]:.1f}" if x in row["paper"] else "" for x in _METRICS]
-        seconds = [x["seconds_per_iter"] for x in row["runs"] if x.get("seconds_per_iter")]
-        cells += [
-            f"{statistics.median(seconds):.3f}" if seconds else "",
-            _describe_outcomes(row["runs"]),
-        ]
+            cells += [_format([row["paper"][x]] if x in row["paper"] else []) for x in _METRICS]
+        cells += [_describe_seconds(row["runs"]), _describe_outcomes(row["runs"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _format(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else ""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+def _format(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.1f}"
 
 
-def _describe_outcomes(runs: list[dict[str, Any]]) -> str:
-    """How many runs there are, and how many of them ended otherwise than well."""
+def _describe_seconds(runs: Sequence[dict[str, Any]]) -> str:
+    seconds = [x["seconds_per_iter"] for x in runs if x.get("seconds_per_iter")]
+    if not seconds:
+        return ""
+    return f"{statistics.median(seconds):.3f}"
+
+
+def _describe_outcomes(runs: Sequence[dict[str, Any]]) -> str:
+    """The number of runs, and of those with each outcome other than "done"."""
     others = [x["status"] for x in runs if x["status"] != "done"]
-    return ", ".join([str(len(runs)), *(f"{others.count(x)} {x}" for x in dict.fromkeys(others))])
+    # Not a set, whose order changes from process to process.
+    parts = [f"{others.count(x)} {x}" for x in dict.fromkeys(others)]
+    return ", ".join([str(len(runs)), *parts])
 
 
-def draw_results(content: dict[str, Any], out_file: Path) -> None:
-    """AP of every row with its standard deviation, and the paper's, in the order of the table.
-
-    Args:
-        out_file: picture to write; the suffix decides the format.
-    """
+def make_results_figure(content: dict[str, Any]) -> Figure:
+    """AP of every row with its standard deviation, and the paper's, in the order of the table."""
     rows = content["rows"]
     figure = Figure(figsize=(4 + 0.65 * len(rows), 5), layout="constrained")
     axes = figure.subplots()
-    for i, row in enumerate(rows):
-        values = get_values(row, "AP")
-        if values:
-            error = statistics.stdev(values) if len(values) > 1 else 0
-            axes.errorbar(
-                i, statistics.mean(values), error, fmt="o", color="#0072B2", capsize=4, label="ours"
-            )
-            axes.plot([i] * len(values), values, ".", color="#0072B2", alpha=0.4, markersize=4)
-        else:
-            axes.text(
-                i,
-                1,
-                _describe_outcomes(row["runs"]),
-                rotation=90,
-                ha="center",
-                va="bottom",
-                color="0.4",
-                fontsize=8,
-            )
-        if "AP" in row["paper"]:
-            axes.plot(
-                i, row["paper"]["AP"], "D", color="#D55E00", fillstyle="none", label="paper, COCO"
-            )
-    axes.set_xticks(
-        range(len(rows)), [row["row"] for row in rows], rotation=35, ha="right", fontsize=8
-    )
+    for index, row in enumerate(rows):
+        _draw_row(axes, index, row)
+    names = [row["row"] for row in rows]
+    axes.set_xticks(range(len(rows)), names, rotation=35, ha="right", fontsize=8)
     axes.set_ylabel("AP (%)")
     axes.set_ylim(bottom=0)
     axes.grid(True, axis="y", color="0.9")
-    axes.set_title(
-        f"Table {content['table']} on {content['base']}, mean and standard deviation over seeds",
-        fontsize=10,
-    )
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    axes.legend(handles.values(), handles.keys(), loc="lower right", fontsize=8)
-    figure.savefig(out_file, dpi=110)
+    title = f"Table {content['table']} on {content['base']}"
+    axes.set_title(f"{title}, mean and standard deviation over seeds", fontsize=10)
+    # Each row has added its own entries; one of each name is enough.
+    handles, labels = axes.get_legend_handles_labels()
+    entries = dict(zip(labels, handles))
+    if entries:
+        axes.legend(entries.values(), entries.keys(), loc="lower right", fontsize=8)
+    return figure
+
+
+def _draw_row(axes: Axes, index: int, row: dict[str, Any]) -> None:
+    values = get_values(row, "AP")
+    if values:
+        mean = statistics.mean(values)
+        deviation = statistics.stdev(values) if len(values) > 1 else 0
+        axes.errorbar(index, mean, deviation, fmt="o", color=_OURS, capsize=4, label="ours")
+        axes.plot([index] * len(values), values, ".", color=_OURS, alpha=0.4, markersize=4)
+    else:
+        note = _describe_outcomes(row["runs"])
+        style = {"rotation": 90, "ha": "center", "va": "bottom", "color": "0.4", "fontsize": 8}
+        axes.text(index, 1, note, **style)
+    if "AP" in row["paper"]:
+        paper = row["paper"]["AP"]
+        axes.plot(index, paper, "D", color=_PAPERS, fillstyle="none", label="paper, COCO")

@@ -1,4 +1,4 @@
-"""projects/PaperTables: its results are of the rows that the configs have, three seeds each, from a commit."""
+"""projects/PaperTables: its results match the rows file, with three seeds each, from a commit."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tests.conftest import ROOT, run_python
 FILES = sorted((ROOT / "projects" / "PaperTables" / "results").glob("digits_*.json"))
 
 
-def test_there_are_the_tables_that_were_trained():
+def test_recorded_tables_have_json_and_picture():
     assert {x.stem for x in FILES} == {
         f"digits_{table}" for table in ("1a", "1b", "1d", "3", "prior")
     }
@@ -19,7 +19,7 @@ def test_there_are_the_tables_that_were_trained():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda x: x.stem)
-def test_the_results_are_of_the_rows(file):
+def test_results_match_the_rows_file(file):
     content = json.loads(file.read_text())
     rows = sweep_rows.read_table(content["table"], content["base"])
     assert [(x["row"], x["overrides"], x["paper"]) for x in content["rows"]] == [
@@ -43,7 +43,7 @@ def test_speed_against_accuracy_is_drawn(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
-def test_rows_with_the_same_config_have_the_same_runs():
+def test_rows_with_the_same_config_share_their_runs():
     tables = {
         x.stem: {row["row"]: row["runs"] for row in json.loads(x.read_text())["rows"]}
         for x in FILES

@@ -1,4 +1,4 @@
-"""`focal-det sweep`: rows are what the paper has, what is written is what is trained, and what stopped goes on."""
+"""`focal-det sweep`: its rows, the configs it writes, its runs and its results."""
 
 import json
 import os
@@ -15,18 +15,18 @@ import yaml
 
 from focal_det.env import load_config
 from focal_det.experiments import sweep_rows
-from focal_det.experiments.sweep_runs import Run, execute, execute_with_submitit
-from focal_det.report.sweep_results import draw_results, make_markdown
-from focal_det.tools.sweep import main, make_executor
+from focal_det.experiments.sweep_launch import execute_with_submitit, make_executor
+from focal_det.experiments.sweep_runs import Run, execute
+from focal_det.report.sweep_results import make_results_figure, make_results_table
+from focal_det.tools.sweep import main
 from tests.conftest import ROOT, run_python
 from tests.data.make_data import write_coco
 from tests.test_stock_scripts import make_config
 
 TABLES = ("1a", "1b", "1c", "1d", "1e", "2", "3", "prior")
-CASES = [
-    (table, base) for table in TABLES for base in sweep_rows.BASES if table != "2" or base == "coco"
-]
-GRID = "SOLVER.BASE_LR=0.001,1e30"
+# All rows on one base; on the others, a table each of keys, anchors and image sizes.
+CASES = [(table, "coco") for table in TABLES]
+CASES += [(table, base) for base in ("digits", "bccd") for table in ("3", "1c", "1e")]
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +44,31 @@ def data_env(tmp_path_factory):
     return {"FOCAL_DET_DATASETS": str(root / "sets.yaml"), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(autouse=True)
+def sigterm():
+    """The handler of this process, which a sweep replaces."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def get_error(capsys, *argv):
+    with pytest.raises(SystemExit) as error:
+        main([*map(str, argv)])
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("table", "base"), CASES)
-def test_the_config_that_is_written_is_the_config_of_the_row(table, base, tmp_path):
-    base_file = sweep_rows.get_base_file(base)
+def test_written_config_equals_that_of_the_row(table, base, tmp_path):
     options = ["SOLVER.MAX_ITER", "7", "MODEL.RETINANET.PRIOR_PROB", "0.02"]
-    cfg = load_config(base_file, options)
-    for row in sweep_rows.read_table(table, base):
+    for row, cfg in sweep_rows.load_rows(sweep_rows.read_table(table, base), options).items():
         file = tmp_path / f"{row.slug}.yaml"
-        sweep_rows.write_config(row, base_file, options, file)
-        assert load_config(file) == sweep_rows.merge_row(cfg, row)
+        sweep_rows.write_config(row, options, file)
+        assert load_config(file) == cfg
 
 
-def test_the_tables_are_the_papers():
+def test_tables_have_the_papers_rows_and_figures():
     """Best rows and sizes, from the text of the paper."""
     tables = {table: sweep_rows.read_table(table, "coco") for table in TABLES}
     assert [len(x) for x in tables.values()] == [7, 7, 7, 10, 10, 2, 4, 2]
@@ -75,7 +88,7 @@ def test_the_tables_are_the_papers():
     assert best["1e"].overrides["MODEL.WEIGHTS"].endswith("R-101.pkl")
 
 
-def test_the_base_is_the_papers_setting():
+def test_coco_base_is_the_papers_setting():
     cfg = load_config(sweep_rows.get_base_file("coco"))
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((600,), 600)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.IMS_PER_BATCH) == (
@@ -97,123 +110,186 @@ def test_the_base_is_the_papers_setting():
     )
 
 
-def test_anchors_are_those_of_the_base_times_powers_of_two():
+def test_anchors_multiply_the_sizes_of_the_base():
     rows = {x.name: x.overrides for x in sweep_rows.read_table("1c", "digits")}
     assert rows["2 scales, 1 aspect"]["MODEL.ANCHOR_GENERATOR.SIZES"][1] == [48, 48 * 2**0.5]
     assert rows["1 scale, 3 aspects"]["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] == [[0.5, 1.0, 2.0]]
 
 
-def test_a_grid_has_all_combinations():
-    base = load_config(sweep_rows.get_base_file("coco"))
-    rows = sweep_rows.make_grid(
-        ["SOLVER.BASE_LR=0.1,0.2", "MODEL.FOCAL_DET.CLS_LOSS.NAME=FocalLoss,OHEMLoss"], base
-    )
-    assert [x.name for x in rows][1] == "BASE_LR 0.1, NAME OHEMLoss" and len(rows) == 4
-    (row,) = sweep_rows.make_grid(
-        ["MODEL.RETINANET.FOCAL_LOSS_GAMMA=2"], base
-    )  # a float, as the key is
-    assert isinstance(
-        row.overrides["MODEL.RETINANET.FOCAL_LOSS_GAMMA"], float
-    ) and sweep_rows.merge_row(base, row)
-    assert rows[2].overrides == {
-        "SOLVER.BASE_LR": 0.2,
-        "MODEL.FOCAL_DET.CLS_LOSS.NAME": "FocalLoss",
-    }
+def test_grid_has_all_combinations():
+    base = sweep_rows.get_base_file("coco")
+    words = ["SOLVER.BASE_LR=0.1,0.2", "MODEL.FOCAL_DET.CLS_LOSS.NAME=FocalLoss,OHEMLoss"]
+    rows = sweep_rows.make_grid(words, base)
+    assert len(rows) == 4 and rows[1].name == "BASE_LR 0.1, NAME OHEMLoss"
+    overrides = {"SOLVER.BASE_LR": 0.2, "MODEL.FOCAL_DET.CLS_LOSS.NAME": "FocalLoss"}
+    assert rows[2].overrides == overrides
+
+
+def test_grid_reads_whole_numbers_for_float_keys():
+    base = sweep_rows.get_base_file("coco")
+    (row,) = sweep_rows.make_grid(["MODEL.RETINANET.FOCAL_LOSS_GAMMA=2"], base)
+    assert isinstance(row.overrides["MODEL.RETINANET.FOCAL_LOSS_GAMMA"], float)
+    assert sweep_rows.load_rows([row], ())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--table", "1f", "--base", "coco"], "--table: Unknown table '1f'. Did you mean '1"),
-        (
-            ["--table", "1b", "--base", "digit"],
-            "--base: Unknown base 'digit'. Did you mean 'digits'",
-        ),
+        (["--table", "1b", "--base", "digit"], "--base: Unknown base 'digit'. Did you mean 'digit"),
         (["--table", "2", "--base", "digits"], "--table 2 has no row for --base digits"),
-        (
-            ["--grid", "SOLVER.BASE_LR", "--base", "digits"],
-            "--grid takes KEY=value,value..., got 'SOLVER.BASE_LR'",
-        ),
+        (["--table", "1b"], "--base is required: coco, digits, bccd"),
+        (["--grid", "SOLVER.BASE_LR", "--base", "digits"], "KEY=value,value..., got 'SOLVER.BASE_"),
         (["--grid", "SOLVER.BASE_LRR=1,2", "--base", "digits"], "Did you mean 'BASE_LR'"),
-        (["--table", "1a", "--base", "digits", "--seeds", "0"], "must be >= 1, got 0"),
+        (["--table", "1a", "--base", "digits", "--seeds", "0"], "--seeds must be >= 1, got 0"),
+        (["--table", "1a", "--base", "digits", "--jobs", "0"], "--jobs must be >= 1, got 0"),
         (["--table", "1a", "--base", "digits", "SOLVER.MAX_ITER"], "options are KEY VALUE pairs"),
+        (["--rows", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_bad_arguments_are_named(words, message, capsys):
-    with pytest.raises(SystemExit):
-        main(words)
-    assert message in capsys.readouterr().err
+    assert message in get_error(capsys, *words)
 
 
-def test_rows_are_written_for_train_net(tmp_path, capsys):
-    assert main(["--table", "1b", "3", "--base", "coco", "--write", str(tmp_path)]) == 0
+def write_rows(folder, rows, **others):
+    file = folder / "rows.json"
+    file.write_text(json.dumps({"rows": rows, **others}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"row": "a"}, "'table' is missing"),
+        ({"table": "t"}, "a row needs 'row', its name, or 'config'"),
+        ({"table": "t", "row": "a", "sett": {}}, "Unknown key 'sett'. Did you mean 'set'"),
+        ({"table": "t", "row": "a"}, "--base is required"),
+        ({"table": "t", "config": "no*.yaml"}, "matches 'no*.yaml'"),
+    ],
+)
+def test_bad_rows_are_named(row, message, tmp_path, capsys):
+    assert message in get_error(capsys, "--rows", write_rows(tmp_path, [row]))
+
+
+def test_base_is_refused_for_rows_with_configs(tmp_path, capsys):
+    file = write_rows(tmp_path, [{"table": "t", "config": "a.yaml"}])
+    assert "leave --base out" in get_error(capsys, "--rows", file, "--base", "digits")
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"file": "a.pth"}, "'keep' is missing"),
+        ({"file": "a.pth", "keep": "backbone."}, "need either 'model' or 'train'"),
+    ],
+)
+def test_bad_start_weights_are_named(start, message, tmp_path, capsys):
+    make_config(tmp_path)
+    rows = [{"table": "t", "config": "config.yaml"}]
+    assert message in get_error(capsys, "--rows", write_rows(tmp_path, rows, start=[start]))
+
+
+def test_pattern_stands_for_a_row_per_config(tmp_path):
+    for name in ("b_loss", "a_loss", "base"):
+        make_config(tmp_path).rename(tmp_path / f"{name}.yaml")
+    rows = [{"table": "t", "config": "*_loss.yaml", "set": {"SEED": 7}}]
+    tables = sweep_rows.read_rows(write_rows(tmp_path, rows))
+    assert [(x.name, x.config.name) for x in tables["t"]] == [
+        ("a_loss", "a_loss.yaml"),
+        ("b_loss", "b_loss.yaml"),
+    ]
+    assert [x.SEED for x in sweep_rows.load_rows(tables["t"], ()).values()] == [7, 7]
+
+
+def test_configs_only_writes_rows_for_train_net(tmp_path, capsys):
+    words = ["--table", "1b", "3", "--base", "coco", "--configs-only", "--output", str(tmp_path)]
+    assert main(words) == 0
     assert "11 configs" in capsys.readouterr().out
     content = yaml.safe_load((tmp_path / "1b-fl-gamma-0.5-alpha-0.5.yaml").read_text())
     assert (tmp_path / content.pop("_BASE_")).is_file()
     assert content == {"MODEL": {"RETINANET": {"FOCAL_LOSS_GAMMA": 0.5, "FOCAL_LOSS_ALPHA": 0.5}}}
 
 
-def test_rows_are_trained_what_fails_is_told_and_what_is_done_is_kept(data_env, tmp_path):
-    command = [
-        "-m",
-        "focal_det.tools",
-        "sweep",
-        "--grid",
-        GRID,
-        "--base",
-        make_config(tmp_path),
-        "--jobs",
-        "2",
-    ]
-    _, output = run_python(*command, "--output", tmp_path / "sweep", env=data_env)
-    assert (
-        "base_lr-0.001, seed 1: done, AP" in output
-        and "base_lr-1e-30, seed 1: diverged: Iteration 1: loss_cls is nan" in output
-    )
-    content = json.loads((tmp_path / "sweep" / "results_grid.json").read_text())
+@pytest.fixture(scope="module")
+def swept(data_env, tmp_path_factory):
+    """A sweep of three runs: of start weights, of a row from them, and of one that diverges."""
+    folder = tmp_path_factory.mktemp("swept")
+    make_config(folder)
+    start = {"file": str(folder / "start.pth"), "keep": "backbone.", "train": "config.yaml"}
+    rows = []
+    for name, rate in (("good", 0.001), ("bad", 1e30)):
+        keys = {"SOLVER.BASE_LR": rate, "MODEL.WEIGHTS": start["file"]}
+        rows.append({"table": "t", "row": name, "config": "config.yaml", "set": keys})
+    file = write_rows(folder, rows, start=[start])
+    words = ["sweep", "--rows", str(file), "--output", str(folder / "out"), "--jobs", "2"]
+    _, output = run_python("-m", "focal_det.tools", *words, env=data_env)
+    return folder, words[1:], output
+
+
+def test_runs_end_with_a_result_or_what_went_wrong(swept):
+    folder, _, output = swept
+    assert "t-good, seed 1: done, AP" in output
+    assert "t-bad, seed 1: diverged: Iteration 1: loss_cls is nan" in output
+    (content,) = [json.loads(x.read_text()) for x in (folder / "out").glob("results_*.json")]
     good, bad = (row["runs"][0] for row in content["rows"])
-    assert (
-        good["figures"]["bbox/AP"] >= 0
-        and good["device"].startswith("CPU, 1 threads")
-        and good["seconds_per_iter"] > 0
-        and bad["status"] == "diverged"
-    )
-    assert "| BASE_LR 1e+30 |" in output and "1 diverged |" in output
-    assert (tmp_path / "sweep" / "results_grid.png").stat().st_size > 5000
-    # Once more: nothing is trained, and the table is the same.
-    (table,) = (tmp_path / "sweep").glob("results_grid.md")
-    before = table.read_text()
-    _, output = run_python(*command, "--output", tmp_path / "sweep", env=data_env)
-    assert "2 trainings, 2 of them with a result" in output and table.read_text() == before
-    # Other settings do not mix with these.
-    code, output = run_python(
-        *command, "--output", tmp_path / "sweep", "SOLVER.MAX_ITER", "9", env=data_env, check=False
-    )
-    assert code != 0 and "holds a run with another SOLVER.MAX_ITER, 4, than" in output
+    assert good["figures"]["bbox/AP"] >= 0 and good["seconds_per_iter"] > 0
+    assert good["device"].startswith("CPU, ") and good["threads"] == 1 and good["commit"]
+    assert bad["status"] == "diverged"
+    assert "| bad |" in output and "1 diverged |" in output
+    assert (folder / "out" / "results_t.png").stat().st_size > 5000
 
 
-def test_a_result_that_is_being_written_is_not_read(data_env, tmp_path, monkeypatch):
-    """The sweep looks at its runs while they end: half a json once stopped it."""
-    run, write = (
-        Run(tmp_path / "none.yaml", 1, tmp_path / "run", "shapes_train", 4),
-        Path.write_text,
-    )
+def test_rows_start_from_a_part_of_the_start_run(swept):
+    folder, _, _ = swept
+    kept = torch.load(folder / "start.pth", weights_only=True)["model"]
+    assert all(x.startswith("backbone.") for x in kept)
+    (file,) = (folder / "out" / "runs").glob("start-*/model_final.pth")
+    trained = torch.load(file, weights_only=True)["model"]
+    assert all(torch.equal(value, trained[name]) for name, value in kept.items())
+    log = (folder / "out" / "runs" / "t-good_seed1" / "terminal.txt").read_text()
+    assert f"Loading from {folder / 'start.pth'}" in log
+
+
+def test_repeated_sweep_runs_nothing_again(swept, data_env, monkeypatch, capsys):
+    folder, words, _ = swept
+    monkeypatch.setattr(subprocess, "Popen", None)
+    for key, value in data_env.items():
+        monkeypatch.setenv(key, value)
+    before = (folder / "out" / "results_t.md").read_text()
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    (content,) = json.loads(captured.out)
+    assert [x["row"] for x in content["rows"]] == ["good", "bad"]
+    assert "2 runs, 2 of them with a result" in captured.err
+    assert (folder / "out" / "results_t.md").read_text() == before
+
+
+def test_run_with_other_settings_is_refused(swept, capsys):
+    _, words, _ = swept
+    error = get_error(capsys, *words, "SOLVER.MAX_ITER", "9")
+    assert "holds a run with another SOLVER.MAX_ITER, 4, than" in error
+
+
+def test_half_written_result_is_never_read(tmp_path, monkeypatch):
+    """A sweep looks at its runs while they end: half a json once stopped it."""
+    monkeypatch.setattr(Run, "command", ["-c", "raise SystemExit('no such config')"])
+    run = Run(tmp_path / "none.yaml", 1, tmp_path / "run", "shapes_train", 4)
     seen = []
+    replace = Path.replace
 
-    def write_in_two_parts(file, text):
-        write(file, text[: len(text) // 2])
+    def replace_and_look(part, target):
         seen.append(run.read_result())
-        write(file, text)
+        assert json.loads(part.read_text())["status"] == "crashed"
+        return replace(part, target)
 
-    monkeypatch.setattr(Path, "write_text", write_in_two_parts)
-    assert execute(run, data_env)["status"] == "crashed" and seen == [{}]
-    assert json.loads(run.result_file.read_text())["seed"] == 1 and not list(
-        run.folder.glob("*.part")
-    )
+    monkeypatch.setattr(Path, "replace", replace_and_look)
+    assert execute(run)["error"] == "no such config" and seen == [{}]
+    assert json.loads(run.result_file.read_text())["seed"] == 1
+    assert not list(run.folder.glob("*.part"))
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_that_goes_on_has_the_results_of_one_that_was_not(data_env, tmp_path):
+def test_interrupted_sweep_continues_to_the_same_results(data_env, tmp_path):
     solver = {
         "IMS_PER_BATCH": 2,
         "MAX_ITER": 60,
@@ -245,7 +321,8 @@ def test_an_interrupted_sweep_that_goes_on_has_the_results_of_one_that_was_not(d
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and "interrupted; repeat the command to continue" in output
+    assert process.returncode == 130 and "repeat the command to continue" in output
+    assert "focal-det sweep: interrupted" in output
     assert not (folder / "model_final.pth").is_file()
     run_python("-m", "focal_det.tools", *words, tmp_path / "parts", env=data_env)
     assert "drawing the batches of the first" in (folder / "terminal.txt").read_text()
@@ -264,7 +341,7 @@ def test_an_interrupted_sweep_that_goes_on_has_the_results_of_one_that_was_not(d
 
 
 @pytest.mark.slow
-def test_with_submitit_each_training_is_a_job(data_env, tmp_path, monkeypatch):
+def test_submitit_executes_each_run_as_a_job(data_env, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     for key, value in data_env.items():
         monkeypatch.setenv(key, value)
@@ -281,14 +358,14 @@ def test_with_submitit_each_training_is_a_job(data_env, tmp_path, monkeypatch):
     assert runs[0].read_result() and not runs[1].read_result()  # what crashed is tried again
 
 
-def test_parameters_of_slurm_are_those_of_the_project_page(tmp_path):
+def test_slurm_parameters_of_the_project_page_are_read(tmp_path):
     pytest.importorskip("submitit")
     (words,) = re.findall(
         r"--slurm\s+([^`]+)`", (ROOT / "projects" / "PaperTables" / "README.md").read_text()
     )
     parameters = make_executor(tmp_path, words.split(), cluster="local")._executor.parameters
     assert parameters["gpus_per_node"] == 8
-    with pytest.raises(SystemExit, match="--slurm takes KEY=VALUE, got 'gpus_per_node'"):
+    with pytest.raises(ValueError, match="--slurm takes KEY=VALUE, got 'gpus_per_node'"):
         make_executor(tmp_path, ["gpus_per_node"], cluster="local")
 
 
@@ -312,14 +389,15 @@ def make_content(*aps_per_row):
     return {"table": "1a", "base": "digits", "rows": rows}
 
 
-def test_the_table_has_mean_deviation_and_what_went_wrong(tmp_path):
+def test_results_show_mean_deviation_and_failures():
     content = make_content([10.0, 14.0], [])
-    lines = make_markdown(content).splitlines()
+    lines = make_results_table(content).splitlines()
     assert (
         lines[2].startswith("| row 0 | 12.0 ± 2.8 |")
         and "| 31.1 |" in lines[2]
         and lines[2].endswith("| 2 |")
     )
     assert lines[3].startswith("| row 1 |  |") and lines[3].endswith("| 1, 1 diverged |")
-    draw_results(content, tmp_path / "a.png")
-    assert Path(tmp_path / "a.png").stat().st_size > 5000
+    axes = make_results_figure(content).axes[0]
+    assert [x.get_text() for x in axes.get_xticklabels()] == ["row 0", "row 1"]
+    assert [x.get_text() for x in axes.texts] == ["1, 1 diverged"]
