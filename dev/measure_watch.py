@@ -61,6 +61,7 @@ def measure_steps(rounds: int = 15, iterations: int = 40) -> dict[str, Any]:
 
 def measure_mode(trainer: Trainer, mode: str, iterations: int) -> float:
     """Seconds per iteration with a mode's hooks."""
+    # One model for all modes, so that nothing else differs.
     trainer.model.telemetry_period = 20 if "telemetry" in mode else 0
     if "guard" in mode:
         trainer._guard.before_train()

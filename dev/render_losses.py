@@ -1,7 +1,7 @@
 """The table of projects/Losses: every recorded loss on balanced and on long-tailed digits.
 
-A standard error is that of a mean over seeds, with the spread pooled over all rows of a data set: two
-or three runs of one row say little about it. A difference to the focal loss is marked where it
+A standard error is that of a mean over seeds, with the spread pooled over all rows of a data set:
+two or three runs of one row say little about it. A difference to the focal loss is marked where it
 exceeds two standard errors of the difference.
 """
 
@@ -40,6 +40,7 @@ def render_losses(files: Sequence[Path]) -> str:
         for dataset, columns in COLUMNS.items():
             cells += [render_cell(name, of_dataset[dataset], dataset, x) for x in columns]
         of_name = [values for (key, _), values in runs.items() if key == name]
+        # Over both data sets, whose images have the same size.
         seconds = [run["s/it"] for values in of_name for run in values]
         cells += [f"{statistics.median(seconds):.3f}", str(max(map(len, of_name)))]
         lines.append(f"| {' | '.join(cells)} |")
@@ -61,6 +62,7 @@ def read_runs(files: Sequence[Path]) -> dict[tuple[str, str], list[Values]]:
 def sort_names(runs: dict[tuple[str, str], list[Values]]) -> list[str]:
     """The baseline first, then by name; rows that are on the long tail alone come last."""
     names = {name for name, _ in runs}
+    # The remedies of the long tail share no column with the others' first two.
     return sorted(names, key=lambda x: (x != BASELINE, (x, "digits_train") not in runs, x))
 
 
@@ -87,6 +89,7 @@ def render_cell(
 
 def pool_spread(groups: Sequence[Sequence[float]]) -> float:
     """Standard deviation of a run, pooled over groups of runs that differ in their seed alone."""
+    # One run says nothing about spread.
     repeated = [x for x in groups if len(x) > 1]
     if not repeated:
         return math.nan

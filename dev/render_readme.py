@@ -60,7 +60,8 @@ def render_classes(records: Sequence[Path], page: Path) -> str:
 def render_zoo(zoo: dict) -> str:
     """One row per trained model."""
     lines = [
-        "| config | AP | AP50 | AP75 | evaluated on | s/image | MB of GPU memory | origin | sha256 |",
+        "| config | AP | AP50 | AP75 | evaluated on | s/image | MB of GPU memory | origin "
+        "| sha256 |",
         "|---" * 9 + "|",
     ]
     for config, entry in zoo.items():
@@ -98,11 +99,12 @@ def render_faults(folder: Path) -> str:
 def find_tables(page: Path) -> dict[str, Callable[[], str]]:
     """What renders each table, by the name in its comments `<!-- name -->` ... `<!-- /name -->`.
 
-    "results" and "classes" are of the records in the page's own folder; those of the README, of the
-    records of all projects.
+    "results" and "classes" are of the records in the page's own folder, and in the README of those
+    of all projects.
     """
     pattern = "projects/*/records/*.json" if page.parent == ROOT else "records/*.json"
     records = sorted(page.parent.glob(pattern))
+    # Not start.json, the run that all losses start from.
     losses = sorted((ROOT / "projects" / "Losses" / "results").glob("digits_*.json"))
     benchmarks = sorted((ROOT / "benchmarks").glob("*.json"))
     tables = {

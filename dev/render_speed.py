@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 OURS = "focal_det"
+# The copy is a lower bound, and the plain path is ours.
 NO_PEERS = (OURS, "copy of the logits", "plain path")
 ORDER = ("loss", "labels", "step", "infer")
 WATCHED = {
@@ -37,6 +38,7 @@ def render_headlines(files: Sequence[Path]) -> str:
         "|---" * 6 + "|",
     ]
     for _, case in _read_cases(files):
+        # One gamma, and the fewest and most boxes that a training step has.
         if case.get("gamma", 2) == 2 and case.get("boxes", 300) in (5, 300):
             what, ours, peer, takes, _, *memory = _get_cells(case)
             lines.append(f"| {' | '.join([what, ours, peer, takes, *memory])} |")
@@ -90,9 +92,8 @@ def render_watch(file: Path) -> str:
     lines = ["| what | takes |", "|---|---|"]
     for name, what in WATCHED.items():
         ratio = step["median_ratios"][name]
-        lines.append(
-            f"| a training step with {what}, against one without ({rounds}, in turn) | {ratio:.3f} x |"
-        )
+        step_with = f"a training step with {what}, against one without ({rounds}, in turn)"
+        lines.append(f"| {step_with} | {ratio:.3f} x |")
     check = content["check"]
     size = f"{check['images']:,} images with {check['annotations']:,} annotations"
     cost = f"{check['seconds']:.0f} s, {check['peak_gb']:.1f} GB"

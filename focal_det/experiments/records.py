@@ -53,13 +53,12 @@ def make_origin(
         num_threads: of torch on the CPU; by default those of this process.
 
     Returns:
-        "command", "commit" (see `get_commit`), "date", "device" (its name), "threads" and "versions"
-        (of Python and packages; None for a package that is not installed).
+        "command", "commit" (see `get_commit`), "date", "device" (its name), "threads" and
+        "versions" (of Python and packages; None for a package that is not installed).
     """
+    device_name = f"CPU, {torch.backends.cpu.get_cpu_capability()}"
     if device == "cuda":
         device_name = torch.cuda.get_device_name()
-    else:
-        device_name = f"CPU, {torch.backends.cpu.get_cpu_capability()}"
     # torch's own version names its build as well, such as +cu130; its metadata may not.
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     return {
@@ -85,8 +84,8 @@ def make_record(
 
     Returns:
         A dict for json: the origin block, "figures" (see `get_figures`), "dataset", "config_file",
-        "minutes" (wall time with evaluation), "config" (text of config.yaml) and "metrics" (lines of
-        metrics.json).
+        "minutes" (wall time with evaluation), "config" (text of config.yaml) and "metrics" (lines
+        of metrics.json).
     """
     config_file = run_dir / "config.yaml"
     metrics_file = run_dir / "metrics.json"

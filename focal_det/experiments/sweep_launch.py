@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are executed: several at a time on this machine, or as jobs of a cluster."""
+"""Executes the runs of a sweep, several at a time on this machine or as jobs of a cluster."""
 
 import functools
 import os
@@ -65,7 +65,7 @@ def _share_machine(slot: int, num_jobs: int) -> dict[str, str]:
 
 
 def _watch(futures: Mapping[Run, Future], runs: Sequence[Run]) -> None:
-    """Show the iterations of all runs until every future is done, and a line for each as it ends."""
+    """Show the iterations of all runs until every future is done, and each run's outcome."""
     total = sum(run.num_iters for run in runs)
     initial = sum(run.count_iters() for run in runs)
     ended: set[Run] = set()

@@ -2,11 +2,14 @@
 
 They come from a grid of keys or from a rows file, a json object with two lists:
 
-    "rows": objects with "table"; "row", the row's name; "config", a file (relative to the rows file)
-        or a pattern such as "configs/*.yaml" that stands for one row per file, named by its stem;
-        "set", keys and values; "paper", figures to compare with. Rows without "config" are put on
-        the base of the command line.
-    "start": weights that rows start from and that are made when they are missing: see `Start`.
+    "rows": objects with "table"; "row", the row's name; "config", a file (relative to the rows
+        file) or a pattern such as "configs/*.yaml" that stands for one row per file, named by its
+        stem; "set", keys and values; "paper", figures to compare with. Rows without "config" are
+        put on the base of the command line. "bases", "anchors", "depth" and "scale" are for the
+        paper's tables, see `read_table`.
+    "start": objects with "file", weights that rows start from and that are made when they are
+        missing; "keep", see `Start`; and either "model", the name of a shipped config, or "train",
+        a config (relative to the rows file), with "set".
 """
 
 import ast
@@ -31,12 +34,14 @@ PAPER_ROWS = "PaperTables/rows.json"
 BASES = {name: f"PaperTables/{name}.yaml" for name in ("coco", "digits", "bccd")}
 _PAPER_SIZE = 600  # pixels, of the paper's ablations
 _ASPECT_RATIOS = {1: [1.0], 3: [0.5, 1.0, 2.0]}
+# Of the bases, only one with these weights can have another depth: there are such for R-101 too.
 _RESNET_50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 _SIZE_KEYS = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
 _ROW_KEYS = {"table", "row", "config", "set", "paper", "bases", "anchors", "depth", "scale"}
 _START_KEYS = {"file", "keep", "model", "train", "set"}
 
 
+# Rows are keys of dicts: `eq=False`, as what they hold has no hash.
 @dataclass(frozen=True, eq=False)
 class Row:
     """One row of a table.
@@ -46,7 +51,7 @@ class Row:
         name: of the row in its table.
         config: file that the row starts from.
         overrides: config keys and values on top of it.
-        paper: the paper's "AP", "AP50", "AP75" in percent and "ms" per image, as far as it has them.
+        paper: the paper's "AP", "AP50", "AP75" in percent and "ms" per image, where it has them.
     """
 
     table: str
@@ -139,8 +144,9 @@ def get_base_file(base: Optional[str]) -> Path:
 def read_table(table: str, base: Optional[str]) -> list[Row]:
     """The rows of a table of the paper that make sense on a base.
 
-    Depths are those of the paper where the base starts from ImageNet's R-50, else the base's own.
-    Image sizes are scaled with the base's, which stands for the paper's 600 pixels.
+    A row's "bases" are those it makes sense on, by default all; its "anchors" the numbers of scales
+    and aspect ratios. Its "depth" counts where the base starts from ImageNet's R-50. Its "scale" is
+    an image size, relative to the paper's 600 pixels, which the base's own sizes stand for.
 
     Raises:
         FileNotFoundError: an unknown base.
@@ -223,6 +229,7 @@ def _read_rows_file(file: Path) -> dict[str, Any]:
 
 
 def _check_keys(entry: dict, known: set[str], required: Sequence[str], file: Path) -> None:
+    # A key with a typo would be left out, and the row train something else than it says.
     for key in entry:
         if key not in known:
             raise ValueError(f"{file}: {describe_unknown('key', key, known)}")
@@ -255,7 +262,6 @@ def _get_anchors(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
 
 
 def _get_depth(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
-    # There are pretrained weights for other depths of this backbone alone.
     if "depth" not in entry or cfg.MODEL.WEIGHTS != _RESNET_50:
         return {}
     weights = _RESNET_50.replace("R-50", f"R-{entry['depth']}")
@@ -299,6 +305,7 @@ def make_grid(grid: Sequence[str], base_file: Path) -> list[Row]:
         axes.append([(key, x) for x in parsed])
     rows = []
     for combination in itertools.product(*axes):
+        # Whole keys would make names and folders too long to read.
         name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in combination)
         rows.append(Row("grid", name, base_file, dict(combination)))
     return rows
@@ -326,6 +333,7 @@ def load_rows(rows: Sequence[Row], options: Sequence[str]) -> dict[Row, CfgNode]
 def merge_row(cfg: CfgNode, row: Row) -> CfgNode:
     """A copy of a config with the row's keys."""
     cfg = cfg.clone()
+    # As words of a command line: only these have errors that name the nearest key.
     merge_options(cfg, [str(x) for pair in row.overrides.items() for x in pair])
     return cfg
 
@@ -340,6 +348,7 @@ def write_config(row: Row, options: Sequence[str], file: Path) -> None:
     base = os.path.relpath(row.config.resolve(), file.parent.resolve())
     content: dict[str, Any] = {"_BASE_": base}
     pairs = {key: parse_value(value) for key, value in zip(options[::2], options[1::2])}
+    # A row's own keys win over those for all rows, as in `load_rows`.
     pairs.update(row.overrides)
     for key, value in pairs.items():
         node = content

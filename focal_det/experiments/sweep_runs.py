@@ -31,6 +31,7 @@ from .sweep_rows import Row, Start, Sweep, load_rows, write_config
 _AVERAGE_PRECISIONS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 
 
+# Plain values only: submitit pickles a run for its job.
 @dataclass(frozen=True)
 class Run:
     """One training run: a config that is on disk, and a seed.
@@ -72,6 +73,7 @@ class Run:
         if not self.result_file.is_file():
             return {}
         result = json.loads(self.result_file.read_text())
+        # Unlike divergence, a crash may have come from outside: a full disk, an ended process.
         if result["status"] == "crashed":
             return {}
         return result
@@ -111,6 +113,7 @@ def make_runs(
     if num_seeds < 1:
         raise ValueError(f"--seeds must be >= 1, got {num_seeds}")
     runs: dict[Row, list[Run]] = {}
+    # The paper has some rows in several tables, such as the focal loss with its defaults.
     first_with: dict[str, Row] = {}
     for row, cfg in configs.items():
         first = first_with.setdefault(cfg.dump(), row)
@@ -122,12 +125,20 @@ def make_runs(
         words: tuple[str, ...] = ()
         if cfg.MODEL.DEVICE != "cpu":
             words = ("--num-gpus", str(num_gpus))
-        runs[row] = []
-        for seed in range(1, num_seeds + 1):
-            folder = output / "runs" / f"{row.slug}_seed{seed}"
-            run = Run(file, seed, folder, cfg.DATASETS.TEST[-1], cfg.SOLVER.MAX_ITER, words)
-            _check_same_settings(run, cfg)
-            runs[row].append(run)
+        runs[row] = _make_runs_of_row(file, cfg, output / "runs", num_seeds, words)
+    return runs
+
+
+def _make_runs_of_row(
+    file: Path, cfg: CfgNode, folder: Path, num_seeds: int, words: tuple[str, ...]
+) -> list[Run]:
+    runs = []
+    for seed in range(1, num_seeds + 1):
+        run_folder = folder / f"{file.stem}_seed{seed}"
+        # Of several data sets, the last is the one that the figures are of.
+        run = Run(file, seed, run_folder, cfg.DATASETS.TEST[-1], cfg.SOLVER.MAX_ITER, words)
+        _check_same_settings(run, cfg)
+        runs.append(run)
     return runs
 
 
@@ -209,6 +220,7 @@ def execute(
     if code:
         result |= _describe_failure(code, run.terminal_file.read_text(errors="replace"))
     else:
+        # The process has ended, so its variables alone tell how many threads it had.
         num_threads = int(env.get("OMP_NUM_THREADS", 0)) or None
         result |= _read_outcome(run, num_threads)
     # A sweep that looks at its runs meanwhile must never read half a result.
@@ -219,6 +231,7 @@ def execute(
 
 def _describe_failure(code: int, output: str) -> dict[str, str]:
     lines = [x.strip() for x in output.splitlines() if x.strip()]
+    # The guard's message is not the last line of all: it goes on with the details of the step.
     diverged = [x.removeprefix(DIVERGED) for x in lines if x.startswith(DIVERGED)]
     if diverged:
         return {"status": "diverged", "error": diverged[-1]}

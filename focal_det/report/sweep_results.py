@@ -1,7 +1,8 @@
 """The results of a sweep beside the paper's: a Markdown table and a picture.
 
-Both take what `focal-det sweep` writes: {"table", "base", "rows": [{"row", "paper": {metric: value},
-"runs": [outcome]}]}. An outcome has "status" and, if its run came to its end, "figures" in percent.
+Both take the content of a json that `focal-det sweep` writes: {"table", "base", "rows": [{"row",
+"paper": {metric: value}, "runs": [outcome]}]}. An outcome has "status" and, if its run came to its
+end, "figures" in percent.
 """
 
 import statistics
@@ -37,7 +38,8 @@ def make_results_table(content: dict[str, Any]) -> str:
     for row in content["rows"]:
         cells = [row["row"], *(_format(get_values(row, metric)) for metric in _METRICS)]
         if has_paper:
-            cells += [_format([row["paper"][x]] if x in row["paper"] else []) for x in _METRICS]
+            papers = [[row["paper"][x]] if x in row["paper"] else [] for x in _METRICS]
+            cells += map(_format, papers)
         cells += [_describe_seconds(row["runs"]), _describe_outcomes(row["runs"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -93,10 +95,13 @@ def _draw_row(axes: Axes, index: int, row: dict[str, Any]) -> None:
     values = get_values(row, "AP")
     if values:
         mean = statistics.mean(values)
-        deviation = statistics.stdev(values) if len(values) > 1 else 0
+        deviation = 0.0
+        if len(values) > 1:
+            deviation = statistics.stdev(values)
         axes.errorbar(index, mean, deviation, fmt="o", color=_OURS, capsize=4, label="ours")
         axes.plot([index] * len(values), values, ".", color=_OURS, alpha=0.4, markersize=4)
     else:
+        # A gap would look like a row that was forgotten.
         note = _describe_outcomes(row["runs"])
         style = {"rotation": 90, "ha": "center", "va": "bottom", "color": "0.4", "fontsize": 8}
         axes.text(index, 1, note, **style)

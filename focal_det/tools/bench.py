@@ -52,7 +52,7 @@ def _run(command: str, args: argparse.Namespace) -> None:
     options = {"device": args.device, "dtype": args.dtype, "rounds": args.rounds}
     content = make_benchmark(args.what, command, **options, quick=args.quick)
     show = print
-    if args.json:
+    if args.json:  # stdout is for the JSON alone
         show = functools.partial(print, file=sys.stderr)
     conditions = {key: content[key] for key in ("device", "threads", "dtype")}
     conditions["torch"] = content["versions"]["torch"]

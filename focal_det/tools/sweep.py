@@ -62,7 +62,7 @@ def _run(command: str, args: argparse.Namespace) -> int:
     numbers = {"num_seeds": args.seeds, "num_gpus": args.num_gpus}
     runs = make_runs(configs, args.opts, output, **numbers)
     is_complete = execute_sweep(sweep.starts, configs, runs, output, launch)
-    results = make_results(sweep, command, runs)
+    results = make_results(sweep, command, runs)  # also of a sweep in which runs crashed
     for content in results:
         file = output / f"results_{content['table']}.json"
         file.write_text(json.dumps(content, indent=1) + "\n")
