@@ -8,11 +8,17 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "FocalRetinaNet": "focal_det.modeling.retinanet",
     "FocalRetinaNetHead": "focal_det.modeling.retinanet_head",
+    "Predictor": "focal_det.inference.predictor",
+    "load_trained": "focal_det.inference.predictor",
+    "CLS_LOSS_REGISTRY": "focal_det.registry",
+    "NORMALIZER_REGISTRY": "focal_det.registry",
+    "ASSIGNER_REGISTRY": "focal_det.registry",
     "add_focal_det_config": "focal_det.config",
     "setup_environment": "focal_det.env",
     "sigmoid_focal_loss": "focal_det.losses",
     "focal_loss_from_labels": "focal_det.losses",
 }
+_LIGHT = ("focal_det.losses", "focal_det.registry")
 __all__ = ["__version__", *_EXPORTS]
 
 
@@ -20,8 +26,10 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'focal_det' has no attribute {name!r}")
     module = _EXPORTS[name]
-    if module != "focal_det.losses":
-        import_module("focal_det.host")  # Detectron2 as a whole, before any module that needs it
+    if module not in _LIGHT:
+        # Detectron2 as a whole comes first: where focal_det.env is its environment module, it
+        # imports parts of focal_det while it is being imported itself.
+        import_module("focal_det.host").require_detectron2()
     return getattr(import_module(module), name)
 
 

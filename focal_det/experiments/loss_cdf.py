@@ -1,108 +1,295 @@
-"""How much of the loss the hard anchors carry: the normalized cumulative loss, figure 4 of arXiv 1708.02002.
+"""How much of the loss the hard anchors carry, figure 4 of arXiv 1708.02002.
 
-The losses of all anchors, sorted from low to high and summed, normalized to 1, for positives and negatives apart. Of millions of
-anchors only a histogram is kept: the number of losses and their sum in each of its bins, which are 1/32 of an octave wide.
+The losses of all anchors of a trained model, sorted from low to high, summed and normalized to 1,
+for positives and negatives apart.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from focal_det.data.catalog import sample_evenly
+from focal_det.losses import PointwiseClsLoss
+from focal_det.losses.base import split_levels
+from focal_det.losses.targets import DenseTargets
+from focal_det.messages import describe_unknown
+from focal_det.modeling.box_loss import iou_of_predictions
+from focal_det.modeling.build import build_cls_loss, read_settings
+
+from .loss_histogram import LossHistogram
+from .loss_specs import build_loss
 
 SIDES = ("positive", "negative")
-_BINS_PER_OCTAVE = 32
-_MIN_EXPONENT, _MAX_EXPONENT = (
-    -149,
-    20,
-)  # of the smallest float32, and more than a loss in nats can be
-_NUM_BINS = (_MAX_EXPONENT - _MIN_EXPONENT) * _BINS_PER_OCTAVE + 1  # the first is for zeros
+GROUPINGS = ("class", "level", "size")
+_GAMMAS = (0.0, 0.5, 1.0, 2.0)  # of the paper's figure
+# COCO's sizes by their largest area, in pixels of the image on disk.
+_MAX_AREAS = {"small": 32**2, "medium": 96**2, "large": float("inf")}
+_MAX_POINTS = 400  # of a curve in json
+
+# By curve, and then by side.
+Histograms = dict[str, dict[str, LossHistogram]]
 
 
-class LossHistogram:
-    """Number and sum of the losses that were added, by size; the memory does not grow with their number."""
+@dataclass(frozen=True)
+class Groups:
+    """Anchors in groups.
 
-    def __init__(self) -> None:
-        self.counts = torch.zeros(_NUM_BINS, dtype=torch.float64)
-        self.sums = torch.zeros(_NUM_BINS, dtype=torch.float64)
+    Attributes:
+        index: (N, R) int64 group of each anchor.
+        names: of the groups.
+        has_negatives: whether negatives are in groups as well.
+    """
 
-    def add(self, losses: Tensor) -> None:
-        """Add (...) finite losses in nats, >= 0.
+    index: Tensor
+    names: Sequence[str]
+    has_negatives: bool
 
-        Raises:
-            ValueError: a loss that is negative or not finite.
-        """
-        losses = losses.detach().flatten().double().cpu()
-        if losses.numel() and not (losses.min() >= 0 and losses.max() < math.inf):
+
+def build_losses(
+    cfg: CfgNode, gammas: Sequence[float], specs: Sequence[str]
+) -> dict[str, PointwiseClsLoss]:
+    """The losses to measure, by the name of their curve.
+
+    Args:
+        gammas: of focal losses with the alpha of the config; without any, and without `specs`, those
+            of the paper's figure.
+        specs: further losses, see `parse_loss`.
+
+    Raises:
+        ValueError: a loss that cannot be built, has no loss per anchor, or needs other logits than
+            the model has.
+    """
+    if not gammas and not specs:
+        gammas = _GAMMAS
+    settings = read_settings(cfg)
+    by_name = {f"gamma {x:g}": f"FocalLoss:gamma={x!r},alpha={settings.alpha!r}" for x in gammas}
+    by_name.update({x: x for x in specs})
+    num_outputs = build_cls_loss(cfg).num_outputs(settings.num_classes)
+    losses = {}
+    for name, spec in by_name.items():
+        loss = build_loss(spec, settings.num_classes)
+        if not loss.pointwise:
+            raise ValueError(f"{spec}: the loss of an anchor depends on the other anchors")
+        num_needed = loss.num_outputs(settings.num_classes)
+        if num_needed != num_outputs:
             raise ValueError(
-                "a loss is negative or not finite, so its share of the sum means nothing"
+                f"{spec}: needs {num_needed} logits per anchor, the model has {num_outputs}"
             )
-        bins = ((losses.log2() - _MIN_EXPONENT) * _BINS_PER_OCTAVE).floor().clamp(
-            0, _NUM_BINS - 2
-        ).long() + 1
-        bins[losses == 0] = 0
-        self.counts += torch.bincount(bins, minlength=_NUM_BINS)
-        self.sums += torch.bincount(bins, weights=losses, minlength=_NUM_BINS)
+        losses[name] = loss.to(cfg.MODEL.DEVICE).eval()
+    return losses
 
-    @property
-    def count(self) -> int:
-        return int(self.counts.sum())
 
-    def compute_curve(self) -> tuple[Tensor, Tensor]:
-        """Fraction of the losses from low to high, and their share of the sum: (B,) each, from 0 to 1, exact at these points.
+def choose_dataset(cfg: CfgNode, name: Optional[str]) -> str:
+    """A registered data set: `name`, or else the first of DATASETS.TEST.
 
-        Without losses, or if all are zero, the shares are those of equal losses.
-        """
-        used = self.counts > 0
-        zero = torch.zeros(1, dtype=torch.float64)
-        fractions = torch.cat([zero, self.counts[used].cumsum(0)]) / max(self.count, 1)
-        total = self.sums.sum()
-        shares = torch.cat([zero, self.sums[used].cumsum(0)]) / total if total > 0 else fractions
-        return fractions, shares
+    Raises:
+        ValueError: there is none, or it is not registered; names the nearest one.
+    """
+    if not (name or cfg.DATASETS.TEST):
+        raise ValueError("the config has no DATASETS.TEST; name a data set with --dataset")
+    name = name or cfg.DATASETS.TEST[0]
+    if name not in DatasetCatalog.list():
+        raise ValueError(describe_unknown("data set", name, DatasetCatalog.list()))
+    return name
 
-    def compute_share_of_hardest(self, fraction: float) -> float:
-        """Share of the sum, in [0, 1], that the highest `fraction` of the losses carries; NaN without losses."""
-        fractions, shares = self.compute_curve()
-        if self.count == 0:
-            return math.nan
-        x = 1 - fraction
-        right = int(torch.searchsorted(fractions, x).clamp(1, len(fractions) - 1))
-        x0, x1, y0, y1 = (
-            float(v) for v in (*fractions[right - 1 : right + 1], *shares[right - 1 : right + 1])
+
+def read_batches(
+    cfg: CfgNode, dataset: str, num_images: int, batch_size: int
+) -> list[list[dict[str, Any]]]:
+    """Batches of dataset dicts, at even distances in the data set; all for 0 images."""
+    records = sample_evenly(DatasetCatalog.get(dataset), num_images)
+    return [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
+
+
+def measure_losses(
+    cfg: CfgNode,
+    model: nn.Module,
+    losses: Mapping[str, PointwiseClsLoss],
+    batches: Iterable[Sequence[dict[str, Any]]],
+    *,
+    by: Optional[str] = None,
+    class_names: Sequence[str] = (),
+) -> Histograms:
+    """Losses of all anchors of the images that are not ignored.
+
+    Args:
+        cfg: of the model.
+        model: FocalRetinaNet, or one with its `predict` and `label_anchors`.
+        losses: by the name of their curve.
+        batches: of `read_batches`.
+        by: one of `GROUPINGS`, for a curve per group, named after the loss and the group. Negatives
+            have no class and no size, and stay in one curve.
+        class_names: K names.
+
+    Raises:
+        ValueError: the model lacks those methods.
+    """
+    if not (hasattr(model, "predict") and hasattr(model, "label_anchors")):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE must be FocalRetinaNet, got {cfg.MODEL.META_ARCHITECTURE}"
         )
-        return 1 - (y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+    histograms = make_histograms()
+    for inputs in _map_inputs(cfg, batches):
+        add_batch(histograms, model, losses, inputs, by=by, class_names=class_names)
+    return histograms
 
-    def compute_max_error(self) -> float:
-        """What the curve can be off between its points: n losses from a to b are n (b - a) / 4 from a line at most."""
-        total = float(self.sums.sum())
-        exponents = torch.arange(_NUM_BINS, dtype=torch.float64) / _BINS_PER_OCTAVE + _MIN_EXPONENT
-        widths = 2**exponents - 2 ** (exponents - 1 / _BINS_PER_OCTAVE)
-        return float((self.counts * widths)[1:].max()) / (4 * total) if total > 0 else 0.0
+
+def make_histograms() -> Histograms:
+    """Empty histograms, for any name of a curve."""
+    return defaultdict(lambda: {side: LossHistogram() for side in SIDES})
+
+
+def _map_inputs(
+    cfg: CfgNode, batches: Iterable[Sequence[dict[str, Any]]]
+) -> Iterator[list[dict[str, Any]]]:
+    """Inputs with ground truth, as in training, but resized as in evaluation and not flipped."""
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = DatasetMapper(is_train=True, augmentations=[resize], image_format=cfg.INPUT.FORMAT)
+    for records in batches:
+        yield [mapper(x) for x in records]
+
+
+@torch.no_grad()
+def add_batch(
+    histograms: Histograms,
+    model: nn.Module,
+    losses: Mapping[str, PointwiseClsLoss],
+    inputs: Sequence[Mapping[str, Any]],
+    *,
+    by: Optional[str] = None,
+    class_names: Sequence[str] = (),
+) -> None:
+    """Add the losses of one batch; for the arguments, see `measure_losses`.
+
+    Args:
+        inputs: of Detectron2's DatasetMapper in training.
+    """
+    image_sizes, anchors, logits, deltas = model.predict(inputs)
+    needs = frozenset().union(*(loss.needs for loss in losses.values()))
+    targets = _make_targets(model, inputs, anchors, torch.cat(deltas, dim=1), needs)
+    groups = None
+    if by == "class":
+        groups = Groups(targets.gt_labels, class_names, has_negatives=False)
+    elif by == "level":
+        groups = _group_by_level(targets, [x.shape[1] for x in logits])
+    elif by == "size":
+        groups = _group_by_size(targets, inputs, image_sizes)
+    groups_of_negatives = groups if groups and groups.has_negatives else None
+    is_negative = targets.gt_labels == model.num_classes
+    is_positive = (targets.gt_labels >= 0) & ~is_negative
+    levels = list(split_levels(logits, targets))
+    for name, loss in losses.items():
+        values = torch.cat([loss.per_anchor(*level) for level in levels], dim=1)
+        _add_side(histograms, name, "positive", values, is_positive, groups)
+        _add_side(histograms, name, "negative", values, is_negative, groups_of_negatives)
+
+
+def _make_targets(
+    model: nn.Module,
+    inputs: Sequence[Mapping[str, Any]],
+    anchors: list[Boxes],
+    deltas: Tensor,
+    needs: frozenset[str],
+) -> DenseTargets:
+    """The targets that the model would be trained with."""
+    instances = [x["instances"].to(model.device) for x in inputs]
+    gt_labels, gt_boxes = model.label_anchors(anchors, instances)
+    all_anchors = Boxes.cat(anchors).tensor
+    return DenseTargets.build(
+        torch.stack(gt_labels),
+        torch.stack(gt_boxes),
+        model.num_classes,
+        needs=needs,
+        anchors=all_anchors,
+        compute_iou=lambda targets: iou_of_predictions(
+            deltas, all_anchors, targets, model.box2box_transform
+        ),
+    )
+
+
+def _add_side(
+    histograms: Histograms,
+    name: str,
+    side: str,
+    values: Tensor,
+    mask: Tensor,
+    groups: Optional[Groups],
+) -> None:
+    """Add the (N, R) losses where the mask is set, in groups if there are any."""
+    if groups is None:
+        histograms[name][side].add(values[mask])
+        return
+    for i, group in enumerate(groups.names):
+        histograms[f"{name}, {group}"][side].add(values[mask & (groups.index == i)])
+
+
+def _group_by_level(targets: DenseTargets, anchors_per_level: Sequence[int]) -> Groups:
+    counts = torch.tensor(anchors_per_level, device=targets.gt_labels.device)
+    index = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    names = [f"P{i + 3}" for i in range(len(counts))]
+    return Groups(index.expand_as(targets.gt_labels), names, has_negatives=True)
+
+
+def _group_by_size(
+    targets: DenseTargets,
+    inputs: Sequence[Mapping[str, Any]],
+    image_sizes: Sequence[tuple[int, int]],
+) -> Groups:
+    """By the area of the matched box in the image on disk, which the model sees resized."""
+    boxes = targets.gt_boxes
+    heights = torch.tensor([x["height"] for x in inputs], device=boxes.device)
+    scales = heights / torch.tensor([height for height, _ in image_sizes], device=boxes.device)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2) * scales[:, None] ** 2
+    *bounds, _ = _MAX_AREAS.values()
+    # An object of exactly 32² pixels is medium, as in COCO.
+    index = torch.bucketize(areas, areas.new_tensor(bounds), right=True)
+    return Groups(index, list(_MAX_AREAS), has_negatives=False)
 
 
 def summarize(histograms: Mapping[str, Mapping[str, LossHistogram]]) -> list[dict[str, Any]]:
-    """Figures for json.
+    """Figures for json, a row for each curve and side that has losses.
 
     Args:
         histograms: by curve and then by side (`SIDES`).
     """
-    rows = []
-    for name, sides in histograms.items():
-        for side, histogram in sides.items():
-            fractions, shares = histogram.compute_curve()
-            step = max(1, len(fractions) // 400)
-            points = sorted({*range(0, len(fractions), step), len(fractions) - 1})
-            rows.append(
-                {
-                    "curve": name,
-                    "side": side,
-                    "anchors": histogram.count,
-                    "share_of_hardest_1_percent": histogram.compute_share_of_hardest(0.01),
-                    "share_of_hardest_20_percent": histogram.compute_share_of_hardest(0.2),
-                    "max_error": histogram.compute_max_error(),
-                    "fractions": fractions[points].tolist(),
-                    "shares": shares[points].tolist(),
-                }
-            )
-    return rows
+    return [
+        _summarize_side(name, side, histogram)
+        for name, sides in histograms.items()
+        for side, histogram in sides.items()
+        if histogram.count
+    ]
+
+
+def _summarize_side(name: str, side: str, histogram: LossHistogram) -> dict[str, Any]:
+    fractions, shares = histogram.compute_curve()
+    step = max(1, len(fractions) // _MAX_POINTS)
+    # The last point is kept, so that every curve ends at (1, 1).
+    points = sorted({*range(0, len(fractions), step), len(fractions) - 1})
+    return {
+        "curve": name,
+        "side": side,
+        "anchors": histogram.count,
+        "share_of_hardest_1_percent": histogram.compute_share_of_hardest(0.01),
+        "share_of_hardest_20_percent": histogram.compute_share_of_hardest(0.2),
+        "max_error": histogram.compute_max_error(),
+        "fractions": fractions[points].tolist(),
+        "shares": shares[points].tolist(),
+    }
+
+
+def describe_row(row: Mapping[str, Any]) -> str:
+    """A row of `summarize` as a sentence."""
+    hardest = [row[f"share_of_hardest_{x}_percent"] for x in (1, 20)]
+    one, twenty = (f"{100 * x:.1f} %" for x in hardest)
+    return (
+        f"{row['curve']}: of {row['anchors']:,} {row['side']}s the hardest 1 % carry {one} of the "
+        f"loss, the hardest 20 % {twenty} (error of the curve below {row['max_error']:.1e})"
+    )

@@ -6,16 +6,19 @@ from typing import Any
 
 import yaml
 
-_ARGUMENT = re.compile(r"(?:\[[^\]]*\]|[^,])+")  # up to a comma that is in no list
+from focal_det.losses import ClsLoss
+from focal_det.registry import CLS_LOSS_REGISTRY
+
+_ARGUMENT = re.compile(r"(?:\[[^\]]*\]|[^,])+")  # up to a comma outside of lists
 
 
 def parse_loss(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and arguments of "NAME:ARGUMENT=VALUE,...".
 
-    A value is a Python literal, else a yaml scalar: 2, -1, 1e-3, [0.25, 0.5], true.
+    A value is a Python literal or else a yaml scalar: 2, -1, 1e-3, [0.25, 0.5], true.
 
     Raises:
-        ValueError: an argument without value, one given twice, or a value that is neither Python nor yaml.
+        ValueError: an argument without value or given twice, or a value that is neither.
     """
     name, _, text = spec.partition(":")
     args: dict[str, Any] = {}
@@ -30,11 +33,26 @@ def parse_loss(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parse_value(key: str, value: str) -> Any:
+    # Python first: yaml takes 1e-3 for a word.
     try:
         return ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError):
-        pass  # not Python
+        pass
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:
         raise ValueError(f"{key} must be a number, a list or a word, got {value!r}") from None
+
+
+def build_loss(spec: str, num_classes: int) -> ClsLoss:
+    """The registered loss of "NAME:ARGUMENT=VALUE,...".
+
+    Raises:
+        ValueError: it cannot be parsed or built; begins with `spec`.
+    """
+    try:
+        name, args = parse_loss(spec)
+        return CLS_LOSS_REGISTRY.build(name, args, num_classes=num_classes)
+    except (ValueError, TypeError) as error:
+        # A TypeError is what a loss raises for a word in place of a number.
+        raise ValueError(f"{spec}: {error}") from None

@@ -1,9 +1,9 @@
-"""The one way to a trained model: build it, load all of its weights, find the names of its classes."""
+"""The one way to a trained model: build it, load all its weights, find its class names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -17,17 +17,19 @@ from torch import nn
 
 from focal_det.checkpoint.checkpointer import load_all_weights
 from focal_det.data.catalog import read_class_names
+from focal_det.messages import shorten
 from focal_det.modeling.build import read_settings
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with all of its weights, in evaluation mode.
+    """A model with all its weights, in evaluation mode.
 
     Attributes:
         model: on the config's device.
-        class_names: K names: of the checkpoint, or else of a data set of the config, or else numbers.
-        has_names: whether they are not numbers.
+        class_names: K names, of the checkpoint or else of a data set of the config; "0" to "K-1" if
+            neither has them.
+        has_names: whether `class_names` are more than numbers.
     """
 
     model: nn.Module
@@ -39,57 +41,71 @@ def load_trained(cfg: CfgNode, weights: str = "") -> TrainedModel:
     """Build the model of a config and load trained weights.
 
     Args:
+        cfg: is not changed.
         weights: a file or URL; by default MODEL.WEIGHTS of the config.
 
     Raises:
-        ValueError: there are no weights, or the checkpoint has names of another number of classes.
+        ValueError: no weights are given, or the checkpoint has names of another number of classes.
         FileNotFoundError: the file does not exist.
         WeightsError: the file holds no weights, or not those of all parameters; names it.
     """
     weights = weights or cfg.MODEL.WEIGHTS
     if not weights:
         raise ValueError("no MODEL.WEIGHTS: give a trained checkpoint with --weights")
+    # Before the model is built, which takes seconds; a URL is left to the checkpointer.
     if "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(f"--weights {weights} does not exist")
     model = build_model(cfg).eval()
     checkpoint = load_all_weights(model, weights)
     names = _find_class_names(cfg, weights, checkpoint)
+    if names:
+        return TrainedModel(model, names, has_names=True)
     numbers = [str(i) for i in range(read_settings(cfg).num_classes)]
-    return TrainedModel(model, names or numbers, has_names=bool(names))
+    return TrainedModel(model, numbers, has_names=False)
 
 
 def _find_class_names(cfg: CfgNode, weights: str, checkpoint: dict[str, Any]) -> list[str]:
-    """Names of the model's classes; none if neither checkpoint nor data sets have as many."""
+    """Names of the model's classes; empty if neither checkpoint nor data sets have as many."""
     settings = read_settings(cfg)
     trained = [str(x) for x in checkpoint.get("class_names", [])]
     if trained and len(trained) != settings.num_classes:
         raise ValueError(
-            f"{weights} has the names of {len(trained)} classes ({', '.join(trained[:10])}), but "
+            f"{weights} has the names of {len(trained)} classes ({shorten(trained, 10)}), but "
             f"{settings.num_classes_key} is {settings.num_classes}. Set it to {len(trained)}."
         )
     if trained:
         return trained
-    # Names of another data set than the model was trained on would be wrong.
-    of_datasets = map(read_class_names, (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
-    return next((x for x in of_datasets if len(x) == settings.num_classes), [])
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        names = read_class_names(dataset)
+        # Another number means that the model was trained on other data, with other classes.
+        if len(names) == settings.num_classes:
+            return names
+    return []
 
 
 class Predictor:
     """A trained model with the test-time resizing of its config, on batches of images.
 
     Args:
-        cfg: with MODEL.WEIGHTS.
+        cfg: with MODEL.WEIGHTS; is not changed.
         weights: instead of MODEL.WEIGHTS.
+        score_thresh: lowest score of a detection, in [0, 1]; by default that of the config.
 
     Raises:
         ValueError, FileNotFoundError, WeightsError: see `load_trained`.
 
     Attributes:
-        class_names, has_names: see `TrainedModel`.
-        input_format: of the images, such as "BGR".
+        model, class_names, has_names: see `TrainedModel`.
+        input_format: channel order of the images, such as "BGR".
     """
 
-    def __init__(self, cfg: CfgNode, weights: str = "") -> None:
+    def __init__(
+        self, cfg: CfgNode, weights: str = "", *, score_thresh: Optional[float] = None
+    ) -> None:
+        if score_thresh is not None:
+            cfg = cfg.clone()
+            key = read_settings(cfg).get_key("SCORE_THRESH_TEST")
+            cfg.merge_from_list([key, float(score_thresh)])
         trained = load_trained(cfg, weights)
         self.model = trained.model
         self.class_names = trained.class_names
@@ -111,13 +127,18 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Instances]:
-        """Detections of (H, W, C) images in `input_format`, on the CPU, by falling score.
+        """Detections of each image, on the CPU, by falling score.
 
-        Boxes are in pixels of the given images. The lowest score is that of the config.
+        Args:
+            images: (H, W, C) in `input_format`, of any sizes.
+
+        Returns:
+            Per image, `pred_boxes` in its pixels, `scores` and `pred_classes`.
         """
         inputs = []
         for image in images:
             resized = self._resize.get_transform(image).apply_image(image)
+            # Resizing may leave negative strides, which torch does not take.
             channels_first = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
             height, width = image.shape[:2]
             inputs.append(

@@ -1,81 +1,99 @@
 """How well anchors fit the boxes of a training set, as a figure."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from focal_det.imbalance.anchors import AnchorFit
 
-_MAX_CLASSES = 25  # in the picture
+from .style import BLUE, COLORS, GREEN, VERMILION, draw_grid
+
+_MAX_CLASSES = 25  # rows of the panel by class
+_NUM_IOU_BINS = 40
 
 
-def draw_anchor_fit(
-    fits: Mapping[str, AnchorFit],
-    class_names: Sequence[str],
-    level_names: Sequence[str],
-    out_file: Path,
-) -> None:
-    """Draw which boxes the anchors reach, by size and by class, and how many positives there are on each level.
+def make_anchor_figure(
+    fits: Mapping[str, AnchorFit], class_names: Sequence[str], level_names: Sequence[str]
+) -> Figure:
+    """Boxes that anchors reach, by size, IoU and class, and positives on each level.
 
     Args:
-        fits: by what the anchors are called; the first is drawn in all panels, others beside it where that says something.
-        level_names: of the first.
-        out_file: picture to write.
+        fits: by the name to show. The first is drawn in all panels, the others in the one of the
+            IoU, where lines can be compared.
+        class_names: K names.
+        level_names: of the first fit.
     """
-    fit, figure = next(iter(fits.values())), Figure(figsize=(13, 8), layout="constrained")
-    by_size, by_iou, by_class, by_level = figure.subplots(2, 2).flat
+    fit = next(iter(fits.values()))
+    figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")
+    panels = figure.subplots(2, 2)
+    _draw_sizes(panels[0, 0], fit)
+    _draw_ious(panels[0, 1], fits, fit.iou_thresh)
+    _draw_classes(panels[1, 0], fit, class_names)
+    _draw_levels(panels[1, 1], fit, level_names)
+    for axes in panels.flat:
+        draw_grid(axes)
+    return figure
+
+
+def _draw_sizes(axes: Axes, fit: AnchorFit) -> None:
+    """Reached and lost boxes by size."""
     sides = np.sqrt(fit.sides.prod(axis=1))
-    edges = 2.0 ** np.arange(
-        np.floor(np.log2(sides.min())), np.ceil(np.log2(sides.max())) + 0.51, 0.5
+    low = np.floor(np.log2(sides.min()))
+    high = np.ceil(np.log2(sides.max()))
+    # Half octaves; the small excess keeps the last edge in spite of rounding.
+    edges = 2.0 ** np.arange(low, high + 0.51, 0.5)
+    axes.hist(
+        [sides[fit.is_reached], sides[~fit.is_reached]],
+        edges,
+        stacked=True,
+        color=(BLUE, VERMILION),
+        label=("reached", "not reached"),
     )
-    reached, lost = sides[fit.is_reached], sides[~fit.is_reached]
-    colors = ("tab:blue", "tab:red")
-    by_size.hist(
-        [reached, lost], edges, stacked=True, color=colors, label=("reached", "not reached")
-    )
-    by_size.set_xscale("log", base=2)
-    by_size.xaxis.set_major_formatter("{x:g}")
-    by_size.set(xlabel="side of the box in training, pixels (geometric mean)", ylabel="boxes")
-    by_size.set_title(
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("side of the box in training, pixels (geometric mean)")
+    axes.set_ylabel("boxes")
+    axes.set_title(
         f"boxes that an anchor overlaps by {fit.iou_thresh:g} or more: {100 * fit.score:.1f} %"
     )
-    by_size.legend()
-    for name, other in fits.items():
-        by_iou.hist(
-            other.best_iou,
-            np.linspace(0, 1, 41),
-            histtype="step",
-            lw=2,
-            label=f"{name}: mean {other.best_iou.mean():.2f}",
-        )
-    by_iou.axvline(fit.iou_thresh, color="black", ls=":", lw=1)
-    by_iou.set(
-        xlabel="largest IoU of a box with any anchor",
-        ylabel="boxes",
-        title="how well the best anchor fits",
-    )
-    by_iou.legend(loc="upper left")
+    axes.legend()
+
+
+def _draw_ious(axes: Axes, fits: Mapping[str, AnchorFit], iou_thresh: float) -> None:
+    """The largest IoU of each box, one line per fit."""
+    edges = np.linspace(0, 1, _NUM_IOU_BINS + 1)
+    axes.set_prop_cycle(color=COLORS)
+    for name, fit in fits.items():
+        label = f"{name}: mean {fit.best_iou.mean():.2f}"
+        axes.hist(fit.best_iou, edges, histtype="step", lw=2, label=label)
+    axes.axvline(iou_thresh, color="black", ls=":", lw=1)
+    axes.set_xlabel("largest IoU of a box with any anchor")
+    axes.set_ylabel("boxes")
+    axes.set_title("how well the best anchor fits")
+    axes.legend(loc="upper left")
+
+
+def _draw_classes(axes: Axes, fit: AnchorFit, class_names: Sequence[str]) -> None:
+    """Share of lost boxes of the classes that lose most."""
     counts = np.bincount(fit.classes, minlength=len(class_names))
-    shares = np.bincount(fit.classes[~fit.is_reached], minlength=len(class_names)) / np.maximum(
-        counts, 1
-    )
+    lost = np.bincount(fit.classes[~fit.is_reached], minlength=len(class_names))
+    shares = lost / np.maximum(counts, 1)
     worst = [i for i in np.argsort(-shares, kind="stable") if counts[i]][:_MAX_CLASSES]
-    by_class.barh(
-        [f"{class_names[i]} ({counts[i]})" for i in worst], 100 * shares[worst], color="tab:red"
-    )
-    by_class.invert_yaxis()
-    by_class.set(
-        xlabel="boxes not reached, %",
-        title="by class (boxes)",
-        xlim=(0, max(1.0, 105 * shares.max())),
-    )
-    by_class.tick_params(axis="y", labelsize=8)
+    labels = [f"{class_names[i]} ({counts[i]})" for i in worst]
+    axes.barh(labels, 100 * shares[worst], color=VERMILION)
+    axes.invert_yaxis()
+    # Without lost boxes the axis would have no length.
+    axes.set_xlim(0, max(1.0, 105 * shares.max()))
+    axes.set_xlabel("boxes not reached, %")
+    axes.set_title("by class (boxes)")
+    axes.tick_params(axis="y", labelsize=8)
+
+
+def _draw_levels(axes: Axes, fit: AnchorFit, level_names: Sequence[str]) -> None:
+    """Mean number of positive anchors on each level."""
     num_images = len(fit.positives_per_image)
-    by_level.bar(level_names, fit.positives_per_level / num_images, color="tab:green")
-    by_level.set(ylabel="positives per image", title="positive anchors by level")
-    for axes in (by_size, by_iou, by_class, by_level):
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.savefig(out_file, dpi=110)
+    axes.bar(level_names, fit.positives_per_level / num_images, color=GREEN)
+    axes.set_ylabel("positives per image")
+    axes.set_title("positive anchors by level")

@@ -1,74 +1,101 @@
 """Objects, alpha and pi of each class, as a figure."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from focal_det.imbalance.class_weights import ClassWeights
 
-_MAX_NAMED_CLASSES = 120  # of more classes, the picture shows the curve without names
-_CHOSEN_LINE = {"lw": 2, "color": "tab:red", "marker": "o"}
+from .style import BLUE, GREEN, VERMILION, draw_grid
+
+_MAX_NAMED_CLASSES = 120  # with more classes, the figure shows the curve without names
+_MAX_LARGE_ROWS = 30  # with more classes, the letters are smaller
+_CHOSEN_LINE = {"lw": 2, "color": VERMILION, "marker": "o"}
 _THIN_LINE = {"lw": 0.9, "color": "0.35"}
 _DASHES = {"inverse": "-", "sqrt": "--", "effective": "-."}
 
 
-def draw_class_weights(weights: ClassWeights, out_file: Path, *, title: str) -> None:
-    """Draw objects, alpha and pi of each class side by side, a row per class, the most frequent on top.
+def make_class_weights_figure(weights: ClassWeights, title: str) -> Figure:
+    """Objects, alpha and pi of each class side by side, a row per class, most frequent first.
 
     Args:
-        weights: what is drawn; alphas of other methods than the chosen one as thin lines, the scalars dotted.
-        out_file: picture to write; the suffix decides the format.
+        weights: the alphas of its method are drawn thick, those of other methods as thin lines,
+            and the scalars dotted.
         title: stands above.
     """
-    order, num_classes = weights.order, len(weights.counts)
-    named, small = num_classes <= _MAX_NAMED_CLASSES, num_classes > 30
-    rows, height = (
-        np.arange(num_classes),
-        1.5 + (0.2 if small else 0.26) * num_classes if named else 9.0,
-    )
-    figure = Figure(figsize=(12, max(3.2, height)), layout="constrained")
+    num_classes = len(weights.counts)
+    is_named = num_classes <= _MAX_NAMED_CLASSES
+    figure = Figure(figsize=(12, _get_height(num_classes)), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
-    left.set(
-        xscale="log",
-        xlim=(0.7, 4.0 * weights.counts.max()),
-        xlabel="objects",
-        ylim=(num_classes - 0.4, -0.6),
-    )
-    for method, alphas in sorted(weights.alphas.items(), key=lambda x: x[0] == weights.method):
-        style = _CHOSEN_LINE if method == weights.method else {**_THIN_LINE, "ls": _DASHES[method]}
-        label = f"{method} (written)" if method == weights.method else method
-        middle.plot(alphas[order], rows, label=label, markersize=4 if named else 0, **style)
-    middle.set(xlim=(0, 1), xlabel="alpha: weight of the positives")
-    right.plot(
-        weights.priors[order],
-        rows,
-        "o",
-        ms=4 if named else 1.5,
-        color="tab:green",
-        label="positives per anchor",
-    )
-    right.set(xscale="log", xlabel="pi: probability at the start")
-    _draw_scalar(middle, weights.scalar_alpha, f"scalar alpha {weights.scalar_alpha:g}")
-    _draw_scalar(right, weights.scalar_prior, f"scalar pi {weights.scalar_prior:g}")
-    for axes in (left, middle, right):
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-    if named:
-        left.barh(rows, weights.counts[order], color="tab:blue", alpha=0.75)
-        left.set_yticks(rows, [weights.labels[i] for i in order], fontsize=8 if small else 10)
-        for row, count in enumerate(weights.counts[order]):
-            left.text(
-                1.1 * max(count, 0.7), row, str(count), va="center", fontsize=7 if small else 9
-            )
+    objects, alphas, priors = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
+    objects.set_xscale("log")
+    objects.set_xlim(0.7, 4.0 * weights.counts.max())
+    objects.set_ylim(num_classes - 0.4, -0.6)
+    objects.set_xlabel("objects")
+    if is_named:
+        _draw_named_objects(objects, weights)
     else:
-        left.fill_betweenx(rows, weights.counts[order], color="tab:blue", alpha=0.75, step="mid")
-        left.set_ylabel("rank by number of objects")
-    figure.savefig(out_file, dpi=110)
+        _draw_object_curve(objects, weights)
+    _draw_alphas(alphas, weights, marker_size=4 if is_named else 0)
+    _draw_priors(priors, weights, marker_size=4 if is_named else 1.5)
+    for axes in (objects, alphas, priors):
+        draw_grid(axes)
+    return figure
 
 
-def _draw_scalar(axes: Axes, value: float, label: str) -> None:
-    axes.axvline(value, color="black", lw=1, ls=":", label=label)
+def _get_height(num_classes: int) -> float:
+    """Height of the figure in inches."""
+    if num_classes > _MAX_NAMED_CLASSES:
+        return 9.0
+    row_height = 0.26
+    if num_classes > _MAX_LARGE_ROWS:
+        row_height = 0.2
+    return max(3.2, 1.5 + row_height * num_classes)
+
+
+def _draw_named_objects(axes: Axes, weights: ClassWeights) -> None:
+    """A bar with its number for each class."""
+    name_size = 10
+    if len(weights.counts) > _MAX_LARGE_ROWS:
+        name_size = 8
+    counts = weights.counts[weights.order]
+    rows = np.arange(len(counts))
+    axes.barh(rows, counts, color=BLUE, alpha=0.75)
+    axes.set_yticks(rows, [weights.labels[i] for i in weights.order], fontsize=name_size)
+    for row, count in enumerate(counts):
+        # A class without objects has no place on the logarithmic axis; its 0 stands at the edge.
+        axes.text(1.1 * max(count, 0.7), row, str(count), va="center", fontsize=name_size - 1)
+
+
+def _draw_object_curve(axes: Axes, weights: ClassWeights) -> None:
+    counts = weights.counts[weights.order]
+    axes.fill_betweenx(np.arange(len(counts)), counts, color=BLUE, alpha=0.75, step="mid")
+    axes.set_ylabel("rank by number of objects")
+
+
+def _draw_alphas(axes: Axes, weights: ClassWeights, marker_size: float) -> None:
+    """A line for each method, the chosen one on top."""
+    rows = np.arange(len(weights.counts))
+    for method in sorted(weights.alphas, key=lambda x: x == weights.method):
+        style = {**_THIN_LINE, "ls": _DASHES[method], "label": method}
+        if method == weights.method:
+            style = {**_CHOSEN_LINE, "label": f"{method} (written)"}
+        axes.plot(weights.alphas[method][weights.order], rows, markersize=marker_size, **style)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("alpha: weight of the positives")
+    _draw_scalar(axes, weights.scalar_alpha, "scalar alpha")
+
+
+def _draw_priors(axes: Axes, weights: ClassWeights, marker_size: float) -> None:
+    priors = weights.priors[weights.order]
+    rows = np.arange(len(priors))
+    axes.plot(priors, rows, "o", ms=marker_size, color=GREEN, label="positives per anchor")
+    axes.set_xscale("log")
+    axes.set_xlabel("pi: probability at the start")
+    _draw_scalar(axes, weights.scalar_prior, "scalar pi")
+
+
+def _draw_scalar(axes: Axes, value: float, name: str) -> None:
+    """The number of the config that those per class replace, and the legend."""
+    axes.axvline(value, color="black", lw=1, ls=":", label=f"{name} {value:g}")
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)

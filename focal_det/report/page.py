@@ -12,7 +12,6 @@ from focal_det.files import open_to_replace
 from focal_det.messages import to_line
 
 ROW_CLASSES = ("error", "warning", "note")
-_DPI = 110
 _STYLE = """\
 body { font: 15px sans-serif; max-width: 1300px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse }
@@ -75,7 +74,7 @@ class Page:
     def add_figure(self, figure: Figure, caption: str) -> None:
         """A figure, stored in the page itself, with a caption that also describes it to readers."""
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=_DPI)
+        figure.savefig(picture, format="png")
         data = base64.b64encode(picture.getvalue()).decode("ascii")
         text = _escape(caption)
         self._parts.append(

@@ -1,39 +1,44 @@
-"""Curves of a training: losses and average precision against iterations."""
+"""Losses and average precision of a run against iterations, as a figure."""
 
-from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from .style import COLORS, draw_grid
 
 _LOSSES = {"total_loss": "total", "loss_cls": "classification", "loss_box_reg": "box regression"}
 
 
-def draw_curves(metrics: list[dict[str, Any]], out_file: Path) -> None:
-    """Draw the losses on the left and AP, AP50 of every evaluation on the right.
+def make_training_curves_figure(metrics: list[dict[str, Any]]) -> Figure:
+    """The losses on the left, and AP and AP50 of every evaluation on the right.
 
     Args:
         metrics: from `read_metrics`; average precision in percent.
-        out_file: picture to write; the suffix decides the format.
     """
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(11, 4), dpi=100, layout="constrained")
+    losses, precision = figure.subplots(1, 2)
+    for axes in (losses, precision):
+        axes.set_prop_cycle(color=COLORS)
     for key, label in _LOSSES.items():
-        left.plot(*_series(metrics, key), label=label)
-    left.set(xlabel="iteration", ylabel="loss (normalized)", title="Training loss", ylim=(0, None))
-    precision_keys = sorted(
-        {key for line in metrics for key in line if key.endswith(("bbox/AP", "bbox/AP50"))}
-    )
-    for key in precision_keys:
-        right.plot(*_series(metrics, key), marker="o", label=key.replace("bbox/", ""))
-    right.set(xlabel="iteration", ylabel="average precision (%)", title="Evaluation", ylim=(0, 100))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+        _draw_series(losses, metrics, key, label=label)
+    losses.set(ylabel="loss (normalized)", title="Training loss", ylim=(0, None))
+    keys = {key for line in metrics for key in line if key.endswith(("bbox/AP", "bbox/AP50"))}
+    for key in sorted(keys):
+        _draw_series(precision, metrics, key, label=key.replace("bbox/", ""), marker="o")
+    precision.set(ylabel="average precision (%)", title="Evaluation", ylim=(0, 100))
+    for axes in (losses, precision):
+        draw_grid(axes)
+        axes.set_xlabel("iteration")
         axes.set_xlim(0, None)
+        # A run without evaluation has none on the right, and a legend of nothing warns.
         if axes.lines:
             axes.legend()
-    figure.savefig(out_file, dpi=100)
+    return figure
 
 
-def _series(metrics: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+def _draw_series(axes: Axes, metrics: list[dict[str, Any]], key: str, **style: Any) -> None:
     lines = [line for line in metrics if key in line]
-    return [line["iteration"] + 1 for line in lines], [line[key] for line in lines]
+    # Detectron2 counts iterations from 0.
+    iterations = [line["iteration"] + 1 for line in lines]
+    axes.plot(iterations, [line[key] for line in lines], **style)

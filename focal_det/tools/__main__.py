@@ -13,6 +13,7 @@ from focal_det.messages import describe_unknown
 
 # In the order in which a person needs them; programs that are not named here come last.
 _ORDER = ("check", "train", "report", "demo", "weights", "sweep", "curves", "loss-cdf", "bench")
+_WITHOUT_DETECTRON2 = ("curves",)
 _USAGE = """\
 usage: focal-det <program> [arguments]
        focal-det <program> --help
@@ -38,8 +39,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(describe_unknown("program", name, programs), file=sys.stderr)
         return 2
     try:
-        module = _import_program(name)
-    except ImportError as error:
+        if name not in _WITHOUT_DETECTRON2:
+            require_detectron2()
+        module = importlib.import_module(f"focal_det.tools.{name.replace('-', '_')}")
+    except ImportError as error:  # no Detectron2, which the message says how to get
         print(f"focal-det {name}: {error}", file=sys.stderr)
         return 2
     try:

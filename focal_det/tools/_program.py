@@ -53,7 +53,7 @@ def run_program(
     warnings.filterwarnings("ignore", "`torch.jit")
     parser = make_parser(name, doc, example, parser)
     add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     try:
         with _hide_progress(args.quiet):
             return run(args) or 0
@@ -66,6 +66,14 @@ def run_program(
         parser.exit(
             CRASHED, f"focal-det {name} crashed; this is a bug in focal-det, please report it\n"
         )
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """The arguments; options may stand between words unless KEY VALUE pairs come last."""
+    try:
+        return parser.parse_intermixed_args(argv)
+    except TypeError:  # argparse's way to refuse nargs=REMAINDER
+        return parser.parse_args(argv)
 
 
 def is_for_user(error: BaseException) -> bool:

@@ -23,9 +23,9 @@ from focal_det.imbalance.config_file import warn_unread, write_suggestion
 from focal_det.imbalance.describe import describe
 from focal_det.imbalance.measure import TrainingSetReport, to_json
 from focal_det.messages import describe_error
-from focal_det.report.anchors import draw_anchor_fit
-from focal_det.report.class_weights import draw_class_weights
-from focal_det.report.detections import draw_ground_truth
+from focal_det.report.anchors import make_anchor_figure
+from focal_det.report.class_weights import make_class_weights_figure
+from focal_det.report.detections import make_ground_truth_figure
 
 _COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
 _END = "\033[0m"
@@ -179,7 +179,7 @@ def draw_fits(report: TrainingSetReport, file: Path) -> None:
     fits = {"now": report.fit}
     if report.fit_after:
         fits["suggested"] = report.fit_after
-    draw_anchor_fit(fits, report.weights.labels, report.level_names, file)
+    make_anchor_figure(fits, report.weights.labels, report.level_names).savefig(file)
 
 
 def _to_html(finding: Finding) -> str:
@@ -196,10 +196,9 @@ def _write_page(
     lines: list[str] = []
     if report:
         draw_fits(report, folder / "anchors.png")
-        draw_class_weights(
-            report.weights, folder / "classes.png", title="objects, and alpha and pi per class"
-        )
-        draw_ground_truth(report.sample, report.class_names, folder / "images.png")
+        title = "objects, and alpha and pi per class"
+        make_class_weights_figure(report.weights, title).savefig(folder / "classes.png")
+        make_ground_truth_figure(report.sample, report.class_names).savefig(folder / "images.png")
         pictures = {
             "images.png": "images with their boxes",
             "anchors.png": "anchors",

@@ -1,4 +1,4 @@
-"""Pictures of a finished run: detections beside ground truth, loss and AP curves; optionally its record."""
+"""One page of a finished run: its figures, curves, and detections beside ground truth."""
 
 import argparse
 import json
@@ -7,88 +7,73 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from focal_det.experiments.records import make_record
+from focal_det.files import open_to_replace
+from focal_det.report.detections import make_detections_figure
+from focal_det.report.run_page import make_run_page, read_run
+from focal_det.report.training_curves import make_training_curves_figure
+from focal_det.tools._program import add_output_argument, run_program
 
-from focal_det.data.catalog import register_datasets
-from focal_det.env import load_config
-from focal_det.experiments.records import make_record, read_metrics
-from focal_det.report.detections import draw_detections
-from focal_det.report.training_curves import draw_curves
+_EXAMPLE = "focal-det report output/tiny --score-thresh 0.3"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
-    parser = argparse.ArgumentParser(prog="focal-det report", description=__doc__)
+    return run_program("report", __doc__, _add_arguments, _run, argv, example=_EXAMPLE)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
         type=Path,
-        help="OUTPUT_DIR of a finished training that was evaluated with COCO metrics",
+        metavar="RUN",
+        help="OUTPUT_DIR of a finished run that was evaluated with COCO metrics; "
+        "gets curves.png and detections.png",
     )
-    parser.add_argument(
-        "--images", type=int, default=12, help="pictures in the grid (default: %(default)s)"
+    add_output_argument(
+        parser, "page to write (default: RUN/report.html)", metavar="FILE.html", required=False
     )
-    parser.add_argument(
-        "--score-thresh", type=float, default=0.4, help="lowest score drawn (default: %(default)s)"
-    )
+    what = "images in the grid (default: %(default)s)"
+    parser.add_argument("--images", type=int, default=12, help=what)
+    what = "lowest score drawn (default: %(default)s)"
+    parser.add_argument("--score-thresh", type=float, default=0.4, help=what)
     parser.add_argument(
         "--record",
         type=Path,
         metavar="FILE",
-        help="also write a json record; do so before you change the code",
+        help="also write a JSON record; it stores the current commit, "
+        "so write it before you edit the code",
     )
     parser.add_argument(
-        "--command", metavar="TEXT", help="the command that made the run, for the record"
+        "--command",
+        metavar="TEXT",
+        help="the command that made the run, with its --config-file, for the page and the record",
     )
-    args = parser.parse_args(argv)
-    if args.record and "--config-file" not in (args.command or ""):
-        parser.error("--record needs --command, the whole command with its --config-file")
-    results_file = args.run / "inference" / "coco_instances_results.json"
-    for file in (args.run / "config.yaml", args.run / "metrics.json", results_file):
-        if not file.is_file():
-            parser.error(
-                f"{file} does not exist: {args.run} is not the OUTPUT_DIR of a run that was evaluated with COCO metrics"
-            )
 
-    dataset_name = _read_dataset_name(args.run / "config.yaml")
-    draw_curves(read_metrics(args.run / "metrics.json"), args.run / "curves.png")
-    figure = draw_detections(
-        dataset_name,
-        results_file,
-        args.run / "detections.png",
-        num_images=args.images,
-        score_thresh=args.score_thresh,
+
+def _run(args: argparse.Namespace) -> None:
+    if (args.record or args.command) and "--config-file" not in (args.command or ""):
+        raise ValueError("the record needs --command, the whole command with its --config-file")
+    run = read_run(args.run)
+    curves = make_training_curves_figure(run.metrics)
+    detections = make_detections_figure(
+        run.dataset, run.results_file, num_images=args.images, score_thresh=args.score_thresh
     )
-    if figure.get_suptitle():
-        print(figure.get_suptitle())
+    record = make_record(args.run, args.command, run.dataset) if args.command else None
+    curves.savefig(args.run / "curves.png")
+    detections.savefig(args.run / "detections.png")
+    page_file = args.output or args.run / "report.html"
+    make_run_page(run, curves=curves, detections=detections, record=record).write(page_file)
+    if detections.get_suptitle():
+        print(detections.get_suptitle())
     if args.record:
         args.record.parent.mkdir(parents=True, exist_ok=True)
-        args.record.write_text(
-            json.dumps(make_record(args.run, args.command, dataset_name), indent=1) + "\n"
-        )
+        with open_to_replace(args.record) as stream:
+            stream.write(json.dumps(record, indent=1).encode() + b"\n")
         print(f"record: {args.record}")
-    print(
-        f"detections.png, curves.png, metrics.json, TensorBoard events and checkpoints are in {args.run.resolve()}"
-    )
-    return 0
-
-
-def _read_dataset_name(config_file: Path) -> str:
-    """The last test set with COCO metrics of a dumped config, registered; each set's results replace those of the one before."""
-    cfg = load_config(config_file)
-    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
-    for name in cfg.DATASETS.TEST:
-        if name not in DatasetCatalog.list():
-            raise ValueError(
-                f"{config_file}: data set {name} is not registered; does FOCAL_DET_DATASETS name its file?"
-            )
-    coco_sets = [
-        x for x in cfg.DATASETS.TEST if MetadataCatalog.get(x).get("evaluator_type") == "coco"
-    ]
-    if not coco_sets:
-        raise ValueError(
-            f"{config_file}: none of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} is evaluated with COCO metrics"
-        )
-    return coco_sets[-1]
+    print(f"page: {page_file.resolve()}")
+    files = "detections.png, curves.png, metrics.json, TensorBoard events and checkpoints"
+    print(f"{files} are in {args.run.resolve()}")
 
 
 if __name__ == "__main__":

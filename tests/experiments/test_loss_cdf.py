@@ -1,101 +1,93 @@
-"""The cumulative loss from a histogram: that of all losses sorted, within the error it states, in memory that does not grow."""
-
-import math
+"""The losses of all anchors, computed one by one, whole or by class, level and size."""
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
-from focal_det.experiments.loss_cdf import LossHistogram, summarize
-from focal_det.report.loss_cdf import draw_loss_cdf
+from focal_det.experiments.loss_cdf import SIDES, add_batch, make_histograms, summarize
+from focal_det.experiments.loss_histogram import LossHistogram
+from focal_det.losses import FocalLoss, QualityFocalLoss
+from focal_det.report.loss_cdf import make_loss_cdf_figure
 
 
-def fill(losses, num_parts=1):
+@pytest.fixture
+def model(make_cfg):
+    return build_model(make_cfg()).eval()
+
+
+def collect(model, losses, batch, **options):
+    histograms = make_histograms()
+    for image in batch:
+        image["height"], image["width"] = 128, 128
+    add_batch(histograms, model, losses, batch, **options)
+    return histograms
+
+
+def test_sums_are_those_of_the_formula(model, batch):
+    with torch.no_grad():
+        _, anchors, logits, _ = model.predict(batch)
+    labels = torch.stack(model.label_anchors(anchors, [x["instances"] for x in batch])[0])
+    x = torch.cat(logits, dim=1).double()
+    target = torch.nn.functional.one_hot(labels.clamp(min=0), 6)[..., :5].double()
+    p_t = torch.where(target > 0, x.sigmoid(), 1 - x.sigmoid())
+    loss = (torch.where(target > 0, 0.25, 0.75) * (1 - p_t) ** 2 * -p_t.log()).sum(dim=2)
+    found = collect(model, {"FL": FocalLoss(alpha=0.25, gamma=2.0)}, batch)["FL"]
+    for side, mask in (("positive", (labels >= 0) & (labels < 5)), ("negative", labels == 5)):
+        assert found[side].count == int(mask.sum()) > 0
+        assert float(found[side].sums.sum()) == pytest.approx(float(loss[mask].sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("by", ["class", "level", "size"])
+def test_groups_make_the_whole(model, batch, by):
+    losses = {"QFL": QualityFocalLoss()}
+    whole = collect(model, losses, batch)["QFL"]
+    groups = collect(model, losses, batch, by=by, class_names=list("abcde"))
+    for side in SIDES:
+        assert sum(x[side].count for x in groups.values()) == whole[side].count
+        torch.testing.assert_close(sum(x[side].sums for x in groups.values()), whole[side].sums)
+    assert {"class": "QFL, b", "level": "QFL, P4", "size": "QFL, medium"}[by] in groups
+
+
+def test_sizes_are_those_of_the_image_on_disk(model, batch):
+    """Objects of 128 px in an image that is four times as large are large."""
+    losses = {"FL": FocalLoss()}
+    images = [batch[0]]
+    names = {}
+    for height in (128, 512):
+        histograms = make_histograms()
+        add_batch(
+            histograms, model, losses, [{**images[0], "height": height, "width": height}], by="size"
+        )
+        names[height] = {name for name, sides in histograms.items() if sides["positive"].count}
+    assert "FL, medium" in names[128] and names[512] == {"FL, large"}
+
+
+def fill(losses):
     histogram = LossHistogram()
-    for part in losses.chunk(num_parts):
-        histogram.add(part)
+    histogram.add(losses)
     return histogram
 
 
-def make_losses(kind):
-    x = torch.randn(20_000, dtype=torch.float64)
-    return {
-        "normal": x.abs(),
-        "log-normal": (4 * x).exp(),
-        "equal": torch.full_like(x, 0.7),
-        "tiny": x.abs() * 1e-30,
-    }[kind]
+def test_rows_are_those_of_curves_with_losses():
+    histograms = {
+        "a": {"positive": fill(torch.randn(20_000).abs()), "negative": fill(torch.empty(0))}
+    }
+    (row,) = summarize(histograms)
+    assert (row["side"], row["anchors"]) == ("positive", 20_000)
+    assert row["fractions"][-1] == 1
+    assert row["shares"][-1] == pytest.approx(1)
+    assert len(row["shares"]) < 1000
 
 
-def share_by_sorting(losses, fraction):
-    ordered = losses.sort(descending=True).values
-    return float(ordered[: round(fraction * len(losses))].sum() / losses.sum())
-
-
-@pytest.mark.parametrize("kind", ["normal", "log-normal", "equal", "tiny"])
-def test_the_curve_is_that_of_sorted_losses_within_its_error(kind):
-    losses = make_losses(kind)
-    histogram = fill(losses)
-    ordered = (
-        torch.cat([torch.zeros(1, dtype=torch.float64), losses.sort().values.cumsum(0)])
-        / losses.sum()
-    )
-    fractions, shares = histogram.compute_curve()
-    assert fractions[0] == shares[0] == 0 and fractions[-1] == 1 and shares[-1] == pytest.approx(1)
-    exact = ordered[(fractions * len(losses)).round().long()]
-    torch.testing.assert_close(shares, exact, rtol=0, atol=1e-9)  # at its points
-    for fraction in (0.01, 0.2, 0.5):
-        found = histogram.compute_share_of_hardest(fraction)
-        assert (
-            abs(found - share_by_sorting(losses, fraction)) <= histogram.compute_max_error() + 1e-9
-        )
-    assert histogram.compute_max_error() < 0.01
-
-
-def test_the_stated_error_is_reached_by_the_worst_losses():
-    """Half of the losses at either end of one bin."""
-    low, high = 2.0**-1 * 1.0000001, 2.0 ** (-1 + 1 / 32) * 0.9999999
-    losses = torch.tensor([low] * 500 + [high] * 500, dtype=torch.float64)
-    histogram = fill(losses)
-    assert int((histogram.counts > 0).sum()) == 1
-    gap = abs(histogram.compute_share_of_hardest(0.5) - share_by_sorting(losses, 0.5))
-    assert gap == pytest.approx(histogram.compute_max_error(), rel=0.05)
-
-
-def test_parts_make_the_whole_in_the_same_memory():
-    losses = make_losses("log-normal")
-    whole, parts = fill(losses), fill(losses, num_parts=7)
-    assert torch.equal(whole.counts, parts.counts) and whole.count == parts.count == len(losses)
-    torch.testing.assert_close(whole.sums, parts.sums)
-    assert whole.sums.shape == LossHistogram().sums.shape
-
-
-def test_zeros_and_nothing_have_curves():
-    zeros = fill(torch.zeros(10))
-    assert (
-        zeros.compute_share_of_hardest(0.2) == pytest.approx(0.2) and zeros.compute_max_error() == 0
-    )
-    half = fill(torch.tensor([0.0] * 5 + [1.0] * 5))
-    assert half.compute_share_of_hardest(0.5) == pytest.approx(1)
-    nothing = LossHistogram()
-    assert nothing.count == 0 and math.isnan(nothing.compute_share_of_hardest(0.01))
-
-
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
-def test_what_is_no_loss_is_refused(wrong):
-    with pytest.raises(ValueError, match="negative or not finite"):
-        LossHistogram().add(torch.tensor([1.0, wrong]))
-
-
-def test_figures_and_picture(tmp_path):
-    histograms = {"a": {"positive": fill(make_losses("normal")), "negative": LossHistogram()}}
-    rows = summarize(histograms)
-    assert [(x["side"], x["anchors"]) for x in rows] == [("positive", 20_000), ("negative", 0)]
-    assert (
-        rows[0]["fractions"][-1] == 1
-        and rows[0]["shares"][-1] == pytest.approx(1)
-        and len(rows[0]["shares"]) < 1000
-    )
-    draw_loss_cdf(histograms, "title", [tmp_path / "a.png", tmp_path / "a.svg"])
-    assert (tmp_path / "a.png").stat().st_size > 5000 and "title" in (
-        tmp_path / "a.svg"
-    ).read_text()
+def test_figure_has_a_line_for_each_curve_with_losses():
+    histograms = {
+        str(i): {"positive": fill(torch.rand(10)), "negative": fill(torch.empty(0))}
+        for i in range(9)
+    }
+    figure = make_loss_cdf_figure(histograms, "a title")
+    positives, negatives = figure.axes
+    assert figure.get_suptitle() == "a title"
+    assert positives.get_title() == "10 positive anchors"
+    assert negatives.get_title() == "no negative anchors"
+    assert len({(x.get_color(), x.get_linestyle()) for x in positives.lines}) == 9
+    assert not negatives.lines

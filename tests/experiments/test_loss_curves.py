@@ -10,7 +10,7 @@ import torch
 from focal_det.experiments.loss_curves import compute_loss_curves
 from focal_det.losses import ClsLoss, FocalLoss
 from focal_det.registry import CLS_LOSS_REGISTRY
-from focal_det.report.loss_curves import MAX_LOSSES, draw_loss_curves, get_label, make_figure
+from focal_det.report.loss_curves import MAX_LOSSES, get_label, make_loss_curves_figure
 
 REGISTERED = sorted(name for name, _ in CLS_LOSS_REGISTRY)
 
@@ -103,7 +103,7 @@ def test_positives_have_the_iou_that_is_asked_for():
 def test_one_line_for_both_labels_where_they_cost_the_same(name, args, num_lines):
     curves = compute(name, **args)
     assert len(curves.lines) == num_lines
-    figure = make_figure({"a": curves})
+    figure = make_loss_curves_figure({"a": curves})
     for axes in figure.axes:
         assert [x.get_linestyle() for x in axes.lines] == ["-", "--"][:num_lines]
     assert len(figure.legends[0].get_texts()) == (1 if num_lines == 1 else 3)
@@ -111,7 +111,7 @@ def test_one_line_for_both_labels_where_they_cost_the_same(name, args, num_lines
 
 def test_the_lines_of_the_panels_are_the_values():
     curves = compute("FocalLoss", alpha=0.25)
-    panels = make_figure({"a": curves}).axes
+    panels = make_loss_curves_figure({"a": curves}).axes
     for row in range(2):
         got = [axes.lines[row].get_xydata().T for axes in panels]
         p_t, x_t, loss, grad = curves.p_t[row], curves.x_t, curves.loss[row], curves.grad[row]
@@ -162,7 +162,7 @@ def get_notes(figure):
 
 
 def test_what_values_depend_on_is_noted():
-    figure = make_figure(
+    figure = make_loss_curves_figure(
         {"FL": compute("FocalLoss"), "half": compute_loss_curves(HalfLoss(), iou=0.7)}
     )
     assert (
@@ -178,20 +178,20 @@ def test_what_values_depend_on_is_noted():
         and "first step" in notes[1]
         and notes[2].endswith("0.7")
     )
-    assert get_notes(make_figure({"FL": compute("FocalLoss")})) == ""
+    assert get_notes(make_loss_curves_figure({"FL": compute("FocalLoss")})) == ""
 
 
 def test_twelve_losses_are_told_apart_and_thirteen_refused():
     curves = {str(i): compute("FocalLoss", alpha=-1, gamma=i / 4) for i in range(MAX_LOSSES + 1)}
     with pytest.raises(ValueError, match="room for 12 losses, got 13"):
-        make_figure(curves)
+        make_loss_curves_figure(curves)
     del curves["12"]
-    for axes in make_figure(curves).axes:
+    for axes in make_loss_curves_figure(curves).axes:
         assert len({(x.get_color(), x.get_marker()) for x in axes.lines}) == len(axes.lines) == 12
 
 
 def test_a_line_under_another_is_wider():
-    figure = make_figure(
+    figure = make_loss_curves_figure(
         {"under": compute("FocalLoss"), "other": compute("HingeLoss"), "over": compute("FocalLoss")}
     )
     under, _, other, _, over, _ = (x.get_linewidth() for x in figure.axes[0].lines)
@@ -207,9 +207,9 @@ def test_labels_have_greek_letters_and_values():
 
 
 def test_pictures_are_written_in_the_formats_of_their_suffixes(tmp_path):
-    draw_loss_curves(
-        {"FocalLoss here": compute("FocalLoss")}, [tmp_path / "a.png", tmp_path / "a.svg"]
-    )
+    figure = make_loss_curves_figure({"FocalLoss here": compute("FocalLoss")})
+    figure.savefig(tmp_path / "a.png")
+    figure.savefig(tmp_path / "a.svg")
     picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture.shape[1] == 1800 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")

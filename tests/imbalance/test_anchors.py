@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,6 @@ from focal_det.imbalance.anchors import (
     resize_boxes,
 )
 from focal_det.imbalance.suggestion import suggest_anchors
-from focal_det.report.anchors import draw_anchor_fit
 from tests.data.make_data import load_records
 
 
@@ -188,20 +186,9 @@ def test_fitting_anchors_stay_and_long_boxes_get_long_ones(setup):
 
 
 def test_labels_of_one_image_come_with_its_objects(setup):
-    image = label_record(make_record([10, 10, 42, 42]), setup)
-    assert len(image.objects) == len(image.best_iou) == 1
-    assert len(image.labels) == sum(map(len, image.anchors))
-    assert (image.labels == 0).any()
-
-
-def test_the_picture_shows_what_is_lost_in_red(setup, tmp_path):
-    def count_red(*boxes):
-        fit = measure_anchors([make_record(*boxes)], setup)
-        draw_anchor_fit(
-            {"now": fit, "other": fit}, ["circle", "square"], list("34567"), tmp_path / "a.png"
-        )
-        picture = cv2.imread(str(tmp_path / "a.png")).astype(int)
-        return (np.abs(picture - (40, 39, 214)) < 12).all(axis=-1).sum()
-
-    reached = count_red([10, 10, 42, 42], [40, 60, 90, 100])
-    assert count_red([10, 10, 42, 42], [40, 60, 48, 66]) > reached + 1000
+    objects, anchors, labels, _, best_iou = label_record(make_record([10, 10, 42, 42]), setup)
+    assert (
+        len(objects) == len(best_iou) == 1
+        and len(labels) == sum(map(len, anchors))
+        and (labels == 0).any()
+    )

@@ -1,6 +1,5 @@
 """Weights and priors per class: the promised mean and range, and a picture that can be read."""
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -8,12 +7,10 @@ from hypothesis import strategies as st
 
 from focal_det.imbalance.class_weights import (
     WEIGHT_METHODS,
-    ClassWeights,
     compute_class_alphas,
     compute_class_priors,
     count_objects,
 )
-from focal_det.report.class_weights import draw_class_weights
 from tests.data.make_data import load_records
 
 COUNTS = st.lists(st.integers(0, 10) | st.integers(0, 10**7), min_size=1, max_size=30).map(np.array)
@@ -149,28 +146,3 @@ def test_a_class_id_without_an_output_is_named(tmp_path):
         match=r"0\.png has an object of class id 1, but MODEL\.RETINANET\.NUM_CLASSES is 1",
     ):
         count_objects(records, 1)
-
-
-def draw(file, num_classes, method="sqrt"):
-    counts = (10000 * 0.93 ** np.arange(num_classes)).astype(int)
-    alphas = {name: compute_class_alphas(counts, method=name, mean=0.25) for name in WEIGHT_METHODS}
-    names = [f"class {i}" for i in range(num_classes)]
-    weights = ClassWeights(names, counts, alphas, method, np.maximum(counts, 1) / 1e7, 0.25, 0.01)
-    draw_class_weights(weights, file, title="a title")
-    return cv2.imread(str(file))
-
-
-def test_the_picture_names_classes_until_too_many(tmp_path):
-    heights = [draw(tmp_path / f"{k}.png", k).shape[0] for k in (1, 20, 80, 200, 1200)]
-    # 80 rows of at least 18 pixels; without names, the height does not depend on the number of
-    # classes.
-    assert heights[0] < heights[1] < heights[2] and heights[2] > 80 * 18
-    assert heights[3] == heights[4] < heights[2]
-
-
-def test_the_picture_shows_which_method_is_written(tmp_path):
-    pictures = [draw(tmp_path / f"{method}.png", 5, method) for method in WEIGHT_METHODS]
-    # The line in tab:red, BGR (40, 39, 214), is where the method has its alphas.
-    masks = [(np.abs(x.astype(int) - (40, 39, 214)) < 12).all(axis=-1) for x in pictures]
-    assert all(mask.sum() > 200 for mask in masks)
-    assert all((masks[i] != masks[j]).sum() > 200 for i, j in ((0, 1), (1, 2), (0, 2)))

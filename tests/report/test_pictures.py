@@ -1,160 +1,78 @@
-"""The report of a run: pictures that show the data, curves, a record, and what it says of a folder that is no run."""
-
-import json
+"""Pictures of detections: drawn, counted, and captioned where nothing is drawn."""
 
 import cv2
 import numpy as np
 import pytest
-import yaml
+import torch
+from detectron2.structures import Boxes, Instances
 
-from focal_det.experiments.records import get_figures, read_metrics
-from focal_det.report.detections import draw_detections
-from focal_det.report.training_curves import draw_curves
-from focal_det.tools.report import main
-from tests.data.make_data import write_coco
+from focal_det.report.pictures import Painter
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """The folder of a run on four images, one of which has detections."""
-    from detectron2.config import get_cfg
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+class FixedPredictor:
+    """Finds one box of class 1, with the score given, in every image."""
 
-    write_coco(tmp_path)
-    folder = tmp_path / "run"
-    (folder / "inference").mkdir(parents=True)
-    cfg = get_cfg()
-    images, annotations = str(tmp_path / "images"), str(tmp_path / "coco.json")
-    cfg.MODEL.FOCAL_DET.DATASETS = [
-        {"name": "report_set", "format": "coco", "json": annotations, "images": images}
-    ]
-    cfg.DATASETS.TEST = ("report_set",)
-    cfg.MODEL.DEVICE = "cpu"
-    (folder / "config.yaml").write_text(cfg.dump())
-    lines = [
-        {"iteration": 19, "total_loss": 2.0, "loss_cls": 1.5, "loss_box_reg": 0.5},
-        {"iteration": 39, "total_loss": 1.0},
-    ]
-    lines += [
-        {
-            "iteration": 39,
-            "total_loss": 0.9,
-            "bbox/AP": 41.5,
-            "bbox/AP50": 60.0,
-            "bbox/AP-circle": 30.0,
-        }
-    ]
-    (folder / "metrics.json").write_text("\n".join(json.dumps(x) for x in lines))
-    results = [{"image_id": 1, "category_id": 2, "bbox": [50, 40, 40, 40], "score": 0.9}]
-    results += [{"image_id": 2, "category_id": 1, "bbox": [0, 0, 90, 90], "score": 0.1}]
-    (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
-    yield folder
-    if "report_set" in DatasetCatalog.list():
-        DatasetCatalog.pop("report_set")
-        MetadataCatalog.pop("report_set")
+    class_names = ("circle", "square")
+
+    def __init__(self, score, input_format="BGR"):
+        self.score = score
+        self.input_format = input_format
+        self.batch_sizes = []
+
+    def read(self, file):
+        return cv2.imread(str(file))
+
+    def convert_frame(self, frame):
+        return frame
+
+    def __call__(self, images):
+        self.batch_sizes.append(len(images))
+        boxes = Boxes(torch.tensor([[10.0, 60.0, 40.0, 90.0]]))
+        fields = {"scores": torch.tensor([self.score]), "pred_classes": torch.tensor([1])}
+        return [Instances(x.shape[:2], pred_boxes=boxes, **fields) for x in images]
 
 
-def test_it_draws_and_says_where_everything_is(run, capsys):
-    assert main([str(run), "--images", "4"]) == 0
-    assert capsys.readouterr().out.strip().endswith(str(run))
-    grid, curves = (cv2.imread(str(run / f"{name}.png")) for name in ("detections", "curves"))
-    # Four images in two rows of two pairs; the square of the first image is drawn on both sides.
-    assert grid.shape[1] == 1690 and curves.shape[1] == 1100
-    assert len(np.unique(grid.reshape(-1, 3), axis=0)) > 100
+@pytest.mark.parametrize(("input_format", "num_channels"), [("BGR", 3), ("RGB", 3), ("L", 1)])
+def test_pictures_are_bgr_whatever_is_read(input_format, num_channels):
+    image = np.full((120, 80, num_channels), 90, np.uint8)
+    (picture,) = Painter(FixedPredictor(0.5, input_format), 0.4).paint([image])
+    assert picture.shape == (480, 320, 3)
+    assert picture.dtype == np.uint8
+    # The second colour of tab10 is orange: more red than blue.
+    box = picture[241:360, 41:160].reshape(-1, 3).astype(int)
+    assert (box[:, 2] - box[:, 0]).max() > 50
 
 
-def test_a_score_threshold_decides_what_is_drawn(run):
-    main([str(run), "--images", "4", "--score-thresh", "0.95"])
-    without = cv2.imread(str(run / "detections.png"))
-    main([str(run), "--images", "4", "--score-thresh", "0.05"])
-    assert (cv2.imread(str(run / "detections.png")) != without).any()
-
-
-def test_pictures_without_detections_show_the_best_score(run, capsys):
-    assert main([str(run), "--score-thresh", "0.95"]) == 0
-    assert "no detection with score >= 0.95; best score 0.9\n" in capsys.readouterr().out
-    results = run / "inference" / "coco_instances_results.json"
-    figure = draw_detections("report_set", results, run / "a.png", score_thresh=0.4)
-    assert [x.get_title() for x in figure.axes[1:8:2]] == [
-        "detections, score >= 0.4",
-        "no detection with score >= 0.4; best score 0.1",
-        "no detections at any score",
-        "no detections at any score",
-    ]
-    assert not figure.get_suptitle()
-    results.write_text("[]")
-    assert main([str(run)]) == 0 and "no detections at any score\n" in capsys.readouterr().out
-
-
-def test_the_record_says_how_it_was_measured(run, tmp_path):
-    command = "python -m tools.train_net --config-file configs/a.yaml OUTPUT_DIR x"
-    main([str(run), "--record", str(tmp_path / "new" / "a.json"), "--command", command])
-    record = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert record["figures"] == {"bbox/AP": 41.5, "bbox/AP50": 60.0, "bbox/AP-circle": 30.0}
-    assert (record["dataset"], record["config_file"], record["command"]) == (
-        "report_set",
-        "configs/a.yaml",
-        command,
+def test_detections_above_the_threshold_are_counted():
+    painter = Painter(FixedPredictor(0.5), 0.4)
+    painter.paint([np.full((96, 96, 3), 90, np.uint8)] * 3)
+    assert painter.describe_counts() == (
+        "detections with a score of at least 0.4, by class: square: 3"
     )
-    assert yaml.safe_load(record["config"])["DATASETS"]["TEST"] == ["report_set"]
-    assert record["versions"]["torch"] and record["device"]
 
 
-def test_lines_that_a_resumed_run_wrote_again_count_once(run):
-    metrics = read_metrics(run / "metrics.json")
-    assert [x["iteration"] for x in metrics] == [19, 39] and metrics[1]["total_loss"] == 0.9
-    assert get_figures(metrics)["bbox/AP"] == 41.5
-
-
-def test_a_line_that_is_cut_off_is_left_out(run):
-    """Of a run that is being written, or that was killed and then resumed."""
-    before = read_metrics(run / "metrics.json")
-    with open(run / "metrics.json", "a") as file:
-        file.write(
-            '\n{"iteration": 59, "total_l{"iteration": 59, "total_loss": 3.0}\n{"iteration": 79, "tot'
-        )
-    assert read_metrics(run / "metrics.json") == before
-
-
-def test_lines_of_an_earlier_longer_run_in_the_same_folder_are_left_out(run):
-    with open(run / "metrics.json", "a") as file:
-        file.write(
-            '\n{"iteration": 19, "total_loss": 5.0}\n{"iteration": 29, "total_loss": 4.0, "bbox/AP": 7.0}\n'
-        )
-    metrics = read_metrics(run / "metrics.json")
-    assert [x["iteration"] for x in metrics] == [19, 29] and get_figures(metrics) == {
-        "bbox/AP": 7.0
-    }
-
-
-def test_curves_of_a_run_without_evaluation(run):
-    draw_curves([{"iteration": 0, "total_loss": 1.0}], run / "bare.png")
-    assert cv2.imread(str(run / "bare.png")) is not None
-
-
-def test_a_folder_that_is_no_run_names_what_is_missing(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([str(tmp_path)])
-    assert "config.yaml does not exist" in capsys.readouterr().err
-
-
-def test_detections_of_another_data_set_are_named(run):
-    results = run / "inference" / "coco_instances_results.json"
-    results.write_text(
-        json.dumps([{"image_id": 77, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9}])
+def test_pictures_without_detections_show_the_best_score():
+    painter = Painter(FixedPredictor(0.25), 0.4)
+    (picture,) = painter.paint([np.full((480, 480, 3), 90, np.uint8)])
+    changed = (picture != 90).any(axis=2)
+    # A caption along the upper edge and nothing else.
+    assert changed[:60].sum() > 500
+    assert not changed[60:].any()
+    assert painter.describe_counts() == (
+        "detections with a score of at least 0.4, by class: none\n"
+        "no detection with score >= 0.4; best score 0.25"
     )
-    with pytest.raises(ValueError, match="has image id 77, which data set report_set has not"):
-        main([str(run)])
 
 
-def test_a_data_set_that_is_not_registered_is_named(run):
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("- report_set", "- nowhere_set"))
-    with pytest.raises(ValueError, match=r"nowhere_set is not registered; does FOCAL_DET_DATASETS"):
-        main([str(run)])
-
-
-def test_a_record_needs_the_command(run, capsys):
-    with pytest.raises(SystemExit):
-        main([str(run), "--record", "a.json", "--command", "make demo"])
-    assert "--config-file" in capsys.readouterr().err
+def test_files_that_cannot_be_read_become_faults(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(5)]
+    for file in files:
+        cv2.imwrite(str(file), np.full((96, 96, 3), 90, np.uint8))
+    files[1].write_bytes(b"no picture")
+    files[4].unlink()
+    predictor = FixedPredictor(0.5)
+    painter = Painter(predictor, 0.4)
+    assert [file for file, _ in painter.paint_images(files, 2)] == [files[0], *files[2:4]]
+    # No batch for the last file, which is missing.
+    assert predictor.batch_sizes == [1, 2]
+    assert [x.split(" cannot be read")[0] for x in painter.faults] == [str(files[1]), str(files[4])]

@@ -31,15 +31,13 @@ def test_losses_and_normalizers_need_torch_and_fvcores_registry_only():
 
 def test_parts_for_detectron2_say_how_to_get_it():
     for part in (
-        "config",
         "modeling.retinanet",
         "data.catalog",
         "imbalance.class_weights",
-        "checkpoint.checkpointer",
-        "engine.trainer",
         "inference.predictor",
-        "check.run",
-        "model_zoo",
+        "tools.train",
+        "tools.weights",
+        "tools.report",
     ):
         code, output = run_blocked(f"import focal_det.{part}", "detectron2", check=False)
         assert code != 0
@@ -49,9 +47,31 @@ def test_parts_for_detectron2_say_how_to_get_it():
     assert "During handling" not in output
 
 
+def test_program_without_detectron2_says_how_to_get_it():
+    """Also one that imports Detectron2 before any part of focal_det that needs it."""
+    code = "from focal_det.tools.__main__ import main; sys.exit(main(['bench', '--help']))"
+    code, output = run_blocked(code, "detectron2", check=False)
+    assert code == 2
+    assert "focal-det bench: " in output
+    assert "conda-forge" in output
+
+
+def test_training_imports_no_figures():
+    code = (
+        "import sys, focal_det.env, focal_det.engine.trainer\n"
+        "focal_det.env.ensure_environment()\n"
+        "print([x for x in sys.modules if x.startswith('focal_det.report')])"
+    )
+    _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
+    assert output.splitlines()[-1] == "[]"
+
+
 def test_import_changes_nothing_of_detectron2():
-    code = "from detectron2.config import get_cfg\nfrom detectron2.data import DatasetCatalog\n"
-    code += "import focal_det.modeling.retinanet\n"
+    code = (
+        "from detectron2.config import get_cfg\n"
+        "from detectron2.data import DatasetCatalog\n"
+        "import focal_det.modeling.retinanet\n"
+    )
     code += (
         "assert 'FOCAL_DET' not in get_cfg().MODEL and 'digits_val' not in DatasetCatalog.list()"
     )

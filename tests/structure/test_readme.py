@@ -233,7 +233,7 @@ def test_its_pictures_are_drawn(words, tmp_path):
 @commands_of("loss-cdf")
 @pytest.mark.slow
 def test_its_cumulative_loss_is_drawn(words, tmp_path):
-    output = run_command(words, "--write", tmp_path / "cdf.png")
+    output = run_command(words, "--output", tmp_path / "cdf.png")
     assert "gamma 2: of " in output and (tmp_path / "cdf.png").stat().st_size > 10_000
 
 

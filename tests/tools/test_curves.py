@@ -1,4 +1,4 @@
-"""`focal-det curves`: draws what its arguments say, and names the argument that it does not understand."""
+"""`focal-det curves`: draws the losses of its arguments, and names a wrong one."""
 
 import cv2
 import pytest
@@ -17,14 +17,14 @@ GAMMA, ALPHA, BETA = (
 
 
 def get_error(capsys, *argv):
-    """What is said of a wrong command line, after the usage."""
+    """The message for a wrong command line."""
     with pytest.raises(SystemExit) as error:
         main([str(x) for x in argv])
     assert error.value.code == 2
-    return capsys.readouterr().err.split("error: ")[1]
+    return capsys.readouterr().err.removeprefix("focal-det curves: ")
 
 
-def test_without_arguments_it_draws_figure_1_and_says_where(tmp_path, monkeypatch, capsys):
+def test_default_is_figure_1_of_the_paper(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
     assert capsys.readouterr().out == f"The curves are in {tmp_path / 'curves.png'}\n"
@@ -34,14 +34,14 @@ def test_without_arguments_it_draws_figure_1_and_says_where(tmp_path, monkeypatc
     ]
 
 
-def test_losses_and_parameters_are_in_every_picture_that_is_asked_for(tmp_path, capsys):
+def test_every_picture_has_the_losses_and_arguments(tmp_path, capsys):
     losses = [
         "FocalLoss:alpha=-1,gamma=0",
         "FocalLoss:alpha=-1,gamma=2",
         "FocalStarLoss:alpha=-1,gamma=2,beta=1",
     ]
     png, svg = tmp_path / "new" / "curves.png", tmp_path / "new" / "curves.svg"
-    assert main([*losses, "--write", str(png), str(svg)]) == 0
+    assert main([*losses, "--output", str(png), str(svg)]) == 0
     assert capsys.readouterr().out == f"The curves are in {png}, {svg}\n"
     assert cv2.imread(str(png)) is not None
     minus_one = "\N{MINUS SIGN}1"
@@ -54,12 +54,12 @@ def test_losses_and_parameters_are_in_every_picture_that_is_asked_for(tmp_path, 
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_every_registered_loss_can_be_drawn(name, tmp_path):
-    assert main([name, "--write", str(tmp_path / "a.svg")]) == 0
+    assert main([name, "--output", str(tmp_path / "a.svg")]) == 0
     assert name in (tmp_path / "a.svg").read_text()
 
 
-def test_options_may_stand_between_losses_and_set_the_iou(tmp_path):
-    main(["FocalLoss", "--iou", "0.65", "QualityFocalLoss", "--write", str(tmp_path / "a.svg")])
+def test_options_may_stand_between_losses(tmp_path):
+    main(["FocalLoss", "--iou", "0.65", "QualityFocalLoss", "--output", str(tmp_path / "a.svg")])
     text = (tmp_path / "a.svg").read_text()
     assert "FocalLoss" in text and "QualityFocalLoss" in text and "losses that use it: 0.65" in text
 
@@ -98,22 +98,22 @@ def test_values_are_python_literals_or_yaml(spec, want):
         ("", "Unknown classification loss ''"),
     ],
 )
-def test_a_loss_that_cannot_be_is_named(spec, message, tmp_path, capsys):
-    error = get_error(capsys, "FocalLoss", spec, "--write", tmp_path / "a.png")
+def test_wrong_loss_is_named(spec, message, tmp_path, capsys):
+    error = get_error(capsys, "FocalLoss", spec, "--output", tmp_path / "a.png")
     assert error.startswith(f"{spec}: ") and message in error
     assert not (tmp_path / "a.png").exists()
 
 
-def test_an_iou_out_of_range_and_too_many_losses_are_named(capsys):
+def test_wrong_iou_and_too_many_losses_are_named(capsys):
     assert get_error(capsys, "--iou", "1.5") == "--iou must be in [0, 1], got 1.5\n"
     losses = [f"FocalLoss:gamma={i}" for i in range(13)]
     assert get_error(capsys, *losses) == "a picture has room for 12 losses, got 13\n"
 
 
 @pytest.mark.parametrize("file", ["FocalLoss:gamma=0.5", "a.gif", "a"])
-def test_a_file_that_is_no_picture_is_named(file, capsys):
-    error = get_error(capsys, "--write", "a.png", file)
-    assert f"got '{file}'" in error and "losses come before --write" in error
+def test_file_that_is_not_a_picture_is_named(file, capsys):
+    error = get_error(capsys, "--output", "a.png", file)
+    assert f"got '{file}'" in error and "losses come before --output" in error
 
 
 def test_help_lists_the_losses_with_their_arguments(capsys):
@@ -128,6 +128,6 @@ def test_it_needs_no_detectron2(tmp_path):
     code = (
         "import sys\nfor name in ('detectron2', 'cv2', 'pycocotools'): sys.modules[name] = None\n"
     )
-    code += "from focal_det.tools.__main__ import main\nsys.exit(main(['curves', '--write', sys.argv[1]]))"
+    code += "from focal_det.tools.__main__ import main\nsys.exit(main(['curves', '--output', sys.argv[1]]))"
     _, output = run_python("-c", code, tmp_path / "a.png", env={"DETECTRON2_ENV_MODULE": None})
     assert output.strip() == f"The curves are in {tmp_path / 'a.png'}"

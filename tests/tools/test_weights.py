@@ -1,6 +1,7 @@
-"""`focal-det weights`: a config that works by itself, numbers that are those of the data, and errors that say what to change."""
+"""`focal-det weights`: a config with the numbers of the data, and errors that say what to change."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -70,7 +71,7 @@ def base(tmp_path):
 def run(base, *args, out="out/weights.yaml"):
     """Run the program; return the config file it wrote."""
     file = base.parent.parent / out
-    assert main(["--config-file", str(base), "--write", str(file), *args]) == 0
+    assert main(["--config-file", str(base), "--output", str(file), *args]) == 0
     return file
 
 
@@ -84,7 +85,7 @@ def get_alphas(cfg):
     return list(cfg.MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class)
 
 
-def test_the_written_config_builds_a_model_with_the_numbers_and_trains(base):
+def test_written_config_builds_a_model_that_trains(base):
     cfg = load(run(base))
     alphas, priors = get_alphas(cfg), list(cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS)
     # Square root, three circles and two squares: scale = 0.25 * 5 / (sqrt(3) + sqrt(2)).
@@ -98,18 +99,16 @@ def test_the_written_config_builds_a_model_with_the_numbers_and_trains(base):
     assert all(x.isfinite() for x in losses.values())
 
 
-def test_it_changes_nothing_else_of_its_base_and_has_nothing_to_warn_of(base, caplog):
+def test_nothing_else_of_the_base_changes(base, caplog):
     cfg, want = load(run(base)), load(base)
     want.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS = cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
     want.MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class = get_alphas(cfg)
     assert cfg == want and not caplog.records
 
 
-def test_the_base_is_named_relative_to_the_file_and_found_from_any_folder(
-    base, tmp_path, monkeypatch
-):
+def test_base_is_found_from_any_folder(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["--config-file", "configs/base.yaml", "--write", "a/b/weights.yaml"]) == 0
+    assert main(["--config-file", "configs/base.yaml", "--output", "a/b/weights.yaml"]) == 0
     assert (
         yaml.safe_load((tmp_path / "a/b/weights.yaml").read_text())["_BASE_"]
         == "../../configs/base.yaml"
@@ -118,7 +117,7 @@ def test_the_base_is_named_relative_to_the_file_and_found_from_any_folder(
     assert load(tmp_path / "a/b/weights.yaml").DATASETS.TRAIN == ("cells",)
 
 
-def test_changes_of_the_command_line_are_in_the_file(base):
+def test_options_of_the_command_are_in_the_file(base):
     opts = [
         "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
         "0.5",
@@ -139,11 +138,11 @@ def test_changes_of_the_command_line_are_in_the_file(base):
     assert "\"('cells',)\" INPUT.MIN_SIZE_TRAIN '(64,)'" in file.read_text()
 
 
-def test_the_comment_says_how_it_was_made_and_from_what(base):
+def test_comment_says_how_the_file_was_made(base):
     file = run(base, "--method", "effective", "--beta", "0.9", "--max-alpha", "0.5")
     comment = "\n".join(x for x in file.read_text().splitlines() if x.startswith("#"))
     assert (
-        f"focal-det weights --config-file {base} --write {file} --method effective --beta 0.9 --max-alpha 0.5"
+        f"focal-det weights --config-file {base} --output {file} --method effective --beta 0.9 --max-alpha 0.5"
         in comment
     )
     assert (
@@ -161,7 +160,7 @@ def test_the_comment_says_how_it_was_made_and_from_what(base):
     ]
 
 
-def test_the_terminal_shows_the_classes_the_files_and_the_next_command(base, capsys, monkeypatch):
+def test_terminal_shows_classes_files_and_next_command(base, capsys, monkeypatch):
     datasets_file = base.parent / "my sets.yaml"
     datasets_file.write_text("DATASETS: []\n")
     monkeypatch.setenv("FOCAL_DET_DATASETS", str(datasets_file))
@@ -173,7 +172,7 @@ def test_the_terminal_shows_the_classes_the_files_and_the_next_command(base, cap
     assert cv2.imread(str(file.with_suffix(".png"))).shape[1] == 1320
 
 
-def test_empty_images_count_as_the_data_loader_has_them(base, capsys):
+def test_empty_images_count_as_in_the_data_loader(base, capsys):
     # Left out are image 3, with no more than a crowd, and no other: the crowd of image 5 stands beside a circle.
     run(base)
     everything = capsys.readouterr().out
@@ -183,7 +182,7 @@ def test_empty_images_count_as_the_data_loader_has_them(base, capsys):
     assert priors[1] == pytest.approx(priors[0] * 5 / 4, rel=1e-3)
 
 
-def test_pi_is_counted_at_the_middle_of_the_training_sizes(base, capsys):
+def test_pi_is_counted_at_the_middle_training_size(base, capsys):
     one = load(run(base, "INPUT.MIN_SIZE_TRAIN", "(96,)"))
     for sizes, sampling in (("(64, 96, 500)", "choice"), ("(64, 128)", "range")):
         other = load(
@@ -208,9 +207,7 @@ def test_pi_is_counted_with_the_labels_of_the_model(base):
     )
 
 
-def test_images_are_sampled_at_even_distances_and_a_class_without_positives_is_named(
-    tmp_path, caplog
-):
+def test_class_without_positives_in_the_sample_is_named(tmp_path, caplog):
     def load_records():
         box = {"bbox": [10, 10, 50, 50], "bbox_mode": BoxMode.XYXY_ABS}
         sizes = {"height": 128, "width": 128}
@@ -244,7 +241,7 @@ def test_images_are_sampled_at_even_distances_and_a_class_without_positives_is_n
         assert len(set(priors)) == 1 and len(caplog.records) == 1
 
 
-def test_a_class_without_objects_is_named(base, caplog):
+def test_class_without_objects_is_named(base, caplog):
     content = json.loads((base.parent.parent / "coco.json").read_text())
     content["categories"].append({"id": 3, "name": "star"})
     (base.parent.parent / "coco.json").write_text(json.dumps(content))
@@ -259,7 +256,7 @@ def test_no_rounded_alpha_exceeds_the_cap(base):
     )
 
 
-def test_a_voc_data_set_is_counted(tmp_path):
+def test_voc_data_set_is_counted(tmp_path):
     write_voc(tmp_path)
     block = {
         "name": "cells",
@@ -272,7 +269,7 @@ def test_a_voc_data_set_is_counted(tmp_path):
     assert get_alphas(load(run(write_base(tmp_path, block)))) == [0.25, 0.25]
 
 
-def test_the_objects_of_several_training_sets_are_added(base):
+def test_objects_of_several_training_sets_are_added(base):
     write_voc(base.parent.parent / "voc")
     block = {
         "name": "more",
@@ -288,7 +285,7 @@ def test_the_objects_of_several_training_sets_are_added(base):
     )
 
 
-def test_many_classes_are_a_short_table_and_a_whole_one_in_the_file(tmp_path, capsys):
+def test_table_of_many_classes_is_short_on_the_terminal(tmp_path, capsys):
     def load_records():
         box = {"bbox": [10, 10, 50, 50], "bbox_mode": BoxMode.XYXY_ABS}
         counts = [(i, 50 - i) for i in range(50)]
@@ -312,7 +309,7 @@ def test_many_classes_are_a_short_table_and_a_whole_one_in_the_file(tmp_path, ca
     assert len(get_alphas(load(file))) == 50
 
 
-def test_a_file_that_the_program_did_not_write_is_left_alone(base, capsys):
+def test_file_of_someone_else_is_left_alone(base, capsys):
     before = base.read_text()
     with pytest.raises(SystemExit):
         run(base, out="configs/base.yaml")
@@ -328,18 +325,18 @@ def test_a_file_that_the_program_did_not_write_is_left_alone(base, capsys):
     ("args", "message"),
     [
         (
-            ["--config-file", "nowhere.yaml", "--write", "a.yaml"],
+            ["--config-file", "nowhere.yaml", "--output", "a.yaml"],
             "the config nowhere.yaml does not exist",
         ),
-        (["--config-file", __file__, "--write", "a.yaml"], "--config-file must be a .yaml file"),
-        (["--config-file", BASE, "--write", "a.png"], "--write must be a .yaml file, got a.png"),
+        (["--config-file", __file__, "--output", "a.yaml"], "--config-file must be a .yaml file"),
+        (["--config-file", BASE, "--output", "a.png"], "--output must be a .yaml file, got a.png"),
         (
-            ["--config-file", BASE, "--write", "a.yaml", "--images", "-1"],
+            ["--config-file", BASE, "--output", "a.yaml", "--images", "-1"],
             "--images must be >= 0, got -1",
         ),
     ],
 )
-def test_a_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch):
+def test_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(args)
@@ -380,7 +377,7 @@ def test_a_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch)
         ),
     ],
 )
-def test_data_that_cannot_be_counted_is_named(base, opts, message):
+def test_data_that_cannot_be_counted_is_named(base, opts, message, capsys):
     crowd = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 1}
     record = {"file_name": "a.png", "image_id": 0, "height": 64, "width": 64}
     DatasetCatalog.register("no_annotations", lambda: [record])
@@ -389,8 +386,10 @@ def test_data_that_cannot_be_counted_is_named(base, opts, message):
         "no_names", lambda: [{**record, "annotations": [{**crowd, "iscrowd": 0}]}]
     )
     MetadataCatalog.get("no_names").set(thing_classes=["a", "b"])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit) as error:
         run(base, *opts)
+    assert error.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
     assert not (base.parent.parent / "out").exists()
 
 
@@ -411,19 +410,19 @@ def test_data_that_cannot_be_counted_is_named(base, opts, message):
         ),
     ],
 )
-def test_a_setting_that_does_not_go_with_the_numbers_is_named(base, opts, message, caplog):
+def test_setting_that_ignores_the_numbers_is_named(base, opts, message, caplog):
     run(base, *opts)
     assert message in caplog.text
 
 
-def test_the_config_and_its_bases_are_not_overwritten(tmp_path, capsys):
+def test_config_and_its_bases_are_not_overwritten(tmp_path, capsys):
     base, config = tmp_path / "base.yaml", tmp_path / "config.yaml"
     base.write_text("# Class weights of old\nVERSION: 2\n")
     config.write_text('# Class weights of old\n_BASE_: "base.yaml"\n')
     for file in (config, base):
         before = file.read_text()
         with pytest.raises(SystemExit):
-            main(["--config-file", str(config), "--write", str(file)])
+            main(["--config-file", str(config), "--output", str(file)])
         assert (
             "is --config-file or one of its bases" in capsys.readouterr().err
             and file.read_text() == before

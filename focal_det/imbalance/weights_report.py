@@ -1,0 +1,172 @@
+"""Alpha and pi per class of a config's training set, and how they were found, in words."""
+
+import logging
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+
+from focal_det.data.catalog import sample_evenly
+from focal_det.host import LOGGER_NAME
+from focal_det.modeling.build import read_settings
+
+from .anchors import AnchorFit, build_anchor_setup, measure_anchors
+from .class_weights import (
+    WEIGHT_METHODS,
+    ClassWeights,
+    compute_class_alphas,
+    compute_class_priors,
+    count_objects,
+)
+from .config_file import round_weight
+from .describe import describe_imbalance
+from .read import get_class_names, get_middle_size, read_training_set
+
+_MAX_ROWS = 40  # of a shortened table
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How alphas are computed; see `compute_class_alphas`."""
+
+    method: str
+    beta: float
+    max_alpha: float
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What was measured of a training set.
+
+    Attributes:
+        datasets: names of the training sets, joined.
+        weights: objects, alpha and pi per class.
+        options: how the alphas were computed.
+        num_images: of the training sets.
+        num_labelled: images that pi was counted in.
+        size: shorter side of these in training, in pixels; 0 if they are not resized.
+        fit: their anchors.
+    """
+
+    datasets: str
+    weights: ClassWeights
+    options: WeightOptions
+    num_images: int
+    num_labelled: int
+    size: int
+    fit: AnchorFit
+
+    @property
+    def title(self) -> str:
+        """The training set in one line."""
+        num_objects = self.weights.counts.sum()
+        balance = describe_imbalance(self.weights)
+        return f"{self.datasets}: {self.num_images} images, {num_objects} objects, {balance}"
+
+
+def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int) -> WeightsReport:
+    """Count objects and positive anchors, and compute alpha and pi per class.
+
+    Args:
+        num_images: whose anchors are labelled, at even distances; 0 for all.
+
+    Raises:
+        ValueError: an option out of range, or a training set that cannot be counted.
+    """
+    records = read_training_set(cfg)
+    class_names = get_class_names(cfg)
+    counts = count_objects(records, len(class_names))
+    settings = read_settings(cfg)
+    alphas = {
+        method: compute_class_alphas(
+            counts,
+            method=method,
+            mean=settings.alpha,
+            max_alpha=options.max_alpha,
+            beta=options.beta,
+        )
+        for method in WEIGHT_METHODS
+    }
+    sample = sample_evenly(records, num_images)
+    fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
+    weights = ClassWeights(
+        class_names=class_names,
+        counts=counts,
+        alphas=alphas,
+        method=options.method,
+        priors=compute_class_priors(fit.positives, fit.num_anchors),
+        scalar_alpha=settings.alpha,
+        scalar_prior=settings.prior_prob,
+    )
+    return WeightsReport(
+        datasets=" + ".join(cfg.DATASETS.TRAIN),
+        weights=weights,
+        options=options,
+        num_images=len(records),
+        num_labelled=len(sample),
+        size=get_middle_size(cfg),
+        fit=fit,
+    )
+
+
+def describe_method(report: WeightsReport) -> list[str]:
+    """Two lines: how alpha and pi were computed."""
+    options = report.options
+    beta = f", beta {options.beta:g}" if options.method == "effective" else ""
+    side = f"shorter side {report.size} px" if report.size else "not resized"
+    return [
+        f"alpha: {options.method}{beta}; mean over the objects {report.weights.scalar_alpha:g} "
+        f"(FOCAL_LOSS_ALPHA), none above {options.max_alpha:g}",
+        f"pi: positives per anchor; {report.num_labelled} images, {side}, "
+        f"{report.fit.num_anchors / report.num_labelled:.0f} anchors per image",
+    ]
+
+
+def make_table(weights: ClassWeights) -> list[str]:
+    """A line of column names, then one per class by falling number of objects."""
+    width = max(5, *(len(x) for x in weights.labels))
+    num_objects = weights.counts.sum()
+    lines = [
+        f"{'id':>4}  {'class':<{width}}  {'objects':>8}  {'share':>8}  {'alpha':>8}  {'pi':>10}"
+    ]
+    for i in weights.order:
+        share = f"{100 * weights.counts[i] / num_objects:.2f} %"
+        alpha = round_weight(weights.alphas[weights.method][i])
+        prior = round_weight(weights.priors[i])
+        lines.append(
+            f"{i:>4}  {weights.labels[i]:<{width}}  {weights.counts[i]:>8}  {share:>8}  "
+            f"{alpha:>8}  {prior:>10}"
+        )
+    return lines
+
+
+def shorten_table(table: list[str]) -> list[str]:
+    """The most and the least frequent classes of a table too long for a terminal."""
+    if len(table) <= _MAX_ROWS + 1:
+        return table
+    half = _MAX_ROWS // 2
+    num_left_out = len(table) - 1 - 2 * half
+    note = f"      ... {num_left_out} more, see the written config"
+    return [*table[: half + 1], note, *table[-half:]]
+
+
+def warn_unmeasured(cfg: CfgNode, report: WeightsReport) -> None:
+    """Name the classes whose numbers are not measured, and a sampler that changes the counts."""
+    weights = report.weights
+    prior = f"with pi = 1 / {report.fit.num_anchors}"
+    _warn_zeros(weights, weights.counts, "without objects, weighted like one with a single object")
+    _warn_zeros(
+        weights,
+        report.fit.positives,
+        f"without a positive anchor in the images looked at (--images), {prior}",
+    )
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        logging.getLogger(LOGGER_NAME).warning(
+            "DATALOADER.SAMPLER_TRAIN repeats images of rare classes; the counts are those of the "
+            "data set, without repeats"
+        )
+
+
+def _warn_zeros(weights: ClassWeights, values, what: str) -> None:
+    names = [name for name, value in zip(weights.labels, values) if value == 0]
+    if names:
+        logging.getLogger(LOGGER_NAME).warning(f"Classes {what}: {', '.join(names)}")

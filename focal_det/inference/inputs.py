@@ -1,0 +1,104 @@
+"""Images and videos on disk, and the files that what is made of them goes to."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+# A key of a config: MODEL.DEVICE, or one of the few at the top that hold a value.
+_KEY = re.compile(r"[A-Z][A-Z_0-9]*(\.\w+)+|CUDNN_BENCHMARK|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD")
+
+
+@dataclass
+class Inputs:
+    """Files to look at, each with the file to write.
+
+    Attributes:
+        images: output files by image.
+        videos: output files, .mp4, by video.
+    """
+
+    images: dict[Path, Path] = field(default_factory=dict)
+    videos: dict[Path, Path] = field(default_factory=dict)
+
+
+def find_inputs(paths: Iterable[Path], output: Path) -> Inputs:
+    """The images and videos among files and folders.
+
+    Args:
+        paths: images, videos, and folders that are searched for images.
+        output: the folder to write to; files of a folder keep their names below its name.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: a file of another kind, a folder without images, or an output file that would
+            replace an input or another output.
+    """
+    inputs = Inputs()
+    for path in paths:
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            inputs.images.update(_find_images(path, output))
+        elif not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        elif suffix in VIDEO_SUFFIXES:
+            inputs.videos[path] = output / f"{path.stem}.mp4"
+        elif suffix in IMAGE_SUFFIXES:
+            inputs.images[path] = output / path.name
+        else:
+            raise ValueError(
+                f"{path} is not an image ({', '.join(IMAGE_SUFFIXES)}) "
+                f"or a video ({', '.join(VIDEO_SUFFIXES)})"
+            )
+    _check_outputs({**inputs.images, **inputs.videos})
+    return inputs
+
+
+def split_config_options(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Words of a command line before, and from, the first that looks like a key of a config.
+
+    A word that is an existing path is not a key, nor is one that ends like an image or a video.
+    """
+    for i, word in enumerate(words):
+        path = Path(word)
+        is_file = path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) or path.exists()
+        if _KEY.fullmatch(word) and not is_file:
+            return words[:i], words[i:]
+    return words, []
+
+
+def _find_images(folder: Path, output: Path) -> dict[Path, Path]:
+    files = sorted(x for x in folder.rglob("*") if x.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} has no image ({', '.join(IMAGE_SUFFIXES)})")
+    # Resolved, as the name of "." is empty.
+    target = output / folder.resolve().name
+    return {file: target / file.relative_to(folder) for file in files}
+
+
+def _check_outputs(outputs: dict[Path, Path]) -> None:
+    """Refuse to replace an input, or to write two inputs to one file."""
+    sources: dict[Path, Path] = {}
+    for file, out_file in outputs.items():
+        first = sources.setdefault(out_file, file)
+        if first != file:
+            raise ValueError(
+                f"{first} and {file} would both be drawn to {out_file}; "
+                "give them in two calls with an --output each"
+            )
+        if file.resolve() == out_file.resolve():
+            raise ValueError(f"{file} would be overwritten; choose another --output")
+
+
+def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 BGR frames, one at a time, to the end or to the first that is damaged."""
+    while True:
+        is_frame, frame = video.read()
+        if not is_frame:
+            return
+        yield frame

@@ -1,0 +1,146 @@
+"""The page of a finished run: where it comes from, its figures, its curves and its detections."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.figure import Figure
+
+from focal_det.data.catalog import register_datasets
+from focal_det.env import load_config
+from focal_det.experiments.records import get_figures, read_metrics
+from focal_det.modeling.build import read_settings
+
+from .page import Page
+
+_RESULTS = "inference/coco_instances_results.json"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The folder of a run that was evaluated with COCO metrics.
+
+    Attributes:
+        folder: its OUTPUT_DIR.
+        cfg: its config.
+        dataset: the last test set with COCO metrics, whose detections are in `results_file`.
+        metrics: lines of `read_metrics`.
+        results_file: the detections.
+    """
+
+    folder: Path
+    cfg: CfgNode
+    dataset: str
+    metrics: list[dict[str, Any]]
+    results_file: Path
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a finished run, and register the data sets of its config.
+
+    Raises:
+        FileNotFoundError: a file of a finished run is missing; names it.
+        ValueError: no test set is evaluated with COCO metrics, or one is not registered.
+    """
+    for name in ("config.yaml", "metrics.json", _RESULTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} does not exist: {folder} is not the OUTPUT_DIR of a run that was "
+                "evaluated with COCO metrics"
+            )
+    config_file = folder / "config.yaml"
+    cfg = load_config(config_file)
+    register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
+    return FinishedRun(
+        folder=folder,
+        cfg=cfg,
+        dataset=_find_dataset(cfg, config_file),
+        metrics=read_metrics(folder / "metrics.json"),
+        results_file=folder / _RESULTS,
+    )
+
+
+def _find_dataset(cfg: CfgNode, config_file: Path) -> str:
+    """The last test set with COCO metrics: its results have replaced those of the others."""
+    for name in cfg.DATASETS.TEST:
+        if name not in DatasetCatalog.list():
+            raise ValueError(
+                f"{config_file}: data set {name} is not registered; "
+                "does FOCAL_DET_DATASETS name its file?"
+            )
+    names = [x for x in cfg.DATASETS.TEST if MetadataCatalog.get(x).get("evaluator_type") == "coco"]
+    if not names:
+        raise ValueError(
+            f"{config_file}: none of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} is evaluated "
+            "with COCO metrics"
+        )
+    return names[-1]
+
+
+def make_run_page(
+    run: FinishedRun,
+    *,
+    curves: Figure,
+    detections: Figure,
+    record: Optional[Mapping[str, Any]] = None,
+) -> Page:
+    """A page with the origin of a run, its COCO metrics and its figures.
+
+    Args:
+        curves: of `make_training_curves_figure`.
+        detections: of `make_detections_figure`.
+        record: of `make_record`, where the command of the run is known.
+    """
+    page = Page(f"{run.folder.resolve().name}: {run.dataset}")
+    page.add_table(["run", ""], _describe_origin(run, record))
+    page.add_heading("Results")
+    page.add_table(["metric", "%"], _list_figures(run.metrics))
+    page.add_heading("Training")
+    page.add_figure(curves, "losses, and average precision of each evaluation")
+    page.add_heading("Detections")
+    caption = detections.get_suptitle() or "ground truth on the left, detections on the right"
+    page.add_figure(detections, caption)
+    return page
+
+
+def _describe_origin(
+    run: FinishedRun, record: Optional[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Name and value of what is known about how the run was made."""
+    cfg = run.cfg
+    iterations = max((line["iteration"] + 1 for line in run.metrics), default=0)
+    rows = [
+        ("folder", str(run.folder.resolve())),
+        ("data set", run.dataset),
+        ("architecture", cfg.MODEL.META_ARCHITECTURE),
+        ("iterations", f"{iterations} of {cfg.SOLVER.IMS_PER_BATCH} images"),
+    ]
+    # Two-stage detectors have other losses, whose names are not in this key.
+    if read_settings(cfg).is_dense:
+        rows.append(("classification loss", cfg.MODEL.FOCAL_DET.CLS_LOSS.NAME))
+    if record is None:
+        return [*rows, ("device", cfg.MODEL.DEVICE)]
+    versions = [f"{name} {version}" for name, version in record["versions"].items() if version]
+    return [
+        *rows,
+        ("command", record["command"]),
+        ("config file", record["config_file"]),
+        ("commit", str(record["commit"])),
+        ("device", record["device"]),
+        ("minutes", str(record["minutes"])),
+        ("versions", "\n".join(versions)),
+    ]
+
+
+def _list_figures(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Name and value of the last evaluation's metrics."""
+    rows = []
+    for name, value in get_figures(metrics).items():
+        # COCO has no precision of sizes and classes that the data set lacks.
+        shown = "no such objects" if math.isnan(value) else f"{value:.1f}"
+        rows.append((name.replace("bbox/", ""), shown))
+    return rows
