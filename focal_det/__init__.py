@@ -1,4 +1,4 @@
-"""focal_det: dense object detectors under extreme class imbalance, as components for Detectron2."""
+"""Dense object detectors under extreme class imbalance, as components for Detectron2."""
 
 from importlib import import_module
 from typing import Any

@@ -59,8 +59,8 @@ def build_losses(
     """The losses to measure, by the name of their curve.
 
     Args:
-        gammas: of focal losses with the alpha of the config; without any, and without `specs`, those
-            of the paper's figure.
+        gammas: of focal losses with the alpha of the config; by default, if there are no `specs`
+            either, those of the paper's figure.
         specs: further losses, see `parse_loss`.
 
     Raises:
@@ -118,7 +118,7 @@ def measure_losses(
     by: Optional[str] = None,
     class_names: Sequence[str] = (),
 ) -> Histograms:
-    """Losses of all anchors of the images that are not ignored.
+    """Losses of all anchors of the images, without the ignored ones.
 
     Args:
         cfg: of the model.

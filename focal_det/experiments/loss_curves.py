@@ -1,12 +1,12 @@
-"""Curves of classification losses: value and gradient against p_t and x_t, as in figures 1, 5 and 6 of arXiv 1708.02002.
+"""Value and gradient of losses against p_t and x_t, figures 1, 5 and 6 of arXiv 1708.02002.
 
-Any `ClsLoss` is asked for its values through its interface, with one class: x is the logit of that class, above a background logit
-of 0 if the loss has one; y = +1 for an object and -1 for background; x_t = y x; p_t is the probability of the right answer. G is
-the number of points of a curve.
+Any `ClsLoss` is evaluated through its interface, for one class: x is the logit of that class, above
+a background logit of 0 if the loss has one; y = +1 for an object and -1 for background; x_t = y x;
+p_t is the probability of the right answer. G is the number of points of a curve.
 """
 
 import copy
-import dataclasses
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -18,20 +18,23 @@ from focal_det.losses.targets import DenseTargets
 
 X_MAX = 6.0  # of |x_t|
 NUM_POINTS = 1201
+# Relative to the largest value of a line. Float32 arithmetic of two losses that are equal on paper
+# differs by less, and a line in a picture is wider.
+_TOLERANCE = 1e-4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LossCurves:
-    """Values of one loss. Where there are two rows, the first is for y = +1 and the second for y = -1.
+    """Values of one loss. Of two rows, the first is for y = +1 and the second for y = -1.
 
     Attributes:
         x_t: (G,) from -6 to 6, equally spaced.
         p_t: (2, G) in [0, 1].
         loss: (2, G) nats.
-        grad: (2, G) derivative of the loss with respect to x_t; that with respect to x is y times it.
-        iou: IoU of the positives, None for a loss that does not ask for it.
-        self_normalized: True if the values are parts of a mean over the batch, which is the grid.
-        stateful: True if training changes the values; these are of the first step.
+        grad: (2, G) derivative of the loss with respect to x_t, which is y times that to x.
+        iou: IoU of the positives; None for a loss that does not need it.
+        self_normalized: whether the values are parts of a mean over the batch, which is the grid.
+        stateful: whether training changes the values; these are of the first step.
     """
 
     x_t: Tensor
@@ -44,13 +47,15 @@ class LossCurves:
 
     @property
     def lines(self) -> list[Tensor]:
-        """(3, G) p_t, loss and gradient to draw: for y = +1, and for y = -1 unless it is the same function of x_t."""
+        """(3, G) p_t, loss and gradient to draw for y = +1 and, if they differ, for y = -1."""
         pos, neg = torch.stack([self.p_t, self.loss, self.grad], dim=1)
-        return [pos] if is_same_line(pos, neg) else [pos, neg]
+        if is_same_line(pos, neg):
+            return [pos]
+        return [pos, neg]
 
 
 def compute_loss_curves(loss: ClsLoss, *, iou: float = 1.0) -> LossCurves:
-    """Evaluate a loss on one batch of 2 G images with one anchor each: G values of x_t, for y = +1 and for y = -1.
+    """Evaluate a loss on one batch of 2 G images with one anchor each, G for each y.
 
     Args:
         loss: built for one class; it is not modified.
@@ -61,6 +66,7 @@ def compute_loss_curves(loss: ClsLoss, *, iou: float = 1.0) -> LossCurves:
     """
     if not 0 <= iou <= 1:
         raise ValueError(f"iou must be in [0, 1], got {iou}")
+    # A stateful loss changes when it is evaluated.
     loss = copy.deepcopy(loss)
     x_t = torch.linspace(-X_MAX, X_MAX, NUM_POINTS)
     y = torch.tensor([[1.0], [-1.0]])
@@ -81,12 +87,13 @@ def compute_loss_curves(loss: ClsLoss, *, iou: float = 1.0) -> LossCurves:
 
 
 def is_same_line(a: Tensor, b: Tensor) -> bool:
+    """Whether two (3, G) lines look the same in a picture."""
     size = torch.maximum(a.abs(), b.abs()).amax(dim=1, keepdim=True)
-    return bool(((a - b).abs() <= 1e-4 * size).all())
+    return bool(((a - b).abs() <= _TOLERANCE * size).all())
 
 
 def _make_targets(iou: float, needs: frozenset[str]) -> DenseTargets:
-    """Labels (2 G, 1): G images with an object, then G with background; beside them what the loss needs."""
+    """(2 G, 1) labels: G images with an object, then G with background."""
     labels = torch.tensor([0, 1]).repeat_interleave(NUM_POINTS).reshape(-1, 1)
     box = torch.tensor([0.0, 0.0, 32.0, 32.0])
     return DenseTargets.build(

@@ -62,7 +62,7 @@ class LossHistogram:
         return fractions, torch.cat([zero, self.sums[used].cumsum(0)]) / total
 
     def compute_share_of_hardest(self, fraction: float) -> float:
-        """Share of the sum, in [0, 1], of the highest `fraction` of the losses; NaN without losses."""
+        """Share of the sum that the highest `fraction` of the losses has; NaN without losses."""
         if self.count == 0:
             return math.nan
         fractions, shares = self.compute_curve()

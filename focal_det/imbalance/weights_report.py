@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from focal_det.data.catalog import sample_evenly
@@ -76,16 +77,9 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
     class_names = get_class_names(cfg)
     counts = count_objects(records, len(class_names))
     settings = read_settings(cfg)
-    alphas = {
-        method: compute_class_alphas(
-            counts,
-            method=method,
-            mean=settings.alpha,
-            max_alpha=options.max_alpha,
-            beta=options.beta,
-        )
-        for method in WEIGHT_METHODS
-    }
+    how = {"mean": settings.alpha, "max_alpha": options.max_alpha, "beta": options.beta}
+    # The figure shows the other methods as well.
+    alphas = {x: compute_class_alphas(counts, method=x, **how) for x in WEIGHT_METHODS}
     sample = sample_evenly(records, num_images)
     fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
     weights = ClassWeights(
@@ -111,8 +105,12 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
 def describe_method(report: WeightsReport) -> list[str]:
     """Two lines: how alpha and pi were computed."""
     options = report.options
-    beta = f", beta {options.beta:g}" if options.method == "effective" else ""
-    side = f"shorter side {report.size} px" if report.size else "not resized"
+    beta = ""
+    if options.method == "effective":
+        beta = f", beta {options.beta:g}"
+    side = "not resized"
+    if report.size:
+        side = f"shorter side {report.size} px"
     return [
         f"alpha: {options.method}{beta}; mean over the objects {report.weights.scalar_alpha:g} "
         f"(FOCAL_LOSS_ALPHA), none above {options.max_alpha:g}",
@@ -143,6 +141,7 @@ def shorten_table(table: list[str]) -> list[str]:
     """The most and the least frequent classes of a table too long for a terminal."""
     if len(table) <= _MAX_ROWS + 1:
         return table
+    # The first line has the column names.
     half = _MAX_ROWS // 2
     num_left_out = len(table) - 1 - 2 * half
     note = f"      ... {num_left_out} more, see the written config"
@@ -166,7 +165,8 @@ def warn_unmeasured(cfg: CfgNode, report: WeightsReport) -> None:
         )
 
 
-def _warn_zeros(weights: ClassWeights, values, what: str) -> None:
+def _warn_zeros(weights: ClassWeights, values: np.ndarray, what: str) -> None:
+    """Name the classes whose (K,) value is 0."""
     names = [name for name, value in zip(weights.labels, values) if value == 0]
     if names:
         logging.getLogger(LOGGER_NAME).warning(f"Classes {what}: {', '.join(names)}")

@@ -34,10 +34,12 @@ def make_class_weights_figure(weights: ClassWeights, title: str) -> Figure:
     objects.set_xlabel("objects")
     if is_named:
         _draw_named_objects(objects, weights)
+        _draw_alphas(alphas, weights, marker_size=4)
+        _draw_priors(priors, weights, marker_size=4)
     else:
         _draw_object_curve(objects, weights)
-    _draw_alphas(alphas, weights, marker_size=4 if is_named else 0)
-    _draw_priors(priors, weights, marker_size=4 if is_named else 1.5)
+        _draw_alphas(alphas, weights, marker_size=0)
+        _draw_priors(priors, weights, marker_size=1.5)
     for axes in (objects, alphas, priors):
         draw_grid(axes)
     return figure

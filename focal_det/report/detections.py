@@ -122,6 +122,7 @@ def draw_boxes(
     Returns:
         (scale H, scale W, 3) uint8 RGB.
     """
+    # Control characters of a name have no glyph, and a long one would hide the image.
     labels = [to_line(class_names[int(i)], MAX_NAME) for i in classes]
     if scores is not None:
         labels = [f"{label} {100 * float(score):.0f}%" for label, score in zip(labels, scores)]
@@ -220,6 +221,7 @@ def _draw_detections(
     boxes = np.array([x["bbox"] for x in detections], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = [x["category_id"] for x in detections]
+    # A COCO file may number its categories with gaps; K class ids have none.
     class_of_id = metadata.get("thing_dataset_id_to_contiguous_id")
     if class_of_id:
         classes = [class_of_id[i] for i in classes]

@@ -61,7 +61,8 @@ class Painter:
             scale=max(1.0, _MIN_SIDE / max(image.shape[:2])),
             caption=caption,
         )
-        return picture[:, :, ::-1]
+        # OpenCV's writers take BGR.
+        return np.ascontiguousarray(picture[:, :, ::-1])
 
     def paint_images(
         self, files: Sequence[Path], batch_size: int

@@ -54,6 +54,7 @@ def read_run(folder: Path) -> FinishedRun:
             )
     config_file = folder / "config.yaml"
     cfg = load_config(config_file)
+    # Loading a config does not register the data sets that it defines; building a model does.
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     return FinishedRun(
         folder=folder,

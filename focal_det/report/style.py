@@ -1,7 +1,5 @@
 """Colours and axes that all figures share."""
 
-from pathlib import Path
-
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
@@ -20,7 +18,6 @@ COLORS = (BLUE, VERMILION, GREEN, PURPLE, BLACK, ORANGE, SKY_BLUE, LIGHT_GRAY)
 GRAY = "0.4"  # notes, and lines that only help to read the others
 SHADE = {"color": "0.5", "alpha": 0.1, "linewidth": 0, "zorder": 0}
 _NUM_CLASS_COLORS = 10
-_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def get_class_color(class_id: int) -> tuple[float, float, float]:
@@ -33,14 +30,3 @@ def draw_grid(axes: Axes) -> None:
     """Thin grid lines behind everything else."""
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
-
-
-def check_picture_file(file: Path, advice: str = "") -> None:
-    """Refuse a file name whose suffix is not one of a picture, before any work is done.
-
-    Raises:
-        ValueError: another suffix; ends with `advice`.
-    """
-    if file.suffix.lower() not in _SUFFIXES:
-        end = f"; {advice}" if advice else ""
-        raise ValueError(f"--output must end in {', '.join(_SUFFIXES)}, got {str(file)!r}{end}")

@@ -1,8 +1,8 @@
 """What all programs share: their arguments, and what becomes of an error.
 
 A program is a module of this package with a docstring, whose first line `focal-det` lists, and a
-function `main(argv)` that calls `run_program` with what adds its arguments and what does the work. It
-catches no errors: `run_program` reports them all in the same way.
+function `main(argv)` that calls `run_program` with what adds its arguments and what does the work.
+It catches no errors: `run_program` reports them all in the same way.
 """
 
 import argparse
@@ -22,6 +22,7 @@ REFUSED = 2  # something for the user to mend; one line says what
 CRASHED = 3  # a bug of focal_det; with a traceback
 INTERRUPTED = 130
 _PACKAGE = Path(__file__).parents[1]
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def run_program(
@@ -125,7 +126,7 @@ def _hide_progress(is_quiet: bool) -> Iterator[None]:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """`--config-file`, and KEY VALUE pairs; call it last, as they are the last words of a command."""
+    """`--config-file`, and KEY VALUE pairs, which are the last words of a command: call it last."""
     parser.add_argument(
         "--config-file",
         required=required,
@@ -158,3 +159,14 @@ def add_output_argument(
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """`--json`: print the results as JSON on stdout, and nothing else there."""
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def check_picture_file(file: Path, advice: str = "") -> None:
+    """Refuse an `--output` that does not end like a picture, before any work is done.
+
+    Raises:
+        ValueError: another suffix; ends with `advice`.
+    """
+    if file.suffix.lower() not in _PICTURES:
+        message = f"--output must end in {', '.join(_PICTURES)}, got {str(file)!r}"
+        raise ValueError("; ".join(filter(None, (message, advice))))

@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
     words, opts = split_config_options(args.inputs)
     inputs = find_inputs(map(Path, words), args.output)
     cfg = load_config(args.config_file or _DEFAULT, opts)
-    if args.config_file is None:
+    if args.config_file is None and "MODEL.WEIGHTS" not in opts:
         cfg.MODEL.WEIGHTS = model_zoo.get_checkpoint_url(_DEFAULT)
     predictor = Predictor(cfg, args.weights, score_thresh=0.0)
     if not predictor.has_names:

@@ -14,13 +14,14 @@ from focal_det.experiments import loss_cdf
 from focal_det.files import open_to_replace
 from focal_det.inference.predictor import load_trained
 from focal_det.report.loss_cdf import make_loss_cdf_figure
-from focal_det.report.style import check_picture_file
-from focal_det.tools._program import add_config_arguments, add_output_argument, run_program
-
-_EXAMPLE = (
-    "focal-det loss-cdf --config-file digits/focal_retinanet_tiny.yaml "
-    "--weights output/digits/model_final.pth --gammas 0 2"
+from focal_det.tools._program import (
+    add_config_arguments,
+    add_output_argument,
+    check_picture_file,
+    run_program,
 )
+
+_EXAMPLE = "focal-det loss-cdf --config-file my_config.yaml --weights output/model_final.pth"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -30,8 +31,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    what = "checkpoint (default: MODEL.WEIGHTS of the config)"
-    option("--weights", default="", help=what)
+    option("--weights", default="", help="checkpoint (default: MODEL.WEIGHTS of the config)")
     what = "a registered data set with annotations (default: the first of DATASETS.TEST)"
     option("--dataset", help=what)
     what = "focal losses to draw (default: 0 0.5 1 2)"
@@ -50,8 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     check_picture_file(args.output)
     if args.batch < 1 or args.images < 0:
-        got = f"{args.batch} and {args.images}"
-        raise ValueError(f"--batch must be >= 1 and --images >= 0, got {got}")
+        raise ValueError(f"--batch must be >= 1 and --images >= 0: {args.batch}, {args.images}")
     cfg = load_config(args.config_file, args.opts)
     losses = loss_cdf.build_losses(cfg, args.gammas, args.losses)
     trained = load_trained(cfg, args.weights)

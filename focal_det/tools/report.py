@@ -44,11 +44,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write a JSON record; it stores the current commit, "
         "so write it before you edit the code",
     )
-    parser.add_argument(
-        "--command",
-        metavar="TEXT",
-        help="the command that made the run, with its --config-file, for the page and the record",
-    )
+    what = "the command that made the run, with its --config-file, for the page and the record"
+    parser.add_argument("--command", metavar="TEXT", help=what)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -59,7 +56,9 @@ def _run(args: argparse.Namespace) -> None:
     detections = make_detections_figure(
         run.dataset, run.results_file, num_images=args.images, score_thresh=args.score_thresh
     )
-    record = make_record(args.run, args.command, run.dataset) if args.command else None
+    record = None
+    if args.command:
+        record = make_record(args.run, args.command, run.dataset)
     curves.savefig(args.run / "curves.png")
     detections.savefig(args.run / "detections.png")
     page_file = args.output or args.run / "report.html"

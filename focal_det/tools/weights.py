@@ -1,4 +1,4 @@
-"""Alpha and pi per class from the training set, written as numbers into a config, with a picture."""
+"""Alpha and pi per class, from the training set into a config, with a picture of them."""
 
 import argparse
 import sys

@@ -9,7 +9,7 @@ from focal_det.imbalance.anchors import build_anchor_setup, measure_anchors
 from focal_det.imbalance.class_weights import WEIGHT_METHODS, ClassWeights, compute_class_alphas
 from focal_det.report.anchors import make_anchor_figure
 from focal_det.report.class_weights import make_class_weights_figure
-from focal_det.report.style import COLORS, VERMILION, check_picture_file, get_class_color
+from focal_det.report.style import COLORS, VERMILION, get_class_color
 
 
 def make_anchor_panels(make_cfg, *boxes):
@@ -84,10 +84,3 @@ def test_classes_have_colors_that_repeat_after_ten():
     assert len(set(colors[:10])) == 10
     assert colors[10:] == colors[:10]
     assert len(set(COLORS)) == 8
-
-
-@pytest.mark.parametrize("file", ["a.gif", "a", "png"])
-def test_file_that_is_not_a_picture_is_refused(file, tmp_path):
-    with pytest.raises(ValueError, match=r"must end in \.png, \.svg, \.pdf, got '.*'; do so"):
-        check_picture_file(tmp_path / file, advice="do so")
-    check_picture_file(tmp_path / "a.PNG")
