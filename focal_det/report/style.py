@@ -22,7 +22,7 @@ _NUM_CLASS_COLORS = 10
 
 def get_class_color(class_id: int) -> tuple[float, float, float]:
     """RGB in [0, 1] of a class, the same in every picture; it repeats after ten classes."""
-    # Boxes lie on photographs, where these stand out better than the palette above.
+    # The palette above has eight colours, and its black is lost in dark images.
     return colormaps["tab10"](class_id % _NUM_CLASS_COLORS)[:3]
 
 

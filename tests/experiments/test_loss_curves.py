@@ -1,4 +1,4 @@
-"""Curves of losses: the numbers behind the lines equal the formulas of the paper, and the picture shows them all."""
+"""Curves of losses equal the formulas of the paper, and the figure shows them all."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -56,8 +56,11 @@ def test_fl_star_equals_appendix_a(gamma, beta):
         check_against(curves, row, np.logaddexp(0, -z) / gamma, sigmoid(z) - 1)
 
 
-def test_what_section_3_says_of_gamma_2():
-    """100 times less than cross entropy at p_t = 0.9, 1000 times at 0.968; at most 4 times less where p_t <= 0.5."""
+def test_gamma_2_downweights_as_section_3_says():
+    """100 times less than cross entropy at p_t = 0.9, 1000 times at 0.968.
+
+    Where p_t <= 0.5 it is at most 4 times less.
+    """
     ce, fl = (compute("FocalLoss", alpha=-1, gamma=gamma) for gamma in (0, 2))
     p_t, ratio = ce.p_t[0], ce.loss[0] / fl.loss[0]
     at = np.exp(np.interp([0.9, 0.968], p_t, ratio.log()))
@@ -76,7 +79,7 @@ def test_background_logit_is_held_at_zero():
         )
 
 
-def test_positives_have_the_iou_that_is_asked_for():
+def test_positives_have_the_given_iou():
     curves = compute("VarifocalLoss", iou=0.8)
     x = curves.x_t.double().numpy()
     # q CE(x, q), whose derivative is q (p - q).
@@ -100,7 +103,7 @@ def test_positives_have_the_iou_that_is_asked_for():
         ("AsymmetricLoss", {"gamma_pos": 2, "gamma_neg": 2, "shift": 0.05}, 2),
     ],
 )
-def test_one_line_for_both_labels_where_they_cost_the_same(name, args, num_lines):
+def test_equal_costs_of_both_labels_share_a_line(name, args, num_lines):
     curves = compute(name, **args)
     assert len(curves.lines) == num_lines
     figure = make_loss_curves_figure({"a": curves})
@@ -109,7 +112,7 @@ def test_one_line_for_both_labels_where_they_cost_the_same(name, args, num_lines
     assert len(figure.legends[0].get_texts()) == (1 if num_lines == 1 else 3)
 
 
-def test_the_lines_of_the_panels_are_the_values():
+def test_lines_of_the_panels_are_the_values():
     curves = compute("FocalLoss", alpha=0.25)
     panels = make_loss_curves_figure({"a": curves}).axes
     for row in range(2):
@@ -139,7 +142,7 @@ def test_gradients_are_the_slopes_of_the_lines(name):
 
 
 @pytest.mark.parametrize("name", REGISTERED)
-def test_a_loss_is_as_it_was(name):
+def test_loss_is_not_modified(name):
     loss = build(name)
     before = {key: value.clone() for key, value in loss.state_dict().items()}
     first, second = compute_loss_curves(loss), compute_loss_curves(loss)
@@ -161,7 +164,7 @@ def get_notes(figure):
     return figure.get_supxlabel()
 
 
-def test_what_values_depend_on_is_noted():
+def test_notes_say_what_values_depend_on():
     figure = make_loss_curves_figure(
         {"FL": compute("FocalLoss"), "half": compute_loss_curves(HalfLoss(), iou=0.7)}
     )
@@ -181,7 +184,7 @@ def test_what_values_depend_on_is_noted():
     assert get_notes(make_loss_curves_figure({"FL": compute("FocalLoss")})) == ""
 
 
-def test_twelve_losses_are_told_apart_and_thirteen_refused():
+def test_twelve_losses_differ_and_thirteen_are_refused():
     curves = {str(i): compute("FocalLoss", alpha=-1, gamma=i / 4) for i in range(MAX_LOSSES + 1)}
     with pytest.raises(ValueError, match="room for 12 losses, got 13"):
         make_loss_curves_figure(curves)
@@ -190,7 +193,7 @@ def test_twelve_losses_are_told_apart_and_thirteen_refused():
         assert len({(x.get_color(), x.get_marker()) for x in axes.lines}) == len(axes.lines) == 12
 
 
-def test_a_line_under_another_is_wider():
+def test_line_under_another_is_wider():
     figure = make_loss_curves_figure(
         {"under": compute("FocalLoss"), "other": compute("HingeLoss"), "over": compute("FocalLoss")}
     )
@@ -217,12 +220,12 @@ def test_pictures_are_written_in_the_formats_of_their_suffixes(tmp_path):
 
 
 @pytest.mark.parametrize("iou", [-0.1, 1.5, float("nan")])
-def test_an_iou_out_of_range_is_named(iou):
+def test_iou_out_of_range_is_named(iou):
     with pytest.raises(ValueError, match=r"iou must be in \[0, 1\], got"):
         compute("FocalLoss", iou=iou)
 
 
-def test_a_loss_for_more_classes_is_refused():
+def test_loss_for_more_classes_is_refused():
     with pytest.raises(
         ValueError, match="alpha_per_class must have one value for each of the 1 classes, got 2"
     ):

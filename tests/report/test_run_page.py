@@ -167,17 +167,15 @@ def test_line_that_is_cut_off_is_left_out(run):
     """As in a run that is being written, or that was killed and then resumed."""
     before = read_metrics(run / "metrics.json")
     with open(run / "metrics.json", "a") as file:
-        file.write(
-            '\n{"iteration": 59, "total_l{"iteration": 59, "total_loss": 3.0}\n{"iteration": 79, "tot'
-        )
+        file.write('\n{"iteration": 59, "total_l{"iteration": 59, "total_loss": 3.0}')
+        file.write('\n{"iteration": 79, "tot')
     assert read_metrics(run / "metrics.json") == before
 
 
 def test_lines_of_an_earlier_longer_run_are_left_out(run):
     with open(run / "metrics.json", "a") as file:
-        file.write(
-            '\n{"iteration": 19, "total_loss": 5.0}\n{"iteration": 29, "total_loss": 4.0, "bbox/AP": 7.0}\n'
-        )
+        file.write('\n{"iteration": 19, "total_loss": 5.0}')
+        file.write('\n{"iteration": 29, "total_loss": 4.0, "bbox/AP": 7.0}\n')
     metrics = read_metrics(run / "metrics.json")
     assert [x["iteration"] for x in metrics] == [19, 29] and get_figures(metrics) == {
         "bbox/AP": 7.0

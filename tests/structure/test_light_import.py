@@ -20,7 +20,7 @@ def test_focal_det_imports_without_torch():
     run_blocked("import focal_det; assert focal_det.__version__", "torch", "detectron2", "fvcore")
 
 
-def test_losses_and_normalizers_need_torch_and_fvcores_registry_only():
+def test_losses_need_torch_alone():
     code = "import focal_det.losses, focal_det.losses.normalizers, torch\n"
     code += "print(focal_det.losses.sigmoid_focal_loss(torch.zeros(1), torch.ones(1)).item())"
     _, output = run_blocked(
@@ -80,20 +80,29 @@ def test_import_changes_nothing_of_detectron2():
     run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
 
 
-def test_names_of_the_package_are_found_lazily():
-    code = "import focal_det, sys\nassert 'torch' not in sys.modules\nfor name in dir(focal_det): getattr(focal_det, name)\n"
-    code += "try: focal_det.FocalRetinaNets\nexcept AttributeError as e: print(e)"
+def test_names_of_the_package_are_lazy():
+    code = (
+        "import focal_det, sys\n"
+        "assert 'torch' not in sys.modules\n"
+        "for name in dir(focal_det): getattr(focal_det, name)\n"
+        "try: focal_det.FocalRetinaNets\n"
+        "except AttributeError as e: print(e)"
+    )
     _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
     assert "no attribute 'FocalRetinaNets'" in output
 
 
-def test_the_package_can_be_the_first_import_where_it_is_the_environment_module():
-    code = "from focal_det import FocalRetinaNetHead, add_focal_det_config\nfrom detectron2.config import get_cfg\n"
-    run_python("-c", code + "assert get_cfg().MODEL.FOCAL_DET")
+def test_package_may_be_imported_before_detectron2():
+    code = (
+        "from focal_det import add_focal_det_config, FocalRetinaNetHead\n"
+        "from detectron2.config import get_cfg\n"
+        "assert get_cfg().MODEL.FOCAL_DET"
+    )
+    run_python("-c", code)
     run_python("-c", "import focal_det.modeling.retinanet_head")
 
 
-def test_the_program_has_the_versions_of_its_hosts():
+def test_version_lists_what_is_installed():
     code = "from focal_det.tools.__main__ import main; assert main(['--version']) == 0"
     _, output = run_blocked(code, "detectron2")
     assert output.splitlines() == [
@@ -103,6 +112,6 @@ def test_the_program_has_the_versions_of_its_hosts():
     ]
 
 
-def test_the_program_has_the_version_of_detectron2(capsys):
+def test_version_of_detectron2_is_listed(capsys):
     assert main(["--version"]) == 0
     assert f"\ndetectron2 {detectron2.__version__}\n" in capsys.readouterr().out

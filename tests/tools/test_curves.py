@@ -126,8 +126,10 @@ def test_help_lists_the_losses_with_their_arguments(capsys):
 
 def test_it_needs_no_detectron2(tmp_path):
     code = (
-        "import sys\nfor name in ('detectron2', 'cv2', 'pycocotools'): sys.modules[name] = None\n"
+        "import sys\n"
+        "for name in ('detectron2', 'cv2', 'pycocotools'): sys.modules[name] = None\n"
+        "from focal_det.tools.__main__ import main\n"
+        "sys.exit(main(['curves', '--output', sys.argv[1]]))"
     )
-    code += "from focal_det.tools.__main__ import main\nsys.exit(main(['curves', '--output', sys.argv[1]]))"
     _, output = run_python("-c", code, tmp_path / "a.png", env={"DETECTRON2_ENV_MODULE": None})
     assert output.strip() == f"The curves are in {tmp_path / 'a.png'}"

@@ -1,4 +1,4 @@
-"""`focal-det demo`: the shipped model in images, folders and videos, and errors that name a file."""
+"""`focal-det demo`: the shipped model in images, folders and videos, and named errors."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""`focal-det weights`: a config with the numbers of the data, and errors that say what to change."""
+"""`focal-det weights`: a config with the numbers of the data, and named errors."""
 
 import json
 import re
@@ -50,7 +50,10 @@ def coco_block(folder, **changes):
 
 @pytest.fixture
 def base(tmp_path):
-    """The config of a data set of three circles, two squares and two boxes of a crowd of squares, in five images."""
+    """The config of three circles, two squares and two boxes of a crowd of squares.
+
+    They are in five images.
+    """
     write_coco(tmp_path)
     content = json.loads((tmp_path / "coco.json").read_text())
     content["images"].append({"id": 5, "file_name": "4.png", "width": SIZE, "height": SIZE})
@@ -141,10 +144,8 @@ def test_options_of_the_command_are_in_the_file(base):
 def test_comment_says_how_the_file_was_made(base):
     file = run(base, "--method", "effective", "--beta", "0.9", "--max-alpha", "0.5")
     comment = "\n".join(x for x in file.read_text().splitlines() if x.startswith("#"))
-    assert (
-        f"focal-det weights --config-file {base} --output {file} --method effective --beta 0.9 --max-alpha 0.5"
-        in comment
-    )
+    command = f"focal-det weights --config-file {base} --output {file}"
+    assert f"{command} --method effective --beta 0.9 --max-alpha 0.5" in comment
     assert (
         "cells: 5 images, 5 objects, 2 classes; 1.5 times as many of class circle as of square"
         in comment
@@ -173,7 +174,7 @@ def test_terminal_shows_classes_files_and_next_command(base, capsys, monkeypatch
 
 
 def test_empty_images_count_as_in_the_data_loader(base, capsys):
-    # Left out are image 3, with no more than a crowd, and no other: the crowd of image 5 stands beside a circle.
+    # Only image 3 is left out, which has a crowd alone; image 5 has a crowd and a circle.
     run(base)
     everything = capsys.readouterr().out
     filtered = load(run(base, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"))
@@ -234,7 +235,10 @@ def test_class_without_positives_in_the_sample_is_named(tmp_path, caplog):
         7,
         8,
     ]
-    message = "Classes without a positive anchor in the images looked at (--images), with pi = 1 / 12276: 1, 2, 4, 5, 7, 8"
+    message = (
+        "Classes without a positive anchor in the images looked at (--images), "
+        "with pi = 1 / 12276: 1, 2, 4, 5, 7, 8"
+    )
     assert [x.message for x in caplog.records] == [message]
     for images in ("0", "10", "1000"):
         priors = load(run(base, "--images", images)).MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
