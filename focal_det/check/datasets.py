@@ -1,99 +1,58 @@
-"""Checks of a registered data set: its annotations, and whether it can be evaluated."""
+"""Check of the annotations of each data set, whatever its format."""
 
-import contextlib
-import io
-import json
-import logging
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, BoxMode, Instances
-
 from focal_det.data.digits import build_digits
-from focal_det.data.evaluation import build_evaluator, find_stale_cache
 from focal_det.data.voc import find_evaluation_faults, read_voc
-from focal_det.imbalance.read import GetRecords
-from focal_det.modeling.build import read_settings
 
-from .annotations import is_whole
-from .coco import check_coco, read_coco
+from .coco import check_coco
+from .data_rules import (
+    BOX_WITHOUT_AREA,
+    INVALID_VOC_IMAGE,
+    MISSING_ANNOTATION_FILE,
+    UNREADABLE_DATASET,
+)
 from .findings import Findings
-from .fix import fix_coco
+from .json_file import read_coco
+from .plan import DataSet, Plan
 from .records import check_records
+from .rules import UNREADABLE_FOR_VOC
+from .stages import Stage, register_check
+from .values import is_whole
 
 
-def check_dataset(
-    cfg: CfgNode,
-    name: str,
-    get_records: GetRecords,
-    findings: Findings,
-    *,
-    is_train: bool,
-    is_test: bool,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Check the annotations of a registered data set; return its images, for `check_images`, and the names of its classes."""
-    metadata = MetadataCatalog.get(name)
-    spec = metadata.get("focal_det_spec", {})
-    use = {
-        "is_train": is_train,
-        "is_test": is_test,
-        "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-    }
-    if spec.get("format") == "digits":
-        build_digits(spec["split"])
-    if metadata.get("json_file"):
-        return _check_json(metadata, findings, **use)
-    records = _read_records(name, spec, get_records, findings)
-    classes = metadata.get("thing_classes", [])
-    check_records(
-        records,
-        name,
-        len(classes) or read_settings(cfg).num_classes or sys.maxsize,
-        findings,
-        **use,
-    )
-    if is_test and metadata.get("evaluator_type") == "pascal_voc" and metadata.get("dirname"):
-        _check_voc_evaluation(Path(metadata.dirname), metadata.get("split", ""), findings)
-    return [x for x in records if x.get("file_name")], list(classes)
+@register_check(Stage.ANNOTATIONS)
+def check_datasets(plan: Plan, findings: Findings) -> None:
+    """Check all annotations; leaves images and names of the classes in the data sets."""
+    for dataset in plan.datasets:
+        # Drawn when they are first needed.
+        if dataset.spec.get("format") == "digits":
+            build_digits(dataset.spec["split"])
+        if dataset.metadata.get("json_file"):
+            _check_json(dataset, findings)
+        else:
+            _check_without_json(dataset, plan, findings)
 
 
-def _check_voc_evaluation(root: Path, split: str, findings: Findings) -> None:
-    advice = (
-        "Evaluation would crash: correct them, or evaluate with COCO metrics (evaluator: coco)."
-    )
-    for place in find_evaluation_faults(root, split):
-        findings.add("error", "annotations that VOC evaluation cannot read", advice, place)
-
-
-def _check_json(
-    metadata: Metadata, findings: Findings, *, is_train: bool, **use: bool
-) -> tuple[list[dict], list[str]]:
-    """The images of a COCO json with their whole paths, and its classes."""
-    file, image_root = Path(metadata.json_file), Path(metadata.get("image_root", ""))
+def _check_json(dataset: DataSet, findings: Findings) -> None:
+    metadata = dataset.metadata
+    file = Path(metadata.json_file)
     if not file.is_file():
-        findings.add(
-            "error",
-            "annotation files that do not exist",
-            "Put them there, or correct the path.",
-            str(file),
-        )
-        return [], []
-    content = read_coco(file, findings, is_train=is_train)
+        findings.add(MISSING_ANNOTATION_FILE, str(file))
+        return
+    content = read_coco(file, findings, is_train=dataset.use.is_train)
     if content is None:
-        return [], []
+        return
     if metadata.get("evaluator_type") == "lvis":
         _fill_in_lvis(content)
-    images = check_coco(content, file, findings, is_train=is_train, **use)
-    images = [{**x, "file_name": str(image_root / x["file_name"])} for x in images]
+    image_root = Path(metadata.get("image_root", ""))
+    for image in check_coco(content, file, findings, dataset.use):
+        dataset.images.append({**image, "file_name": str(image_root / image["file_name"])})
     categories = [x for x in content["categories"] if is_whole(x.get("id"))]
-    return images, [str(x.get("name")) for x in sorted(categories, key=lambda x: x["id"])]
+    categories.sort(key=lambda x: x["id"])
+    dataset.classes = [str(x.get("name")) for x in categories]
 
 
 def _fill_in_lvis(content: dict[str, Any]) -> None:
@@ -105,116 +64,35 @@ def _fill_in_lvis(content: dict[str, Any]) -> None:
         annotation.setdefault("iscrowd", 0)
 
 
-def _read_records(
-    name: str, spec: dict[str, Any], get_records: GetRecords, findings: Findings
-) -> list[dict[str, Any]]:
-    """The dicts of a data set without a json: a VOC folder, or one registered by code."""
+def _check_without_json(dataset: DataSet, plan: Plan, findings: Findings) -> None:
+    """Check a VOC folder, or a data set that is registered by code."""
+    metadata = dataset.metadata
+    records = _read_records(dataset, plan, findings)
+    dataset.images = [x for x in records if x.get("file_name")]
+    dataset.classes = list(metadata.get("thing_classes", []))
+    num_classes = len(dataset.classes) or plan.settings.num_classes or sys.maxsize
+    check_records(records, dataset.name, num_classes, findings, dataset.use)
+    is_voc = metadata.get("evaluator_type") == "pascal_voc" and metadata.get("dirname")
+    if is_voc and dataset.use.is_test:
+        root = Path(metadata.dirname)
+        for place in find_evaluation_faults(root, metadata.get("split", "")):
+            findings.add(UNREADABLE_FOR_VOC, place)
+
+
+def _read_records(dataset: DataSet, plan: Plan, findings: Findings) -> list[dict[str, Any]]:
+    spec = dataset.spec
     errors: list[str] = []
     try:
         if spec.get("format") != "voc":
-            return get_records(name)
+            return plan.get_records(dataset.name)
         records, without_area = read_voc(
-            Path(spec["root"]), spec["split"], spec["classes"], name, errors
+            Path(spec["root"]), spec["split"], spec["classes"], dataset.name, errors
         )
-    except Exception as error:  # code of the user's: it may raise anything
-        advice = "Correct what it says."
-        findings.add(
-            "error",
-            "data sets that cannot be read",
-            advice,
-            f"{name}: {type(error).__name__}: {error}",
-        )
+    except Exception as error:  # code of the user's, which may raise anything
+        findings.add(UNREADABLE_DATASET, f"{dataset.name}: {type(error).__name__}: {error}")
         return []
-    for error in errors:
-        findings.add(
-            "error", "images whose annotations cannot be read", "Correct what it says.", error
-        )
+    for message in errors:
+        findings.add(INVALID_VOC_IMAGE, message)
     for box in without_area:
-        findings.add(
-            "warning",
-            "boxes without area",
-            "They are left out. Correct the annotations.",
-            f"{name}: {box}",
-        )
+        findings.add(BOX_WITHOUT_AREA, f"{dataset.name}: {box}")
     return records
-
-
-def check_evaluation(cfg: CfgNode, name: str, get_records: GetRecords, findings: Findings) -> None:
-    """Evaluate two images of a test set with their own boxes as detections, and look for a stale cache of annotations."""
-    stale = find_stale_cache(name, Path(cfg.OUTPUT_DIR) / "inference")
-    if stale:
-        advice = "Detectron2 would evaluate with it: delete it. (focal-det train does.)"
-        findings.add(
-            "warning", "caches of annotations that have changed since", advice, f"{name}: {stale}"
-        )
-    metadata = MetadataCatalog.get(name)
-    has_json = "json_file" in metadata.as_dict()
-    try:
-        all_records = get_records(name)
-        records = [x for x in all_records if x.get("annotations")][:2] or all_records[:2]
-        with tempfile.TemporaryDirectory() as folder, silence():
-            evaluator = build_evaluator(name, folder)
-            evaluator.reset()
-            evaluator.process(records, [{"instances": _make_detections(x)} for x in records])
-            some = (
-                {"img_ids": [x["image_id"] for x in records]}
-                if isinstance(evaluator, COCOEvaluator)
-                else {}
-            )
-            evaluator.evaluate(**some)
-    except Exception as error:  # whatever it is, it would stop the evaluation after the training
-        what = f"{name}: {type(error).__name__}: {str(error) or 'without a message'}"
-        findings.add(
-            "error",
-            "test sets whose evaluation fails",
-            "It would after the training too: correct the data set.",
-            what,
-        )
-    finally:
-        if (
-            not has_json and "json_file" in metadata.as_dict()
-        ):  # the evaluator's, in the folder that is gone
-            del metadata.json_file
-
-
-def _make_detections(record: dict[str, Any]) -> Instances:
-    """The boxes of a dataset dict, found with certainty."""
-    objects = record.get("annotations", [])
-    boxes = [BoxMode.convert(list(x["bbox"]), x["bbox_mode"], BoxMode.XYXY_ABS) for x in objects]
-    found = Instances((record["height"], record["width"]))
-    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    found.scores = torch.ones(len(boxes))
-    found.pred_classes = torch.tensor([x["category_id"] for x in objects], dtype=torch.int64)
-    return found
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """What Detectron2 and pycocotools say, left out."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
-def write_fixed(name: str, out_file: Path) -> str:
-    """Write a corrected copy of a data set's COCO json; return what was changed.
-
-    Raises:
-        ValueError: there is no json, it cannot be read, or `out_file` is it.
-    """
-    file = Path(MetadataCatalog.get(name).get("json_file", ""))
-    if not file.is_file():
-        raise ValueError(f"--fix: {name} has no COCO json")
-    if out_file.resolve() == file.resolve():
-        raise ValueError(f"--fix: {out_file} is the original; write to another file")
-    content = read_coco(file, Findings())
-    if content is None:
-        raise ValueError(f"--fix: {file} cannot be read")
-    fixed, changes = fix_coco(content)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    out_file.write_text(json.dumps(fixed))
-    return "\n  ".join(changes) or "nothing to correct"

@@ -1,74 +1,122 @@
-"""What a check found: kinds with a severity and advice, how often, and the first few places."""
+"""What a check found: by rule, how often, and the first few places."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
-from focal_det.messages import to_line
+from focal_det.messages import UnknownNameError, describe_unknown, to_line
 
-SEVERITIES = ("error", "warning", "note")
+from .rules import RULES, SEVERITIES, Rule
+
 _MAX_PLACES = 3
 
 
 @dataclass
 class Finding:
-    """One kind of finding.
+    """One rule that something breaks.
 
     Attributes:
-        severity: "error": training or evaluation stops or goes wrong; "warning": something is lost; "note": good to know.
-        what: what there is, such as "boxes without area".
-        advice: what to do.
+        rule: which.
+        severity: that of the rule, or another that the check gave it.
+        advice: that of the rule, with its values filled in.
         count: how often.
         places: the first few, with file, ids and values.
     """
 
+    rule: Rule
     severity: str
-    what: str
     advice: str
     count: int = 0
     places: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
-        """What there is, and how often."""
-        return f"{self.what} ({self.count})" if self.count > 1 else self.what
+        """Id and title of the rule, and how often it is broken."""
+        title = f"{self.rule.id} {self.rule.title}"
+        if self.count > 1:
+            title += f" ({self.count})"
+        return title
 
     @property
     def shown(self) -> list[str]:
         """The places, and how many more there are."""
         more = self.count - len(self.places)
-        return [*self.places, f"and {more} more"] if more else self.places
+        if not more:
+            return self.places
+        return [*self.places, f"and {more} more"]
 
     def __str__(self) -> str:
-        return f"{self.title}: {'; '.join(self.shown).rstrip('.')}. {self.advice}".rstrip()
+        places = "; ".join(self.shown).rstrip(".")
+        return f"{self.title}: {places}. {self.advice}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self)}
+        return {
+            "id": self.rule.id,
+            "severity": self.severity,
+            "title": self.rule.title,
+            "advice": self.advice,
+            "count": self.count,
+            "places": self.places,
+        }
 
 
 class Findings:
-    """Findings by kind, in the order in which they came."""
+    """Findings by rule and severity, in the order in which they came.
 
-    def __init__(self) -> None:
-        self._by_kind: dict[tuple[str, str], Finding] = {}
+    Args:
+        ignore: ids of rules whose findings are left out.
 
-    def add(self, severity: str, what: str, advice: str, place: str) -> None:
-        """Count one place of a kind, which severity and text name.
+    Raises:
+        ValueError: an unknown id; names the nearest.
+    """
 
-        Place and advice may hold names from files: what is kept of them is safe to print.
+    def __init__(self, ignore: Iterable[str] = ()) -> None:
+        self._findings: dict[tuple[str, str], Finding] = {}
+        self._ignored: set[str] = set()
+        # Errors that were found and left out, which later checks may fail at.
+        self.ignored_errors: set[str] = set()
+        self.ignore(ignore)
+
+    def ignore(self, rule_ids: Iterable[str]) -> None:
+        """Leave out what breaks these rules from now on; raises as the constructor does."""
+        for rule_id in rule_ids:
+            if rule_id not in RULES:
+                raise UnknownNameError(describe_unknown("id of a check", rule_id, RULES))
+            self._ignored.add(rule_id)
+
+    def add(self, rule: Rule, place: str, *, severity: Optional[str] = None, **fields: Any) -> None:
+        """Count one place that breaks a rule.
+
+        Place and fields may hold names from files: what is kept of them is safe to print.
+
+        Args:
+            severity: where it is not that of the rule.
+            fields: values for the advice.
         """
-        advice = to_line(advice)
-        finding = self._by_kind.setdefault((severity, what), Finding(severity, what, advice))
+        severity = severity or rule.severity
+        if rule.id in self._ignored:
+            if severity == "error":
+                self.ignored_errors.add(rule.id)
+            return
+        # The same fault may be an error of one data set and a warning of another.
+        finding = self._findings.get((severity, rule.id))
+        if finding is None:
+            finding = Finding(rule, severity, to_line(rule.advice.format(**fields)))
+            self._findings[severity, rule.id] = finding
         finding.count += 1
         if len(finding.places) < _MAX_PLACES:
             finding.places.append(to_line(place))
 
     def get(self, severity: str) -> list[Finding]:
-        return [x for x in self._by_kind.values() if x.severity == severity]
+        """Those of a severity."""
+        return [x for x in self._findings.values() if x.severity == severity]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Finding]:
         return iter([x for severity in SEVERITIES for x in self.get(severity)])
 
     @property
     def exit_code(self) -> int:
         """0 without errors and warnings, 1 with warnings, 2 with errors."""
-        return 2 if self.get("error") else int(bool(self.get("warning")))
+        if self.get("error"):
+            return 2
+        return int(bool(self.get("warning")))

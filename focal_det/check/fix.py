@@ -1,154 +1,203 @@
-"""A corrected copy of a COCO json: what can be known is filled in, what cannot be used is left out, and all of it is told."""
+"""A corrected copy of a COCO JSON, and a list of all that was changed."""
 
 import copy
+import enum
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
+
+from focal_det.data.boxes import is_usable
 from focal_det.messages import shorten
 
-from .annotations import (
-    CUT,
-    MAX_SIDE,
-    TWICE,
-    check_form,
-    describe_box_fault,
-    find_annotation_fault,
-    get_object_key,
-    is_id,
-    is_number,
-    is_whole,
-)
-from .coco import (
-    check_coco_categories,
-    check_coco_images,
-    drop_of_broken_images,
-)
+from .annotations import find_annotation_fault, get_object_key, is_area
+from .box_format import check_form
+from .coco import check_coco_categories, check_coco_images, drop_of_broken_images
+from .data_rules import BOX_CUT, DUPLICATE_OBJECT
 from .findings import Findings
+from .json_file import read_coco
+from .values import is_id, is_whole
 
-_MAX_REMOVED, _FEW = (
-    0.2,
-    5,
-)  # of the annotations, and in number; what takes out more is no correction
+# Largest share and number of annotations a correction may remove.
+_MAX_REMOVED_SHARE = 0.2
+_MAX_REMOVED = 5
+
+
+class _Action(enum.Enum):
+    CONVERTED = "converted"
+    FILLED_IN = "filled in"
+    REMOVED = "removed"
+    CUT = "cut"
+    NUMBERED = "renumbered"
+
+
+class _Changes:
+    """Ids of the annotations that were changed, by action and reason."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[_Action, str], list] = defaultdict(list)
+
+    def add(self, action: _Action, reason: str, annotation_id: Any) -> None:
+        self._ids[action, reason].append(annotation_id)
+
+    def count(self, action: _Action) -> dict[str, int]:
+        """Number of annotations by reason."""
+        return {reason: len(ids) for (x, reason), ids in self._ids.items() if x is action}
+
+    def describe(self) -> list[str]:
+        return [
+            f"{action.value}: {reason} ({len(ids)}): annotation {shorten(ids)}"
+            for (action, reason), ids in self._ids.items()
+        ]
+
+
+def write_fixed(name: str, out_file: Path) -> str:
+    """Write a corrected copy of a data set's COCO JSON; return its name and what was changed.
+
+    Raises:
+        ValueError: there is no JSON, it cannot be read or corrected, or `out_file` is that file.
+    """
+    file = Path(MetadataCatalog.get(name).get("json_file", ""))
+    if not file.is_file():
+        raise ValueError(f"--fix: {name} has no COCO JSON")
+    if out_file.resolve() == file.resolve():
+        raise ValueError(f"--fix: {out_file} is the original; write to another file")
+    content = read_coco(file, Findings())
+    if content is None:
+        raise ValueError(f"--fix: {file} cannot be read")
+    fixed, changes = fix_coco(content)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    out_file.write_text(json.dumps(fixed))
+    head = f"corrected copy, to be checked in its place: {out_file}"
+    return "\n  ".join([head, *(changes or ["nothing to correct"])])
 
 
 def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A copy without what cannot be used, with missing fields filled in and boxes cut at the image; and what was changed.
+    """A copy without unusable annotations, with missing fields filled in and boxes cut.
 
-    An image id that is given twice is not corrected: nobody knows which of the images an annotation belongs to.
+    A duplicate image id is not corrected: nobody knows which image an annotation belongs to.
+
+    Returns:
+        The copy, and what was changed.
 
     Raises:
-        ValueError: what is wrong is wrong with all in the same way, or more than a fifth (and than five) would have to go.
+        ValueError: all annotations share a fault, or more than a fifth (and more than five) of them
+            would be removed.
     """
-    fixed, changes, unsure = copy.deepcopy(content), defaultdict(list), Findings()
-    annotations, images = (
-        fixed["annotations"],
-        check_coco_images(fixed["images"], Path(), Findings()),
-    )
+    fixed = copy.deepcopy(content)
+    annotations = fixed["annotations"]
+    changes = _Changes()
+    images = check_coco_images(fixed["images"], Path(), Findings())
     names = check_coco_categories(fixed["categories"], Path(), Findings())
     for annotation in annotations:
         _convert(annotation, images, names, changes)
-    check_form(annotations, images, names, Path("the file"), unsure)
-    first = next(iter(unsure), None)
+    shared = Findings()
+    check_form(annotations, images, names, Path("the file"), shared)
+    first = next(iter(shared), None)
     if first:
         raise ValueError(str(first))
-    checked, kept, seen = {id(x) for x in drop_of_broken_images(fixed, images)}, [], set()
     for annotation in annotations:
         _fill_in(annotation, images, changes)
-        key, is_crowd = get_object_key(annotation), annotation["iscrowd"]
-        is_copy, (what, _) = (
-            not is_crowd and key in seen,
-            find_annotation_fault(annotation, images, names) or ("", ""),
-        )
-        if is_copy or (what not in ("", CUT) and id(annotation) in checked):
-            changes[f"removed: {TWICE if is_copy else what}"].append(annotation["id"])
-            continue
-        if what == CUT:
-            annotation["bbox"] = _cut(annotation["bbox"], images[annotation["image_id"]])
-            annotation["area"] = min(
-                annotation["area"], annotation["bbox"][2] * annotation["bbox"][3]
-            )
-            changes[f"cut: {what}"].append(annotation["id"])
-        seen.update([] if is_crowd else [key])
-        kept.append(annotation)
+    fixed["annotations"] = _keep_usable(fixed, images, names, changes)
     _refuse_large_losses(changes, len(annotations))
-    fixed["annotations"] = kept
-    _number(kept, changes)
-    return fixed, [
-        f"{what} ({len(ids)}): annotation {shorten(ids)}" for what, ids in changes.items()
-    ]
+    _number(fixed["annotations"], changes)
+    return fixed, changes.describe()
 
 
-def _refuse_large_losses(changes: dict[str, list], num_annotations: int) -> None:
-    removed = {what: len(ids) for what, ids in changes.items() if what.startswith("removed")}
-    if sum(removed.values()) > max(_FEW, _MAX_REMOVED * num_annotations):
-        reasons = "; ".join(
-            f"{what.removeprefix('removed: ')} ({count})" for what, count in removed.items()
-        )
-        num_removed = f"{sum(removed.values())} of {num_annotations} annotations"
-        raise ValueError(
-            f"{num_removed} would be removed, which is no correction: {reasons}. Find out what is wrong with them"
-        )
-
-
-def _number(annotations: list[dict[str, Any]], changes: dict[str, list]) -> None:
-    """Give annotations without an id of their own, or with one that is no good, a new one."""
-    ids = Counter(x["id"] for x in annotations)
-    free = int(max((*ids, 0)))
-    for annotation in annotations:
-        if ids[annotation["id"]] > 1 or annotation["id"] <= 0:
-            ids[annotation["id"]] -= 1
-            free += 1
-            changes["numbered anew, to"].append(free)
-            annotation["id"] = free
-
-
-def _convert(
-    annotation: dict[str, Any], images: dict, names: dict, changes: dict[str, list]
-) -> None:
-    """Make numbers of text that is a number: ids, where there are none of the text, and boxes."""
+def _convert(annotation: dict[str, Any], images: dict, names: dict, changes: _Changes) -> None:
+    """Make numbers of text that is a number: boxes, and ids unless the text is a known id."""
     for key, known in (("image_id", images), ("category_id", names)):
         value = annotation.get(key)
-        if (
-            isinstance(value, str)
-            and value not in known
-            and value.isdecimal()
-            and int(value) in known
-        ):
+        if not isinstance(value, str) or value in known:
+            continue
+        if value.isdecimal() and int(value) in known:
             annotation[key] = int(value)
-            changes[f"converted: {key} from text"].append(annotation.get("id"))
+            changes.add(_Action.CONVERTED, f"{key} from text", annotation.get("id"))
     box = annotation.get("bbox")
     if isinstance(box, list) and any(isinstance(x, str) for x in box):
         try:
             annotation["bbox"] = [float(x) for x in box]
         except (TypeError, ValueError):
             return
-        changes["converted: bbox from text"].append(annotation.get("id"))
+        changes.add(_Action.CONVERTED, "bbox from text", annotation.get("id"))
 
 
-def _fill_in(annotation: dict[str, Any], images: dict, changes: dict[str, list]) -> None:
-    """Give an annotation what can be known: an id to be numbered, no crowd, the area of its box."""
+def _fill_in(annotation: dict[str, Any], images: dict, changes: _Changes) -> None:
+    """Add what is certain: an id to be renumbered, iscrowd 0, the area of the box."""
     if not is_whole(annotation.get("id")):
         annotation["id"] = 0
-    has_image = is_id(annotation.get("image_id")) and annotation["image_id"] in images
-    if has_image and describe_box_fault(annotation.get("bbox"), images[annotation["image_id"]]) in (
-        None,
-        CUT,
-    ):
-        area = annotation.get("area")
-        if not is_number(area) or not 0 <= area <= MAX_SIDE**2:
-            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-            changes["filled in: area"].append(annotation["id"])
+    image_id = annotation.get("image_id")
+    image = images.get(image_id) if is_id(image_id) else None
+    box = annotation.get("bbox")
+    has_box = image is not None and is_usable(box, (image["width"], image["height"]))
+    if has_box and not is_area(annotation.get("area")):
+        annotation["area"] = box[2] * box[3]
+        changes.add(_Action.FILLED_IN, "area", annotation["id"])
     if "iscrowd" not in annotation:
         annotation["iscrowd"] = 0
-        changes["filled in: iscrowd"].append(annotation["id"])
+        changes.add(_Action.FILLED_IN, "iscrowd", annotation["id"])
 
 
-def _cut(box: list[float], image: dict[str, Any]) -> list[float]:
-    x0, y0 = max(box[0], 0), max(box[1], 0)
-    return [
-        x0,
-        y0,
-        min(box[0] + box[2], image["width"]) - x0,
-        min(box[1] + box[3], image["height"]) - y0,
-    ]
+def _keep_usable(
+    content: dict[str, Any], images: dict, names: dict, changes: _Changes
+) -> list[dict[str, Any]]:
+    """The annotations without duplicates and faulty ones; boxes are cut at their images."""
+    # Those of broken images stay: the images must be corrected, by a person.
+    checked = {id(x) for x in drop_of_broken_images(content, images)}
+    kept = []
+    seen = set()
+    for annotation in content["annotations"]:
+        key = get_object_key(annotation)
+        is_crowd = annotation["iscrowd"]
+        rule = None
+        fault = find_annotation_fault(annotation, images, names)
+        if not is_crowd and key in seen:
+            rule = DUPLICATE_OBJECT
+        elif fault and (fault[0] is BOX_CUT or id(annotation) in checked):
+            rule, _ = fault
+        if rule is BOX_CUT:
+            _cut(annotation, images[annotation["image_id"]])
+            changes.add(_Action.CUT, rule.title, annotation["id"])
+        elif rule:
+            changes.add(_Action.REMOVED, rule.title, annotation["id"])
+            continue
+        if not is_crowd:
+            seen.add(key)
+        kept.append(annotation)
+    return kept
+
+
+def _cut(annotation: dict[str, Any], image: dict[str, Any]) -> None:
+    """Cut a box at the edges of its image; an outline keeps its area unless the box is smaller."""
+    x, y, width, height = annotation["bbox"]
+    left = max(x, 0)
+    top = max(y, 0)
+    right = min(x + width, image["width"])
+    bottom = min(y + height, image["height"])
+    annotation["bbox"] = [left, top, right - left, bottom - top]
+    annotation["area"] = min(annotation["area"], (right - left) * (bottom - top))
+
+
+def _refuse_large_losses(changes: _Changes, num_annotations: int) -> None:
+    removed = changes.count(_Action.REMOVED)
+    num_removed = sum(removed.values())
+    if num_removed > max(_MAX_REMOVED, _MAX_REMOVED_SHARE * num_annotations):
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in removed.items())
+        raise ValueError(
+            f"a correction would remove {num_removed} of {num_annotations} annotations, which is "
+            f"too many: {reasons}. Find the cause first"
+        )
+
+
+def _number(annotations: list[dict[str, Any]], changes: _Changes) -> None:
+    """Give new ids to annotations with a duplicate id, or with none above 0."""
+    ids = Counter(x["id"] for x in annotations)
+    free = int(max((*ids, 0)))
+    for annotation in annotations:
+        if ids[annotation["id"]] > 1 or annotation["id"] <= 0:
+            ids[annotation["id"]] -= 1
+            free += 1
+            changes.add(_Action.NUMBERED, "ids, to", free)
+            annotation["id"] = free

@@ -1,9 +1,10 @@
-"""Checks of image files before anything is trained on them: each is opened and decoded as Detectron2 does."""
+"""Check of image files: each is opened and decoded as Detectron2 does it."""
 
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -15,59 +16,98 @@ from tqdm import tqdm
 from focal_det.data.catalog import sample_evenly
 from focal_det.data.voc import is_file_name
 
-from .annotations import INVALID_NAME
+from .data_rules import (
+    DEEP_PIXELS,
+    EMPTY_IMAGE_FILE,
+    FLAT_IMAGE,
+    IMPOSSIBLE_FILE_NAME,
+    MISSING_IMAGE,
+    NOT_ALL_DECODED,
+    OTHER_IMAGE_SIZE,
+    TEST_IMAGE_TRAINED_ON,
+    TEST_SET_TRAINED_ON,
+    UNDECODABLE_IMAGE,
+)
 from .findings import Findings
+from .plan import Plan
+from .rules import Rule
+from .stages import Stage, register_check
 
-_GET_AGAIN = "Training would stop when it comes to them: get them again, or take them out of the annotations."
 _MAX_VALUE = 255
 _MANY = 0.1  # of the images
 
-# Severity, kind, advice and place.
-Fault = tuple[str, str, str, str]
+# What an image breaks, and where.
+Fault = tuple[Rule, str]
+
+
+@dataclass
+class _Outcome:
+    """What was seen of an image file.
+
+    Attributes:
+        faults: as `Findings.add` takes them.
+        digest: of the file, if it was decoded and is not flat.
+        is_flat: all its pixels are the same.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    digest: Optional[bytes] = None
+    is_flat: bool = False
+
+
+@register_check(Stage.DATA)
+def check_image_files(plan: Plan, findings: Findings) -> None:
+    """Check the files of all data sets, and find images of test sets that are trained on."""
+    for dataset in plan.datasets:
+        dataset.files = check_images(dataset.images, findings, num_decoded=plan.num_decoded)
+    if plan.only:
+        return
+    files = {x.name: x.files for x in plan.datasets}
+    check_overlap(
+        {name: files[name] for name in plan.get_names("TRAIN") if name in files},
+        {name: files[name] for name in plan.get_names("TEST") if name in files},
+        findings,
+    )
 
 
 def check_images(
     records: Sequence[Mapping[str, Any]], findings: Findings, *, num_decoded: int = 0
 ) -> dict[Any, str]:
-    """Look for the files of data set dicts and decode some, in parallel and with a progress bar on a terminal.
+    """Check files in parallel, with a progress bar on a terminal.
 
     Args:
         records: with "file_name" and, as far as known, "width" and "height" in pixels.
-        num_decoded: how many to decode, at even distances; 0 for all. Whether a file is there and not empty is asked of all.
+        num_decoded: how many to decode, at even distances; 0 for all. Existence and size are
+            checked for every file.
 
     Returns:
-        Names of the files by path, and again by what they contain, as far as they were decoded.
+        Names of the files by path, and again by digest, as far as they were decoded.
     """
     records = [x for x in records if _has_file_name(x, findings)]
-    decoded, files, flat = set(sample_evenly(range(len(records)), num_decoded)), {}, []
+    decoded = set(sample_evenly(range(len(records)), num_decoded))
+    files: dict[Any, str] = {}
+    flat = []
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         outcomes = pool.map(lambda i: _look_at(records[i], i in decoded), range(len(records)))
         progress = tqdm(
             outcomes, total=len(records), unit="image", desc="images", leave=False, disable=None
         )
-        for record, (faults, digest, is_flat) in zip(records, progress):
-            for fault in faults:
-                findings.add(*fault)
-            flat += [record["file_name"]] if is_flat else []
-            for key in filter(None, (os.path.realpath(record["file_name"]), digest)):
-                files[key] = str(record["file_name"])
-    severity = "warning" if len(flat) > max(1, _MANY * len(decoded)) else "note"
+        for record, outcome in zip(records, progress):
+            file = record["file_name"]
+            for rule, place in outcome.faults:
+                findings.add(rule, place)
+            if outcome.is_flat:
+                flat.append(file)
+            files[os.path.realpath(file)] = str(file)
+            # Flat images, such as the black ones of a set, are alike without being copies.
+            if outcome.digest:
+                files[outcome.digest] = str(file)
+    is_many = len(flat) > max(1, _MANY * len(decoded))
     for file in flat:
-        findings.add(
-            severity,
-            "images of a single colour",
-            "There is nothing to see in them: look at them.",
-            file,
-        )
+        findings.add(FLAT_IMAGE, file, severity="warning" if is_many else None)
     if len(decoded) < len(records):
-        advice = "The others were looked for only; `focal-det check` without --images decodes all."
         folder = Path(records[0]["file_name"]).parent
-        findings.add(
-            "note",
-            "images of which some were decoded",
-            advice,
-            f"{folder}: {len(decoded)} of {len(records)}",
-        )
+        findings.add(NOT_ALL_DECODED, f"{folder}: {len(decoded)} of {len(records)}")
     return files
 
 
@@ -75,68 +115,60 @@ def _has_file_name(record: Mapping[str, Any], findings: Findings) -> bool:
     name = str(record["file_name"])
     if is_file_name(name):
         return True
-    findings.add("error", *INVALID_NAME, f"{name!r} (image {record.get('image_id')})")
+    findings.add(IMPOSSIBLE_FILE_NAME, f"{name!r} (image {record.get('image_id')})")
     return False
 
 
-def _look_at(
-    record: Mapping[str, Any], is_decoded: bool
-) -> tuple[list[Fault], Optional[bytes], bool]:
-    """What is wrong with an image; if it was decoded, a digest of the file; and whether all its pixels are the same (no digest)."""
+def _look_at(record: Mapping[str, Any], is_decoded: bool) -> _Outcome:
     file = record["file_name"]
     if not os.path.isfile(file):
-        return (
-            [
-                (
-                    "error",
-                    "images that do not exist",
-                    "Put them there, or correct the folder or the names.",
-                    file,
-                )
-            ],
-            None,
-            False,
-        )
+        return _Outcome([(MISSING_IMAGE, file)])
     if os.path.getsize(file) == 0:
-        return [("error", "image files without content", _GET_AGAIN, file)], None, False
+        return _Outcome([(EMPTY_IMAGE_FILE, file)])
     if not is_decoded:
-        return [], None, False
+        return _Outcome()
     try:
-        with Image.open(file) as image:
-            image.load()
-            is_deep = _is_deep(image)
-            pixels = np.asarray(image) if is_deep else np.reshape(image.getextrema(), (-1, 2)).T
-            faults = [
-                x
-                for x in (
-                    _find_size_fault(image, record),
-                    _find_value_fault(image.mode, pixels, file),
-                )
-                if x
-            ]
+        return _decode(record)
     except Exception as error:  # Pillow has many ways to say it
-        return (
-            [("error", "images that cannot be decoded", _GET_AGAIN, f"{file}: {error}")],
-            None,
-            False,
-        )
-    if (pixels == pixels[:1, :1] if is_deep else pixels[0] == pixels[1]).all():
-        return faults, None, True
-    return faults, hashlib.blake2b(Path(file).read_bytes(), digest_size=16).digest(), False
+        return _Outcome([(UNDECODABLE_IMAGE, f"{file}: {error}")])
+
+
+def _decode(record: Mapping[str, Any]) -> _Outcome:
+    """Decode an image; raises whatever Pillow raises."""
+    file = record["file_name"]
+    with Image.open(file) as image:
+        image.load()
+        if _is_deep(image):
+            values = np.asarray(image)
+            is_flat = bool((values == values[:1, :1]).all())
+        else:
+            # Lowest and highest value of each channel, which Pillow finds faster than numpy.
+            values = np.reshape(image.getextrema(), (-1, 2)).T
+            is_flat = bool((values[0] == values[1]).all())
+        found = [
+            _find_size_fault(image, record),
+            _find_value_fault(image.mode, values, file),
+        ]
+    faults = [x for x in found if x]
+    if is_flat:
+        return _Outcome(faults, is_flat=True)
+    digest = hashlib.blake2b(Path(file).read_bytes(), digest_size=16).digest()
+    return _Outcome(faults, digest)
 
 
 def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[Fault]:
     width, height = _apply_exif_orientation(image).size
-    expected = record.get("width", width), record.get("height", height)
-    if (width, height) == expected:
+    said_width = record.get("width", width)
+    said_height = record.get("height", height)
+    if (width, height) == (said_width, said_height):
         return None
-    advice = "Training stops at them. Correct width and height in the annotations, and look whether the boxes fit."
-    place = f"{record['file_name']} is {width} x {height}, the annotations say {expected[0]} x {expected[1]}"
-    return "error", "images of another size than the annotations say", advice, place
+    file = record["file_name"]
+    place = f"{file} is {width} x {height}, the annotations say {said_width} x {said_height}"
+    return OTHER_IMAGE_SIZE, place
 
 
 def find_value_fault(file: Path) -> Optional[Fault]:
-    """What `check_images` says of the pixels of an image file, if anything: values above 8 bits.
+    """What `check_images` finds in the pixels of an image file: values above 8 bits.
 
     Raises:
         Exception: of Pillow; the file cannot be decoded.
@@ -148,26 +180,18 @@ def find_value_fault(file: Path) -> Optional[Fault]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether pixels may have more than 8 bits; of these, Pillow does not know all extrema."""
+    """Whether pixels may have more than 8 bits; Pillow does not know all extrema of such images."""
     return image.mode.startswith(("I", "F"))
 
 
 def _find_value_fault(mode: str, values: np.ndarray, file: str) -> Optional[Fault]:
     """Pixels that Detectron2 cannot show: it makes 8 bits a channel of them by cutting."""
-    lowest, highest = values.min(), values.max()
-    if (
-        lowest >= 0
-        and highest <= _MAX_VALUE
-        and (mode != "F" or (values == np.floor(values)).all())
-    ):
+    lowest = values.min()
+    highest = values.max()
+    is_whole = mode != "F" or (values == np.floor(values)).all()
+    if lowest >= 0 and highest <= _MAX_VALUE and is_whole:
         return None
-    advice = "Detectron2 cuts values to whole numbers from 0 to 255: convert them."
-    return (
-        "error",
-        "images of more than 8 bits",
-        advice,
-        f"{file}: mode {mode}, values from {lowest:g} to {highest:g}",
-    )
+    return DEEP_PIXELS, f"{file}: mode {mode}, values from {lowest:g} to {highest:g}"
 
 
 def check_overlap(
@@ -182,12 +206,10 @@ def check_overlap(
     """
     for test_name, test_files in test.items():
         if test_name in train:
-            advice = "Figures will be better than on images that the model has not seen."
-            findings.add("note", "test sets that are trained on", advice, test_name)
+            findings.add(TEST_SET_TRAINED_ON, test_name)
             continue
         for train_name, train_files in train.items():
             common = {test_files[x]: train_files[x] for x in test_files.keys() & train_files.keys()}
             for file, other in sorted(common.items()):
-                advice = "Figures will be better than on images that the model has not seen: keep the sets apart."
                 place = f"{file} ({test_name}) is {other} ({train_name})"
-                findings.add("warning", "images of a test set that are trained on", advice, place)
+                findings.add(TEST_IMAGE_TRAINED_ON, place)

@@ -1,61 +1,71 @@
-"""Checks of what was measured of a training set."""
+"""Check of the training set: its classes, and how well the anchors fit its boxes."""
 
 import numpy as np
 
 from focal_det.imbalance.describe import describe_gain, describe_lost, to_share
-from focal_det.imbalance.measure import TrainingSetReport
+from focal_det.imbalance.measure import TrainingSetReport, measure_training_set
 from focal_det.messages import shorten
 
 from .findings import Findings
+from .plan import Plan
+from .rules import (
+    ABSENT_CLASS,
+    ANCHORS_NOT_MEASURED,
+    BETTER_ANCHORS,
+    NO_POSITIVE_ANCHOR,
+    RARE_CLASS,
+    UNREACHED_BOXES,
+)
+from .stages import Stage, register_check
 
+LABELLED_IMAGES = 200  # whose anchors are labelled, unless fewer are decoded
 _LOST_SHARE = 0.1  # of the boxes unreached, from which it is a warning
 _RARE = 20  # times fewer objects than the most frequent class
 
 
-def add_findings(report: TrainingSetReport, findings: Findings) -> None:
-    """What is wrong or could be better."""
-    fit, counts, names = report.fit, report.weights.counts, report.weights.labels
+@register_check(Stage.MODEL)
+def check_architecture(plan: Plan, findings: Findings) -> None:
+    """Say that anchors are not measured, for architectures where they are not."""
+    if not plan.settings.is_dense:
+        place = f"MODEL.META_ARCHITECTURE {plan.cfg.MODEL.META_ARCHITECTURE}"
+        findings.add(ANCHORS_NOT_MEASURED, place)
+
+
+@register_check(Stage.TRAINING_SET)
+def check_training_set(plan: Plan, findings: Findings) -> None:
+    """Measure the training set of a RetinaNet; leaves the report in the plan."""
+    if not plan.settings.is_dense:
+        return
+    num_images = min(plan.num_decoded or LABELLED_IMAGES, LABELLED_IMAGES)
+    plan.report = measure_training_set(plan.cfg, plan.get_records, num_images, suggest=plan.suggest)
+    _check_classes(plan.report, findings)
+    _check_anchors(plan.report, findings)
+
+
+def _check_classes(report: TrainingSetReport, findings: Findings) -> None:
+    counts = report.weights.counts
+    names = report.weights.labels
     absent = [names[i] for i in np.flatnonzero(counts == 0)]
     if absent:
-        advice = "They cannot be learnt, and evaluation leaves them out or counts them as missed."
-        findings.add(
-            "warning", "classes without objects in the training set", advice, shorten(absent)
-        )
+        findings.add(ABSENT_CLASS, shorten(absent))
     rare = [
         f"{names[i]} ({counts[i]})"
         for i in report.weights.order
         if 0 < counts[i] * _RARE <= counts.max()
     ]
     if rare:
-        advice = (
-            "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows their images more often; "
-            "--write writes alpha per class."
-        )
-        place = f"{shorten(rare)}; the most frequent, {names[counts.argmax()]}, has {counts.max()}"
-        findings.add("note", f"classes at least {_RARE} times rarer than another", advice, place)
-    if report.fit.score < 1 - _LOST_SHARE:
-        place = (
-            f"{to_share(int((~fit.is_reached).sum()), len(fit.best_iou))}: {describe_lost(report)}"
-        )
-        advice = "They train on their best anchor only, or on none. " + _advise(report)
-        findings.add(
-            "warning", f"boxes that no anchor overlaps by {fit.iou_thresh:g}", advice, place
-        )
+        most = f"the most frequent, {names[counts.argmax()]}, has {counts.max()}"
+        findings.add(RARE_CLASS, f"{shorten(rare)}; {most}", ratio=_RARE)
+
+
+def _check_anchors(report: TrainingSetReport, findings: Findings) -> None:
+    fit = report.fit
+    if fit.score < 1 - _LOST_SHARE:
+        share = to_share(int((~fit.is_reached).sum()), len(fit.best_iou))
+        place = f"{share}: {describe_lost(report)}"
+        findings.add(UNREACHED_BOXES, place, iou_thresh=f"{fit.iou_thresh:g}")
     elif report.anchors:
-        findings.add(
-            "note", "anchors that could fit better", _advise(report), describe_gain(report)
-        )
-    lost = int((~fit.has_positive).sum())
-    if lost:
-        advice = "Other boxes have taken all their anchors: smaller or more anchors, or a larger image, would tell them apart."
-        findings.add(
-            "note", "boxes without a positive anchor", advice, to_share(lost, len(fit.has_positive))
-        )
-
-
-def _advise(report: TrainingSetReport) -> str:
-    return (
-        "--write FILE.yaml writes anchors that fit better."
-        if report.anchors
-        else "Larger images, or other anchors, reach them."
-    )
+        findings.add(BETTER_ANCHORS, describe_gain(report))
+    num_lost = int((~fit.has_positive).sum())
+    if num_lost:
+        findings.add(NO_POSITIVE_ANCHOR, to_share(num_lost, len(fit.has_positive)))

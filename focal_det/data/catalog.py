@@ -24,7 +24,6 @@ MODEL.FOCAL_DET.DATASETS, they start at the working folder, like all paths of a 
 
 import functools
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +37,7 @@ from detectron2.data.datasets import load_coco_json
 
 from focal_det.messages import describe_unknown, shorten
 
+from .boxes import is_usable
 from .digits import DIGITS_CLASSES, DIGITS_SPLITS, build_digits, get_digits_root
 from .voc import load_voc, report_boxes_without_area
 
@@ -324,15 +324,11 @@ def _load(spec: dict[str, Any]) -> list[dict[str, Any]]:
     records = load_coco_json(metadata.json_file, metadata.image_root, name)
     without_area = []
     for record in records:
-        kept = [
-            x
-            for x in record["annotations"]
-            if min(x["bbox"][2:]) > 0 and all(map(math.isfinite, x["bbox"]))
-        ]
+        annotations = record["annotations"]
+        record["annotations"] = [x for x in annotations if is_usable(x["bbox"])]
         without_area += [
-            f"{record['file_name']} {x['bbox']}" for x in record["annotations"] if x not in kept
+            f"{record['file_name']} {x['bbox']}" for x in annotations if not is_usable(x["bbox"])
         ]
-        record["annotations"] = kept
     report_boxes_without_area(name, without_area)
     return records
 

@@ -20,6 +20,8 @@ from detectron2.utils.logger import log_first_n
 from focal_det.host import LOGGER_NAME
 from focal_det.messages import describe_unknown
 
+from .boxes import is_usable
+
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # In upper case as well, for the file systems that tell the cases apart.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
@@ -136,7 +138,8 @@ def report_boxes_without_area(name: str, boxes: Sequence[str]) -> None:
 
 
 def _has_area(box: Sequence[float]) -> bool:
-    return box[2] > box[0] and box[3] > box[1]
+    x0, y0, x1, y1 = box
+    return is_usable([x0, y0, x1 - x0, y1 - y0])
 
 
 def _read_split(root: Path, split: str, name: str) -> list[str]:

@@ -1,0 +1,356 @@
+"""Faults of annotation files, of images and of annotations: CHK1xx, CHK2xx and CHK3xx."""
+
+from .rules import add_rule
+
+_FIX = (
+    "Correct the annotations; of a COCO JSON, --dataset NAME --fix OUT.json writes a corrected "
+    "copy."
+)
+
+# Annotation files: whether they can be read.
+MISSING_ANNOTATION_FILE = add_rule(
+    "CHK100", "error", "missing annotation file", "Put it there, or correct the path."
+)
+COMPRESSED_FILE = add_rule("CHK101", "error", "compressed annotation file", "Unpack it.")
+NOT_UTF8 = add_rule(
+    "CHK102", "error", "annotation file in another encoding than UTF-8", "Save it as UTF-8."
+)
+BYTE_ORDER_MARK = add_rule(
+    "CHK103",
+    "error",
+    "byte order mark in an annotation file",
+    "Save it as UTF-8 without a byte order mark.",
+)
+OTHER_FILE_FORMAT = add_rule(
+    "CHK104", "error", "annotation file in another format", "Convert it to COCO JSON."
+)
+NOT_JSON = add_rule(
+    "CHK105",
+    "error",
+    "annotation file that is not JSON",
+    "Name a file of COCO annotations in JSON.",
+)
+DAMAGED_JSON = add_rule(
+    "CHK106",
+    "error",
+    "damaged annotation file",
+    "It is not complete JSON: get the file again, or correct the program that writes it.",
+)
+DEEPLY_NESTED = add_rule(
+    "CHK107",
+    "error",
+    "annotation file that is nested too deeply",
+    "COCO annotations need fewer than ten levels: correct the program that writes the file.",
+)
+MISSING_LIST = add_rule(
+    "CHK108",
+    "error",
+    "annotation file without a required list",
+    "COCO annotations need lists under {needed}.",
+)
+NOT_A_MAPPING = add_rule("CHK109", "error", "entry that is not a mapping", "Remove it.")
+UNREADABLE_DATASET = add_rule(
+    "CHK110", "error", "data set that cannot be read", "Correct the cause of the error."
+)
+INVALID_VOC_IMAGE = add_rule(
+    "CHK111",
+    "error",
+    "VOC image with a missing or invalid file",
+    "Correct the file, or remove the image from the list of the split.",
+)
+
+# Annotation files: their categories.
+INVALID_CATEGORY = add_rule(
+    "CHK120",
+    "error",
+    "category without an id or name",
+    "Each category needs a unique whole number as id, and a name.",
+)
+DUPLICATE_CATEGORY_NAME = add_rule(
+    "CHK121",
+    "warning",
+    "duplicate category name",
+    "They train as different classes: merge them, or give them different names.",
+)
+CATEGORY_ID_GAPS = add_rule(
+    "CHK122", "note", "category ids other than 1 to K", "Class ids are {mapping}."
+)
+
+# Annotation files: whether they hold objects.
+NOTHING_TO_TRAIN_ON = add_rule(
+    "CHK130",
+    "error",
+    "training set without a usable annotation",
+    "There is nothing to train on: correct the annotations, or name another data set.",
+)
+NOTHING_TO_EVALUATE_ON = add_rule(
+    "CHK131",
+    "warning",
+    "test set without a usable annotation",
+    "Detections are written, but no metrics are computed.",
+)
+EMPTY_IMAGES_DROPPED = add_rule(
+    "CHK132",
+    "note",
+    "images without objects, left out of training",
+    "With DATALOADER.FILTER_EMPTY_ANNOTATIONS False they teach what background is.",
+)
+EMPTY_IMAGES_KEPT = add_rule(
+    "CHK133",
+    "note",
+    "images without objects, trained on as background",
+    "Make sure that they show no objects (DATALOADER.FILTER_EMPTY_ANNOTATIONS is False).",
+)
+EMPTY_IMAGES_TESTED = add_rule(
+    "CHK134",
+    "note",
+    "images without objects in a test set",
+    "Every detection there counts as false: make sure that they show no objects.",
+)
+
+# Images: their entries in a COCO JSON.
+MIXED_IMAGE_IDS = add_rule(
+    "CHK200", "error", "image ids of different types", "Renumber the images."
+)
+INCOMPLETE_IMAGE = add_rule(
+    "CHK201",
+    "error",
+    "image without a required field",
+    "Detectron2 needs id, file_name, width and height of each image.",
+)
+INVALID_IMAGE_ID = add_rule("CHK202", "error", "invalid image id", "Ids are whole numbers or text.")
+INVALID_IMAGE_SIZE = add_rule(
+    "CHK203",
+    "error",
+    "invalid image file name or size",
+    "file_name is text, width and height are pixels.",
+)
+IMPOSSIBLE_FILE_NAME = add_rule(
+    "CHK204",
+    "error",
+    "file name that no file can have",
+    "Correct the name, or remove the image.",
+)
+DUPLICATE_IMAGE_ID = add_rule(
+    "CHK205",
+    "error",
+    "duplicate image id",
+    "Boxes would land on the wrong image: renumber the images.",
+)
+DUPLICATE_IMAGE_FILE = add_rule(
+    "CHK206",
+    "warning",
+    "image file listed more than once",
+    "Merge its annotations under one id; the objects of one entry are background in the other.",
+)
+FILE_OUTSIDE_FOLDER = add_rule(
+    "CHK207",
+    "warning",
+    "file name outside the image folder",
+    "Make it relative to that folder.",
+)
+
+# Images: dataset dicts, of VOC folders and of data sets registered by code.
+INCOMPLETE_RECORD = add_rule(
+    "CHK210",
+    "error",
+    "dataset dict without a required field",
+    "Add it in the code that loads the data set.",
+)
+INVALID_RECORD_ID = add_rule(
+    "CHK211",
+    "error",
+    "image id that is neither int nor str",
+    "Evaluation looks images up by id: correct the code that loads the data set.",
+)
+REPEATED_IMAGE = add_rule(
+    "CHK212",
+    "error",
+    "repeated image id in a test set",
+    "Evaluation would mix up the images: list each image once.",
+)
+
+# Images: their files.
+_GET_AGAIN = "Training would stop at it: get it again, or remove it from the annotations."
+MISSING_IMAGE = add_rule(
+    "CHK220", "error", "missing image file", "Put it there, or correct the folder or the name."
+)
+EMPTY_IMAGE_FILE = add_rule("CHK221", "error", "empty image file", _GET_AGAIN)
+UNDECODABLE_IMAGE = add_rule("CHK222", "error", "image that cannot be decoded", _GET_AGAIN)
+OTHER_IMAGE_SIZE = add_rule(
+    "CHK223",
+    "error",
+    "image size that differs from the annotations",
+    "Training would stop at it: correct width and height in the annotations, and check that the "
+    "boxes fit.",
+)
+DEEP_PIXELS = add_rule(
+    "CHK224",
+    "error",
+    "image of more than 8 bits",
+    "Detectron2 cuts values to whole numbers from 0 to 255: convert the image.",
+)
+FLAT_IMAGE = add_rule(
+    "CHK225",
+    "note",
+    "image of a single colour",
+    "It shows nothing: look at the file.",
+    otherwise="warning if more than a tenth of the decoded images are",
+)
+NOT_ALL_DECODED = add_rule(
+    "CHK226",
+    "note",
+    "only some images decoded",
+    "Of the rest, only existence and size were checked. Run focal-det check without --images to "
+    "decode all.",
+)
+TEST_SET_TRAINED_ON = add_rule(
+    "CHK230",
+    "note",
+    "test set that is trained on",
+    "Metrics will be better than on images that the model has not seen.",
+)
+TEST_IMAGE_TRAINED_ON = add_rule(
+    "CHK231",
+    "warning",
+    "test image that is trained on",
+    "Metrics will be better than on images that the model has not seen: keep the sets apart.",
+)
+
+# Annotations: ids and fields.
+DUPLICATE_ANNOTATION_ID = add_rule(
+    "CHK300", "error", "duplicate annotation id", f"It makes COCO evaluation miscount. {_FIX}"
+)
+ANNOTATION_ID_ZERO = add_rule(
+    "CHK301",
+    "warning",
+    "annotation with id 0",
+    f"pycocotools takes 0 for 'not found' and counts each detection of it as false. {_FIX}",
+)
+NO_CROWD_OR_AREA = add_rule(
+    "CHK302",
+    "error",
+    "annotation without iscrowd or area",
+    f"Evaluation crashes without them, after training has finished. {_FIX}",
+    otherwise="warning if the set is not evaluated on",
+)
+DUPLICATE_OBJECT = add_rule(
+    "CHK303", "warning", "duplicate object", f"It is trained on and counted twice. {_FIX}"
+)
+INCOMPLETE_ANNOTATION = add_rule(
+    "CHK304",
+    "error",
+    "annotation without a required field",
+    f"Detectron2 cannot read it. {_FIX}",
+)
+INVALID_ANNOTATION_ID = add_rule(
+    "CHK305", "error", "invalid annotation id", f"Ids of annotations are whole numbers. {_FIX}"
+)
+UNKNOWN_IMAGE = add_rule(
+    "CHK306", "error", "annotation of an unknown image", f"The file has no such image. {_FIX}"
+)
+UNKNOWN_CATEGORY = add_rule(
+    "CHK307",
+    "error",
+    "annotation of an unknown category",
+    f"Known categories are {{known}}. {_FIX}",
+)
+INVALID_CROWD = add_rule(
+    "CHK308",
+    "error",
+    "invalid iscrowd or ignore",
+    f"iscrowd is 0 or 1; ignore is 0 or left out. {_FIX}",
+)
+INVALID_AREA = add_rule(
+    "CHK309", "error", "invalid area", f"area is a number of square pixels. {_FIX}"
+)
+
+# Annotations: boxes and outlines.
+BOX_NOT_FINITE = add_rule(
+    "CHK310",
+    "error",
+    "box that is not four finite numbers",
+    f"Training or evaluation would stop at it. {_FIX}",
+)
+BOX_WITHOUT_AREA = add_rule(
+    "CHK311",
+    "warning",
+    "box without area",
+    f"Training leaves it out, and evaluation may still count it as missed. {_FIX}",
+)
+BOX_OUTSIDE = add_rule(
+    "CHK312",
+    "warning",
+    "box outside the image",
+    f"Training leaves it out, and evaluation may still count it as missed. {_FIX}",
+)
+BOX_CUT = add_rule(
+    "CHK313",
+    "warning",
+    "box that extends beyond the image",
+    f"Training cuts it at the edge, evaluation does not. {_FIX}",
+)
+INVALID_OUTLINE = add_rule(
+    "CHK314",
+    "warning",
+    "outline without a polygon of three points",
+    f"Detectron2 leaves the whole object out. {_FIX}",
+)
+INVALID_SEGMENTATION = add_rule(
+    "CHK315",
+    "error",
+    "invalid segmentation",
+    f"It is a list of polygons, or RLE with size and counts. {_FIX}",
+)
+INVALID_KEYPOINTS = add_rule(
+    "CHK316", "error", "invalid keypoints", f"They are a list of numbers. {_FIX}"
+)
+
+# Annotations: faults that all of them share.
+SHIFTED_CATEGORY_IDS = add_rule(
+    "CHK320",
+    "error",
+    "shifted category ids",
+    "Objects have the names of other classes: correct the ids of the categories or of the "
+    "annotations.",
+)
+BOXES_AS_FRACTIONS = add_rule(
+    "CHK321",
+    "error",
+    "boxes as fractions of the image",
+    "COCO boxes are in pixels: multiply by width and height of the image.",
+)
+OTHER_BOX_FORMAT = add_rule(
+    "CHK322",
+    "error",
+    "boxes in another format",
+    "They look like {form}. COCO boxes are x, y, width, height, with x and y of the upper left "
+    "corner: convert them.",
+    otherwise="warning if fewer than half of the boxes extend beyond their image",
+)
+BOXES_OF_OTHER_IMAGES = add_rule(
+    "CHK323",
+    "error",
+    "boxes that do not match the images",
+    "They may belong to images of another size, or to other files.",
+)
+
+# Annotations in dataset dicts.
+INCOMPLETE_OBJECT = add_rule(
+    "CHK330",
+    "error",
+    "object without a required field",
+    "Add it in the code that loads the data set.",
+)
+UNKNOWN_CLASS = add_rule(
+    "CHK331",
+    "error",
+    "object of an unknown class",
+    "Class ids are 0 to {last}, one for each of thing_classes.",
+)
+BOX_AS_ARRAY = add_rule(
+    "CHK332",
+    "error",
+    "box as an array",
+    "Detectron2 wants an array for each image or a list for each box: make it a list.",
+)

@@ -1,0 +1,66 @@
+"""Check of the model: whether it can be built, and how much of it MODEL.WEIGHTS fit."""
+
+from pathlib import Path
+
+from detectron2.modeling import build_model
+from torch import nn
+
+from focal_det.checkpoint.checkpointer import HealthyCheckpointer
+from focal_det.checkpoint.weights_file import WeightsError
+from focal_det.messages import describe_error
+
+from .findings import Findings
+from .plan import Plan, silence
+from .rules import (
+    FEW_WEIGHTS,
+    MISSING_WEIGHTS,
+    MODEL_NOT_BUILT,
+    PARTIAL_WEIGHTS,
+    UNLOADABLE_WEIGHTS,
+)
+from .stages import Stage, register_check
+
+# Of the model's tensors; a small ResNet is a third of a RetinaNet's.
+_FEW_WEIGHTS = 0.25
+
+
+@register_check(Stage.MODEL)
+def check_model(plan: Plan, findings: Findings) -> None:
+    """Build the model, load MODEL.WEIGHTS and count what fits.
+
+    Weights at a URL are left to training, which loads them once.
+    """
+    copy = plan.cfg.clone()
+    copy.MODEL.DEVICE = "cpu"  # nothing is computed, and the GPU may be elsewhere
+    try:
+        with silence():
+            model = build_model(copy)
+    except Exception as error:  # whatever it is, it would stop training
+        findings.add(MODEL_NOT_BUILT, f"{type(error).__name__}: {describe_error(error)}")
+        return
+    weights = plan.cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights:
+        _check_weights(weights, model, findings)
+
+
+def _check_weights(file: str, model: nn.Module, findings: Findings) -> None:
+    if not Path(file).is_file():
+        findings.add(MISSING_WEIGHTS, file)
+        return
+    try:
+        with silence():
+            checkpointer = HealthyCheckpointer(model)
+            checkpointer.load(file, checkpointables=[])
+    except WeightsError as error:  # names the file
+        findings.add(UNLOADABLE_WEIGHTS, str(error))
+        return
+    except Exception as error:  # whatever it is, it would stop training
+        findings.add(UNLOADABLE_WEIGHTS, f"{file}: {type(error).__name__}: {error}")
+        return
+    matched = checkpointer.num_matched
+    total = checkpointer.num_tensors
+    place = f"{file}: {matched} of {total} tensors"
+    if matched < _FEW_WEIGHTS * total:
+        findings.add(FEW_WEIGHTS, place)
+    elif matched < total:
+        findings.add(PARTIAL_WEIGHTS, place)

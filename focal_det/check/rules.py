@@ -1,0 +1,237 @@
+"""Every fault that a check can find: its id, severity, title and advice, and no other prose.
+
+Those of annotation files, images and annotations are in `data_rules.py`.
+
+Ids are stable, as people ignore findings by them: a rule that is removed leaves its number unused.
+They are grouped by what is checked:
+
+    CHK0xx  config: data sets it names, solver, machine, model and weights
+    CHK1xx  annotation files: whether they can be read, their categories, whether they hold objects
+    CHK2xx  images: their entries in the annotations, their files
+    CHK3xx  annotations: ids and fields, boxes, faults that all of them share
+    CHK4xx  data sets against each other, against the model and under evaluation
+    CHK5xx  training set: classes and anchors
+    CHK9xx  free for checks of your own
+"""
+
+from dataclasses import dataclass
+
+SEVERITIES = ("error", "warning", "note")
+# The ranges of ids, as docs/check.md heads them.
+TOPICS = {
+    "CHK0": "Config, machine, model and weights",
+    "CHK1": "Annotation files",
+    "CHK2": "Images",
+    "CHK3": "Annotations",
+    "CHK4": "Data sets together, and their evaluation",
+    "CHK5": "Training set",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One fault that a check can find.
+
+    Attributes:
+        id: such as "CHK202".
+        severity: "error": training or evaluation would stop or go wrong; "warning": something is
+            lost; "note": good to know.
+        title: a noun phrase in the singular, such as "invalid image id".
+        advice: what to do; `{name}` stands for a value that the check gives.
+        otherwise: another severity that the check may give, and when.
+    """
+
+    id: str
+    severity: str
+    title: str
+    advice: str
+    otherwise: str = ""
+
+
+RULES: dict[str, Rule] = {}
+
+
+def add_rule(rule_id: str, severity: str, title: str, advice: str, *, otherwise: str = "") -> Rule:
+    """Make a rule known under its id, for a check of focal_det or of your own.
+
+    Args:
+        rule_id, severity, title, advice, otherwise: as `Rule` describes them.
+
+    Raises:
+        ValueError: the id is taken, or the severity is unknown.
+    """
+    if rule_id in RULES:
+        raise ValueError(
+            f"the id {rule_id} is taken by the rule {RULES[rule_id].title!r}; choose another one"
+        )
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity must be one of {', '.join(SEVERITIES)}, got {severity!r}")
+    RULES[rule_id] = Rule(rule_id, severity, title, advice, otherwise)
+    return RULES[rule_id]
+
+
+# Config: the data sets and the architecture it names.
+INTERRUPTED_CHECK = add_rule(
+    "CHK000", "warning", "interrupted check", "The rest was not checked: run it again."
+)
+INVALID_DATASET_BLOCK = add_rule(
+    "CHK001", "error", "invalid data set block", "Correct MODEL.FOCAL_DET.DATASETS."
+)
+UNREGISTERED_DATASET = add_rule(
+    "CHK002",
+    "error",
+    "unregistered data set",
+    "Register it in FOCAL_DET_DATASETS ({file}), in MODEL.FOCAL_DET.DATASETS or in your own code.",
+)
+NO_EVALUATOR = add_rule(
+    "CHK003",
+    "error",
+    "test set without an evaluator",
+    "Set its evaluator_type to one of {known}.",
+)
+NO_TRAINING_SET = add_rule("CHK004", "error", "no training set", "Name one in DATASETS.TRAIN.")
+UNREGISTERED_ARCHITECTURE = add_rule(
+    "CHK005", "error", "unregistered architecture", "Import the code that defines it."
+)
+FOREIGN_KEY = add_rule(
+    "CHK006",
+    "warning",
+    "key of another architecture",
+    "RetinaNet reads {node_key}, such as {num_classes_key}.",
+)
+
+# Config: numbers by themselves and against each other.
+NON_FINITE_NUMBER = add_rule("CHK010", "error", "non-finite number", "Set the key to a number.")
+NUMBER_NOT_POSITIVE = add_rule(
+    "CHK011", "error", "number that must be positive", "Set the key to a number above 0."
+)
+LATE_STEP = add_rule(
+    "CHK012",
+    "warning",
+    "learning rate step after the end of training",
+    "Set SOLVER.STEPS below SOLVER.MAX_ITER.",
+)
+LONG_WARMUP = add_rule(
+    "CHK013",
+    "warning",
+    "warm-up longer than training",
+    "The learning rate is never reached: lower SOLVER.WARMUP_ITERS.",
+)
+UNUSUAL_LEARNING_RATE = add_rule(
+    "CHK014",
+    "warning",
+    "unusual learning rate for the batch size",
+    "The linear rule (16 images at 0.01) gives about {expected}; with more, warm up longer.",
+)
+SHORT_WARMUP = add_rule(
+    "CHK015",
+    "warning",
+    "short warm-up for a high learning rate",
+    "Set SOLVER.WARMUP_ITERS to 500 or more.",
+)
+SMALL_PIXEL_MEAN = add_rule(
+    "CHK016",
+    "warning",
+    "pixel mean for images from 0 to 1",
+    "Detectron2's images range from 0 to 255, in the order of INPUT.FORMAT: multiply "
+    "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD by 255.",
+)
+
+# Machine.
+NO_GPU = add_rule(
+    "CHK020",
+    "note",
+    "no GPU on this machine",
+    "Training here would stop: set MODEL.DEVICE cpu, or train on a machine with a GPU.",
+    otherwise="error when training is about to start",
+)
+FOLDER_NOT_CREATED = add_rule(
+    "CHK021", "error", "folder that cannot be created", "Choose another OUTPUT_DIR."
+)
+
+# Model and weights.
+MODEL_NOT_BUILT = add_rule("CHK030", "error", "model that cannot be built", "Correct the config.")
+MISSING_WEIGHTS = add_rule("CHK031", "error", "weights that do not exist", "Correct MODEL.WEIGHTS.")
+UNLOADABLE_WEIGHTS = add_rule(
+    "CHK032", "error", "weights that cannot be loaded", "Correct MODEL.WEIGHTS."
+)
+FEW_WEIGHTS = add_rule(
+    "CHK033",
+    "warning",
+    "weights for a small part of the model",
+    "The rest starts at random: make sure that MODEL.WEIGHTS is the right file.",
+)
+PARTIAL_WEIGHTS = add_rule(
+    "CHK034", "note", "weights for a part of the model", "The rest starts at random."
+)
+
+# Data sets together, and their evaluation.
+OTHER_CLASSES = add_rule(
+    "CHK400",
+    "error",
+    "data set with other classes than the training set",
+    "Detections would count for other classes: use the same categories, in the same order of ids.",
+)
+OTHER_NUMBER_OF_CLASSES = add_rule(
+    "CHK401",
+    "error",
+    "data set with another number of classes than the model",
+    "Set {key} to {num_classes}; background is not counted.",
+)
+FAILING_EVALUATION = add_rule(
+    "CHK410",
+    "error",
+    "test set whose evaluation fails",
+    "It would fail after training, too: correct the data set.",
+)
+STALE_CACHE = add_rule(
+    "CHK411",
+    "warning",
+    "outdated cache of annotations",
+    "Detectron2 would evaluate with it: delete it. (focal-det train does.)",
+)
+UNREADABLE_FOR_VOC = add_rule(
+    "CHK412",
+    "error",
+    "annotation that VOC evaluation cannot read",
+    "Evaluation would crash: correct it, or evaluate with COCO metrics (evaluator: coco).",
+)
+
+# Training set.
+ANCHORS_NOT_MEASURED = add_rule(
+    "CHK500", "note", "anchors not measured", "They are measured for RetinaNets only."
+)
+ABSENT_CLASS = add_rule(
+    "CHK501",
+    "warning",
+    "class without objects in the training set",
+    "It cannot be learned, and evaluation leaves it out or counts it as missed.",
+)
+RARE_CLASS = add_rule(
+    "CHK502",
+    "note",
+    "rare class",
+    "The most frequent class has at least {ratio} times as many objects. DATALOADER.SAMPLER_TRAIN "
+    "RepeatFactorTrainingSampler shows rare classes more often; --write FILE.yaml writes alpha per "
+    "class.",
+)
+UNREACHED_BOXES = add_rule(
+    "CHK503",
+    "warning",
+    "boxes that no anchor overlaps enough",
+    "With an IoU below {iou_thresh} they train on their best anchor only, or on none. --write "
+    "FILE.yaml writes anchors that fit better; where there are none, use larger images.",
+)
+BETTER_ANCHORS = add_rule(
+    "CHK504",
+    "note",
+    "anchors that could fit better",
+    "--write FILE.yaml writes anchors that fit better.",
+)
+NO_POSITIVE_ANCHOR = add_rule(
+    "CHK505",
+    "note",
+    "boxes without a positive anchor",
+    "Other boxes took all their anchors: smaller or more anchors, or larger images, would tell "
+    "them apart.",
+)
