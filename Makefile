@@ -55,5 +55,6 @@ lint: env ## ruff
 	$(PYTHON) -m ruff format --check .
 
 .PHONY: readme
-readme: env ## render the README's tables from the records
+readme: env ## render the tables of the README from the records, and docs/check.md
 	$(PYTHON) dev/render_readme.py
+	$(PYTHON) dev/render_check.py

@@ -2,10 +2,7 @@
 
 from .rules import add_rule
 
-_FIX = (
-    "Correct the annotations; of a COCO JSON, --dataset NAME --fix OUT.json writes a corrected "
-    "copy."
-)
+_FIX = "Correct it; --dataset NAME --fix OUT.json corrects a copy of a COCO JSON."
 
 # Annotation files: whether they can be read.
 MISSING_ANNOTATION_FILE = add_rule(
@@ -28,7 +25,7 @@ NOT_JSON = add_rule(
     "CHK105",
     "error",
     "annotation file that is not JSON",
-    "Name a file of COCO annotations in JSON.",
+    "Name a JSON file of COCO annotations.",
 )
 DAMAGED_JSON = add_rule(
     "CHK106",
@@ -92,19 +89,19 @@ NOTHING_TO_EVALUATE_ON = add_rule(
 EMPTY_IMAGES_DROPPED = add_rule(
     "CHK132",
     "note",
-    "images without objects, left out of training",
+    "training set with empty images, which are left out",
     "With DATALOADER.FILTER_EMPTY_ANNOTATIONS False they teach what background is.",
 )
 EMPTY_IMAGES_KEPT = add_rule(
     "CHK133",
     "note",
-    "images without objects, trained on as background",
+    "training set with empty images, kept as background",
     "Make sure that they show no objects (DATALOADER.FILTER_EMPTY_ANNOTATIONS is False).",
 )
 EMPTY_IMAGES_TESTED = add_rule(
     "CHK134",
     "note",
-    "images without objects in a test set",
+    "test set with empty images",
     "Every detection there counts as false: make sure that they show no objects.",
 )
 
@@ -200,9 +197,9 @@ FLAT_IMAGE = add_rule(
 NOT_ALL_DECODED = add_rule(
     "CHK226",
     "note",
-    "only some images decoded",
-    "Of the rest, only existence and size were checked. Run focal-det check without --images to "
-    "decode all.",
+    "data set that was decoded in part",
+    "Of the other images, only existence and size were checked. Run focal-det check without "
+    "--images to decode all.",
 )
 TEST_SET_TRAINED_ON = add_rule(
     "CHK230",

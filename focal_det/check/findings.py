@@ -81,7 +81,7 @@ class Findings:
         """Leave out what breaks these rules from now on; raises as the constructor does."""
         for rule_id in rule_ids:
             if rule_id not in RULES:
-                raise UnknownNameError(describe_unknown("id of a check", rule_id, RULES))
+                raise UnknownNameError(describe_unknown("check id", rule_id, RULES))
             self._ignored.add(rule_id)
 
     def add(self, rule: Rule, place: str, *, severity: Optional[str] = None, **fields: Any) -> None:

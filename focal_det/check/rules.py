@@ -188,7 +188,7 @@ STALE_CACHE = add_rule(
     "CHK411",
     "warning",
     "outdated cache of annotations",
-    "Detectron2 would evaluate with it: delete it. (focal-det train does.)",
+    "Detectron2 would evaluate with it: delete it, as focal-det train does.",
 )
 UNREADABLE_FOR_VOC = add_rule(
     "CHK412",

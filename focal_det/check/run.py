@@ -56,10 +56,8 @@ def run_checks(
     """Check a config, its data sets, its model and its weights.
 
     Args:
-        images: how many of each data set to decode, at even distances; 0 for all. No more are
-            labelled either.
-        dataset: check this data set in place of those of the config, and nothing else but the
-            config.
+        images: of each data set to decode and to label, at even distances; 0 for all.
+        dataset: check this data set, in place of all others, and the config alone.
         suggest: also look for anchors that fit better.
         is_training: whether this machine is about to train.
         ignore: ids of rules whose findings are left out.

@@ -1,0 +1,87 @@
+"""Render docs/check.md from the rules of the checks."""
+
+import re
+from pathlib import Path
+
+from focal_det.check.rules import RULES, TOPICS, Rule
+from focal_det.check.stages import load_checks
+
+FILE = Path(__file__).parent.parent / "docs" / "check.md"
+INTRODUCTION = """\
+# What `focal-det check` finds
+
+```sh
+focal-det check --config-file digits/focal_retinanet_tiny.yaml --output output/check.html
+```
+
+It reads a config and finds what would stop training or spoil its result: data sets that are missing
+or broken, settings that contradict each other, weights that do not fit, anchors that miss the
+objects. Each finding names its place and says what to do. `focal-det train` runs the same checks
+before it starts, on fewer images.
+
+| option | effect |
+|---|---|
+| `--output FILE.html` | writes the findings and what was measured of the training set as one page |
+| `--json` | prints both as JSON |
+| `--write FILE.yaml` | writes a config with better anchors, and alpha and pi per class |
+| `--fix OUT.json` | writes a corrected copy of the COCO JSON of `--dataset NAME` |
+| `--dataset NAME` | checks this data set only |
+| `--images N` | decodes N images of each data set; all by default |
+| `--ignore ID ...` | leaves out findings by id; another option must follow before `KEY VALUE` |
+
+So `focal-det check --ignore CHK133 CHK225 --config-file my.yaml` reports neither empty images of
+training sets nor images of a single colour. `--fix` fills in what is certain, cuts boxes at the
+edge and removes unusable annotations, unless they are more than a fifth of all.
+
+The exit code is 0 if all is well, 1 with warnings, 2 with errors, and 3 if the check itself
+crashed. An error stops training or evaluation, or makes the result wrong. A warning costs
+something, such as objects that are left out. A note is good to know.
+
+In the tables, `{name}` stands for a value. Ids never change their meaning. A check of your own is a
+file that `FOCAL_DET_ENV_MODULE` names, with a rule and a function; its ids should start at CHK900:
+
+```python
+from focal_det.check import Stage, add_rule, register_check
+
+SHORT_RUN = add_rule("CHK900", "warning", "short training run", "Raise SOLVER.MAX_ITER.")
+
+
+@register_check(Stage.CONFIG)
+def check_length(plan, findings):
+    if plan.cfg.SOLVER.MAX_ITER < 100:
+        findings.add(SHORT_RUN, f"SOLVER.MAX_ITER {plan.cfg.SOLVER.MAX_ITER}")
+
+
+def setup_environment():
+    \"\"\"Called by Detectron2; importing this file has registered the check.\"\"\"
+```
+"""
+
+
+def render_check() -> str:
+    """The whole page."""
+    load_checks()
+    parts = [INTRODUCTION]
+    for prefix, title in TOPICS.items():
+        rules = [rule for rule_id, rule in sorted(RULES.items()) if rule_id.startswith(prefix)]
+        lines = [f"## {prefix}xx: {title}", ""]
+        lines += ["| id | severity | finding | advice |", "|---|---|---|---|"]
+        lines += [render_rule(rule) for rule in rules]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def render_rule(rule: Rule) -> str:
+    """One row of a table."""
+    severity = rule.severity
+    if rule.otherwise:
+        severity += f"; {rule.otherwise}"
+    # A cell would end at an upright stroke, and a tag start at `<`.
+    cells = [
+        re.sub(r"([|<])", r"\\\1", cell) for cell in (rule.id, severity, rule.title, rule.advice)
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    FILE.write_text(render_check(), encoding="utf-8")
