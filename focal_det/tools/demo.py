@@ -118,7 +118,7 @@ def _read_picture(detector: Detector, file: Path) -> np.ndarray:
         raise ValueError(_describe_unreadable(file)) from None
     if fault:
         rule, place = fault
-        raise ValueError(f"{place}: {rule.title}. {rule.advice}")
+        raise ValueError(f"{place}: {rule.title} cannot be drawn. {rule.advice}")
     return image
 
 

@@ -10,8 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from focal_det.check.run import run_checks
 from focal_det.env import load_config
-from focal_det.tools.check import run_checks
 from tests.faults.copies import DigitsCopy
 from tests.faults.test_training_faults import Trainer, make_trainer
 

@@ -46,7 +46,7 @@ ROWS = {
         "truncated image",
         change_images(truncate),
         "error",
-        ["images that cannot be decoded", FIRST, "get them again"],
+        ["CHK222 image that cannot be decoded", FIRST, "get it again"],
         "stops when training comes to it, without the file's name",
         "names it before the training",
         r"stops in training, .*: OSError: image file is truncated$",
@@ -55,7 +55,7 @@ ROWS = {
         "file of 0 bytes, or no image",
         change_images(lambda x: x.write_bytes(b"")),
         "error",
-        ["image files without content", FIRST],
+        ["CHK221 empty image file", FIRST],
         "stops when training comes to it",
         "names it before the training",
         r"stops in training, .*: UnidentifiedImageError",
@@ -64,7 +64,7 @@ ROWS = {
         "missing image",
         change_images(lambda x: x.unlink()),
         "error",
-        ["images that do not exist", FIRST, "correct the folder"],
+        ["CHK220 missing image file", FIRST, "correct the folder"],
         "stops when training comes to it",
         "names it before the training",
         r"stops in training, .*: FileNotFoundError",
@@ -74,7 +74,7 @@ ROWS = {
         change_images(halve),
         "error",
         [
-            "images of another size than the annotations say",
+            "CHK223 image size that differs from the annotations",
             f"{FIRST} is 128 x 64, the annotations say 128 x 128",
         ],
         "stops when training comes to it",
@@ -85,7 +85,7 @@ ROWS = {
         "category ids with gaps",
         shift_categories,
         "note",
-        ["category ids have gaps", "8 (0) -> 0"],
+        ["CHK122 category ids other than 1 to K", "8 (0) -> 0"],
         "maps them, with a warning without the mapping",
         "shows the mapping",
         r"goes on with 29 of 29 boxes",
@@ -95,10 +95,10 @@ ROWS = {
         lambda copy: copy.content["annotations"][0].update(category_id=77),
         "error",
         [
-            "annotations of unknown categories",
+            "CHK307 annotation of an unknown category",
             "annotation {ann[id]} of {ann_image}",
             "category 77",
-            "Known are",
+            "Known categories are",
         ],
         "stops, without image and annotation",
         "names image and annotation",
@@ -108,7 +108,7 @@ ROWS = {
         "no usable annotation",
         lambda copy: copy.content["annotations"].clear(),
         "error",
-        ["data sets without a usable annotation", "digits.json"],
+        ["CHK130 training set without a usable annotation", "digits.json"],
         "stops, and says so",
         "names the file",
         r"stops in loading: AssertionError",
@@ -117,7 +117,11 @@ ROWS = {
         "image id given twice",
         lambda copy: copy.content["images"][1].update(id=copy.content["images"][0]["id"]),
         "error",
-        ["image ids given twice", f"id {{image[0][id]}} of {FIRST} and {SECOND}", "wrong image"],
+        [
+            "CHK205 duplicate image id",
+            f"id {{image[0][id]}} of {FIRST} and {SECOND}",
+            "wrong image",
+        ],
         "SILENT: the boxes land on the wrong image",
         "names both files",
         r"goes on",
@@ -126,7 +130,7 @@ ROWS = {
         "annotation id given twice",
         lambda copy: copy.content["annotations"][1].update(id=copy.content["annotations"][0]["id"]),
         "error",
-        ["annotation ids given more than once", "annotation id {ann[id]}, 2 times"],
+        ["CHK300 duplicate annotation id", "annotation id {ann[id]}, 2 times"],
         "stops, without the id",
         "lists the ids; `--fix` numbers anew",
         r"stops in loading: AssertionError: Annotation ids in .* are not unique",
@@ -135,7 +139,7 @@ ROWS = {
         "annotation without `id` or `bbox`",
         lambda copy: copy.content["annotations"][0].pop("bbox"),
         "error",
-        ["annotations without a field", "annotation {ann[id]}", "no bbox"],
+        ["CHK304 annotation without a required field", "annotation {ann[id]}", "no bbox"],
         "stops with a KeyError",
         "names annotation and field",
         r"stops in training, .*: KeyError: 'bbox'",
@@ -145,7 +149,7 @@ ROWS = {
         lambda copy: copy.content["annotations"][0].pop("area"),
         "error",
         [
-            "annotations without iscrowd or area",
+            "CHK302 annotation without iscrowd or area",
             "annotation {ann[id]} (image {ann[image_id]}): no area",
             "--fix",
         ],
@@ -159,7 +163,7 @@ ROWS = {
             file_name="../images/" + copy.content["images"][0]["file_name"]
         ),
         "warning",
-        ["file names that leave the folder of the images", "../images/"],
+        ["CHK207 file name outside the image folder", "../images/"],
         "opens it",
         "names it",
         r"goes on with 29 of 29 boxes",
@@ -274,7 +278,7 @@ def make_cells_block(folder):
 
 def test_the_two_boxes_without_area_of_the_blood_cells_are_found(cells, capsys):
     code, output = run_check(write_voc_config(cells, make_cells_block(cells)), capsys)
-    assert code == 1 and "boxes without area (2)" in output
+    assert code == 1 and "CHK311 box without area (2)" in output
     assert (
         "BloodImage_00338 (RBC [504.0, 337.0, 504.0, 337.0])" in output
         and "BloodImage_00343" in output
@@ -296,7 +300,7 @@ CELL_FAULTS = {
     ),
     27: (
         lambda folder: halve(folder / "JPEGImages" / "BloodImage_00000.jpg"),
-        ["another size", "640 x 64"],
+        ["CHK223", "640 x 64"],
     ),
     29: (
         lambda folder: rewrite(folder, "<name>WBC", "<name>WBCS"),
@@ -304,9 +308,9 @@ CELL_FAULTS = {
     ),
     30: (
         lambda folder: rewrite(folder, "<xmax>", "<xmax>9"),
-        ["boxes that reach out of the image", "BloodImage_00000.jpg"],
+        ["box that extends beyond the image", "BloodImage_00000.jpg"],
     ),
-    32: (lambda folder: list_twice(folder), ["image ids given twice", "BloodImage_00000"]),
+    32: (lambda folder: list_twice(folder), ["CHK212 repeated image id", "BloodImage_00000"]),
     34: (
         lambda folder: rewrite(folder, "xmin", "xmn"),
         ["BloodImage_00000.xml is not a VOC annotation"],
@@ -354,15 +358,11 @@ def test_row_42_a_stale_cache_of_annotations(tmp_path, clean_catalog, capsys, fa
     cache = tmp_path / "out" / "inference" / "shapes_coco_format.json"
     cache.parent.mkdir(parents=True)
     convert_to_coco_json("shapes", str(cache))
-    assert "caches of annotations" not in run_check(config, capsys)[1]
+    assert "CHK411" not in run_check(config, capsys)[1]
     annotation = tmp_path / "Annotations" / "1.xml"
     annotation.write_text(annotation.read_text().replace("<name>square", "<name>circle"))
     code, output = run_check(config, capsys)
-    assert (
-        code == 1
-        and "caches of annotations that have changed since" in output
-        and str(cache) in output
-    )
+    assert code == 1 and "CHK411 outdated cache of annotations" in output and str(cache) in output
     before = cache.read_text()
     convert_to_coco_json("shapes", str(cache))
     assert cache.read_text() == before  # stock: the old ground truth
