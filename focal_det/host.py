@@ -1,14 +1,15 @@
-"""The installed Detectron2: one clear error when there is none, and the few places where 0.5 and main differ for us."""
+"""The installed Detectron2: one clear error without it, and the differences from 0.5 to main."""
 
 import logging
 import re
 from collections.abc import Callable
-from typing import Union
+from typing import Any, Union
 
-# Of Detectron2's layers: a name, or a function of the number of channels.
-Norm = Union[str, Callable]
+# As Detectron2's layers take it: a name, or a function of the number of channels.
+Norm = Union[str, Callable[[int], Any]]
 
-# A child of the logger that Detectron2's `default_setup` sends to the terminal and to OUTPUT_DIR/log.txt.
+# A child of the logger that Detectron2's `default_setup` sends to the terminal and to
+# OUTPUT_DIR/log.txt.
 LOGGER_NAME = "detectron2.focal_det"
 _HOW_TO_GET_IT = """\
 This part of focal_det needs Detectron2, which is not installed. Get it in one of these ways:
@@ -20,14 +21,17 @@ _COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def has_event_storage() -> bool:
-    """Whether a trainer (or a user's `EventStorage`) is there to receive scalars; main has this function, 0.5 has not."""
+    """Whether a trainer, or a user's `EventStorage`, receives scalars.
+
+    Detectron2's main has this function, 0.5 and 0.6 do not.
+    """
     from detectron2.utils import events
 
     return len(events._CURRENT_STORAGE_STACK) > 0
 
 
 def put_scalar(name: str, value: float) -> None:
-    """Record a number with the trainer, if there is one."""
+    """Record a number in the trainer's metrics, if there is a trainer."""
     from detectron2.utils.events import get_event_storage
 
     if has_event_storage():
@@ -35,24 +39,32 @@ def put_scalar(name: str, value: float) -> None:
 
 
 def get_head_norm(norm: Norm) -> Norm:
-    """A norm for Detectron2's RetinaNetHead, which in 0.6 first makes one of a single channel to see its type.
+    """Norm for Detectron2's RetinaNetHead that works with "GN" in 0.6, too.
 
-    A GroupNorm of 32 groups has none of these: torch refuses it since 1.11. Main asks for 32 channels.
+    To see the type of the norm, 0.6 first makes one with a single channel, and since 1.11 torch
+    refuses a GroupNorm of 32 groups and one channel. Main makes one with 32 channels.
     """
     from detectron2.layers import get_norm
     from torch import nn
 
     if norm != "GN":
         return norm
-    return lambda channels: nn.GroupNorm(1, 1) if channels == 1 else get_norm("GN", channels)
+
+    def make_group_norm(channels: int) -> nn.Module:
+        if channels == 1:
+            return nn.GroupNorm(1, 1)
+        return get_norm("GN", channels)
+
+    return make_group_norm
 
 
-def set_data_loader(trainer, data_loader) -> None:
-    """Give a SimpleTrainer another data loader; main has a method for it, 0.5 has not."""
+def set_data_loader(trainer: Any, data_loader: Any) -> None:
+    """Give a SimpleTrainer another data loader; main has a method for it, 0.5 does not."""
     if hasattr(trainer, "reset_data_loader"):
         trainer.reset_data_loader(lambda: data_loader)
     else:
-        trainer.data_loader, trainer._data_loader_iter = data_loader, iter(data_loader)
+        trainer.data_loader = data_loader
+        trainer._data_loader_iter = iter(data_loader)
 
 
 class _PlainFormatter(logging.Formatter):
@@ -67,16 +79,17 @@ class _PlainFormatter(logging.Formatter):
 
 
 def keep_log_files_plain(output_dir: str) -> None:
-    """Log without colour codes wherever the log is not a terminal; call it before `default_setup`.
+    """Log without colour codes except to terminals; call this before `default_setup`.
 
-    Detectron2 colours the config with Pygments and the names of missing weights with termcolor,
-    in the messages themselves, so that log.txt has the codes, too.
+    Detectron2 colours the config with Pygments and the names of missing weights with termcolor, in
+    the messages themselves, so that the codes would end up in log.txt, too.
     """
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
     rank = comm.get_rank()
-    # The same calls as in default_setup, which then gets these loggers from setup_logger's cache.
+    # The same calls as in default_setup, which then gets these loggers from the cache of
+    # setup_logger.
     loggers = (
         setup_logger(output_dir, distributed_rank=rank, name="fvcore"),
         setup_logger(output_dir, distributed_rank=rank),
@@ -88,18 +101,21 @@ def keep_log_files_plain(output_dir: str) -> None:
 
 
 def require_detectron2() -> None:
-    """Import Detectron2, for the packages that cannot do without; they call this first.
+    """Import Detectron2; packages that need it call this first.
 
     Raises:
-        ImportError: there is none; says how to get one.
+        ImportError: Detectron2 is not installed; the message explains how to install it.
     """
     try:
         import detectron2  # noqa: F401
     except ImportError as error:
         if "partially initialized module 'focal_det." in str(error):
+            # Detectron2's own import has called focal_det.env, which needs what is being imported.
             raise ImportError(
-                "With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before focal_det.config"
+                "With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before "
+                "focal_det.config"
             ) from error
+        # Another missing module, or a broken build, is not helped by the advice.
         if error.name != "detectron2" or not isinstance(error, ModuleNotFoundError):
             raise
         raise ImportError(_HOW_TO_GET_IT) from None

@@ -1,4 +1,4 @@
-"""Words of error messages: the nearest known name, a shortened list, a text that is safe to print."""
+"""Parts of error messages: the nearest known name, a shortened list, text safe to print."""
 
 import difflib
 import unicodedata
@@ -7,30 +7,32 @@ from typing import Any
 
 MAX_NAME = 80  # characters of a class name, or of one value among several
 _MAX_LINE = 2000  # characters of a whole text
-_MAX_KNOWN = 20  # names listed in full
-_NUM_NEAREST = 8  # names listed where there are more
-_MIN_SIMILARITY = 0.5  # of a name that is offered as what was meant
+_MAX_KNOWN = 20  # known names that are all listed
+_NUM_NEAREST = 8  # names listed if there are more
+_MIN_SIMILARITY = 0.5  # of a name suggested by "Did you mean ...?"
 
 
 class UnknownNameError(KeyError, ValueError):
-    """A name that a config or a command has, and nobody knows; the message names the nearest one.
+    """Unknown name in a config or a command; the message suggests the nearest known one.
 
-    A KeyError for those who look names up, a ValueError as all bad values are.
+    It is a KeyError, as look-ups raise, and a ValueError, as every bad value raises.
     """
 
     def __str__(self) -> str:
-        # KeyError shows its message as a quoted key.
+        # KeyError would show its message as a key, in quotes.
         return str(self.args[0])
 
 
 def describe_unknown(kind: str, name: str, known: Iterable[str], *, advice: str = "") -> str:
     """Error text for an unknown name: the closest match, then the known names.
 
-    Of many known names, only the closest few are listed. Names that differ in case alone are the
-    closest of all.
+    If many names are known, only the closest few are listed. A name that differs only in case is
+    the closest.
 
     Args:
         kind: what the name stands for, such as "loss normalizer".
+        name: the unknown name.
+        known: all known names, in any order.
         advice: a sentence to put before the closest match.
     """
     known = sorted(known)
@@ -63,7 +65,7 @@ def _find_nearest(name: str, known: Sequence[str], *, num: int, cutoff: float) -
 
 
 def shorten(values: Sequence[Any], most: int = 8) -> str:
-    """The first values as a list in words, and how many more there are."""
+    """The first values, separated by commas, and the number of the others."""
     shown = ", ".join(to_line(str(x), MAX_NAME) for x in values[:most])
     if len(values) > most:
         return f"{shown} and {len(values) - most} more"
@@ -71,10 +73,10 @@ def shorten(values: Sequence[Any], most: int = 8) -> str:
 
 
 def to_line(text: str, most: int = _MAX_LINE) -> str:
-    """A text from a file as one line that is safe on terminals, pages and pictures.
+    """Text from a file as one line that is safe on terminals, pages and pictures.
 
     Control characters, which a terminal would obey, become escapes such as `\\x1b`. A text longer
-    than `most` loses its middle.
+    than `most` characters loses its middle.
     """
     if len(text) > most:
         text = f"{text[: most // 2]}...{text[3 + len(text) - most + most // 2 :]}"
@@ -85,12 +87,14 @@ def to_line(text: str, most: int = _MAX_LINE) -> str:
 
 
 def _escape(character: str) -> str:
-    # Spaces other than U+0020 are not "printable", but harmless.
+    # Python calls spaces other than U+0020 not printable, but they are harmless.
     if character.isprintable() or unicodedata.category(character) == "Zs":
         return character
     return ascii(character)[1:-1]
 
 
 def describe_error(error: BaseException) -> str:
-    """The message of an exception; that of a KeyError without the quotes around it."""
-    return str(error.args[0] if len(error.args) == 1 else error)
+    """The message of an exception, without the quotes that KeyError puts around it."""
+    if len(error.args) == 1:
+        return str(error.args[0])
+    return str(error)

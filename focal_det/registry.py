@@ -1,15 +1,16 @@
 """Registries of components that a config selects by name, and how a component is built.
 
 A registry finds the components of focal_det by itself: at its first look-up it imports the package
-of its base class, and registers every concrete subclass defined there. So it is complete whichever
-module was imported first, and a new component is a new file. Components of your own are registered
-with `@CLS_LOSS_REGISTRY.register()`.
+of its base class and registers every concrete subclass defined there. So it is complete whichever
+module was imported first, and a new component is a new file. Register components of your own with
+`@CLS_LOSS_REGISTRY.register()`.
 """
 
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from fvcore.common.registry import Registry
@@ -18,13 +19,13 @@ from focal_det.messages import UnknownNameError, describe_unknown
 
 
 class ComponentRegistry(Registry):
-    """fvcore's Registry, filled at the first look-up; errors for unknown names name the nearest.
+    """fvcore's Registry, filled at the first look-up; errors suggest the nearest known name.
 
     Args:
         name: of the registry, as in fvcore.
-        kind: what its components are called in messages.
-        base: "module:Class" of the base class. Given by name, as components are defined above this
-            module and import nothing of it.
+        kind: what messages call its components.
+        base: "module:Class" of the base class. A string, as importing the components here would
+            reverse the order of the package, and `focal_det.losses` must work without this module.
     """
 
     def __init__(self, name: str, kind: str, *, base: str) -> None:
@@ -34,7 +35,11 @@ class ComponentRegistry(Registry):
         self._is_filled = False
 
     def get(self, name: str) -> Any:
-        """Return the class registered under `name`; UnknownNameError names the nearest one."""
+        """Return the class registered under `name`.
+
+        Raises:
+            UnknownNameError: unknown `name`; suggests the nearest one.
+        """
         self._fill()
         if name not in self._obj_map:
             raise UnknownNameError(describe_unknown(self.kind, name, self._obj_map))
@@ -56,13 +61,14 @@ class ComponentRegistry(Registry):
         """Build the component registered under `name`.
 
         Args:
-            args: constructor arguments, each of which the constructor must know.
-            defaults: arguments the caller knows from elsewhere; those that the constructor does not
-                take are ignored.
+            name: of a component.
+            args: constructor arguments; an unknown argument is an error.
+            defaults: arguments that the caller knows from elsewhere; those that the constructor
+                does not take are ignored.
 
         Raises:
             UnknownNameError: unknown `name`.
-            ValueError: an argument the constructor does not have, or a value it refuses.
+            ValueError: an argument that the constructor does not take, or a value that it refuses.
         """
         cls = self.get(name)
         known = get_constructor_args(cls)
@@ -78,23 +84,36 @@ class ComponentRegistry(Registry):
             return
         # Set first: a module of the package may look something up while it is imported.
         self._is_filled = True
+        try:
+            components = list(self._find_components())
+        except BaseException:
+            # The next look-up shall raise the same error, not report an unknown name.
+            self._is_filled = False
+            raise
+        for component in components:
+            self.register(component)
+
+    def _find_components(self) -> Iterator[type]:
+        """Import the package of the base class; find the concrete subclasses it defines."""
         module_name, class_name = self._base.split(":")
         base = getattr(importlib.import_module(module_name), class_name)
         package = importlib.import_module(module_name.rpartition(".")[0])
         for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not info.ispkg:
-                self._register_all(importlib.import_module(info.name), base)
+                yield from _find_subclasses(importlib.import_module(info.name), base)
 
-    def _register_all(self, module: Any, base: type) -> None:
-        """Register the concrete subclasses of `base` that a module defines."""
-        for value in vars(module).values():
-            is_own = inspect.isclass(value) and value.__module__ == module.__name__
-            if is_own and issubclass(value, base) and not inspect.isabstract(value):
-                self.register(value)
+
+def _find_subclasses(module: ModuleType, base: type) -> Iterator[type]:
+    """The concrete subclasses of `base` that a module defines itself."""
+    for value in vars(module).values():
+        is_own = inspect.isclass(value) and value.__module__ == module.__name__
+        if is_own and issubclass(value, base) and not inspect.isabstract(value):
+            yield value
 
 
 def get_constructor_args(cls: type) -> dict[str, Any]:
     """Name and default of each keyword argument of a component's constructor, in order."""
+    # Of `__init__` and without self: the signature of a class may be that of its metaclass.
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {p.name: p.default for p in parameters if p.kind in named}

@@ -1,5 +1,7 @@
 """Classification losses for dense detectors, as functions and modules of plain torch."""
 
+from typing import Any
+
 from .asymmetric import AsymmetricLoss, asymmetric_loss_per_anchor
 from .base import ClsLoss, PointwiseClsLoss
 from .equalized_focal import EqualizedFocalLoss
@@ -40,3 +42,13 @@ __all__ = [
     "softmax_focal_loss_per_anchor",
     "varifocal_loss_per_anchor",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: the registry needs fvcore and lies outside this folder, which works alone
+    # with torch.
+    if name != "CLS_LOSS_REGISTRY":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from focal_det.registry import CLS_LOSS_REGISTRY
+
+    return CLS_LOSS_REGISTRY

@@ -1,6 +1,6 @@
 """Checks of the arguments of losses: the message names the argument, its range and the value."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from numbers import Integral, Real
 
 import torch
@@ -11,6 +11,7 @@ def check_number(name: str, value: float, interval: str) -> None:
     """Refuse a number outside an interval.
 
     Args:
+        name: of the argument, for the message.
         interval: such as "[0, 1]", "(0, 1)" or "[0, inf)"; a round bracket leaves the end out.
 
     Raises:
@@ -19,32 +20,40 @@ def check_number(name: str, value: float, interval: str) -> None:
     if not isinstance(value, Real):
         raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
     low, high = (float(x) for x in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    if not (above and below):
+    is_at_open_end = (interval[0] == "(" and value == low) or (
+        interval[-1] == ")" and value == high
+    )
+    # Every comparison with NaN is false, so NaN is refused here, too.
+    if is_at_open_end or not low <= value <= high:
         raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
 def check_integer(name: str, value: int, interval: str) -> None:
-    """Refuse what is not an integer or lies outside an interval; see `check_number`."""
+    """Refuse a value that is not an integer or lies outside an interval; see `check_number`."""
     if not isinstance(value, Integral):
         raise ValueError(f"{name} must be an integer in {interval}, got {value!r}")
     check_number(name, value, interval)
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse a weight of the positive class that is neither in [0, 1] nor -1, which stands for no weighting."""
+    """Refuse a weight of the positive class that is neither in [0, 1] nor -1 (no weighting)."""
     if not isinstance(alpha, Real) or not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"alpha must be in [0, 1], or -1 for no weighting, got {alpha}")
 
 
+def check_alpha_and_gamma(alpha: float, gamma: float) -> None:
+    """Refuse parameters outside the ranges of the focal loss; see `focal_loss_from_labels`."""
+    check_alpha(alpha)
+    check_number("gamma", gamma, "[0, inf)")
+
+
 def check_per_class(name: str, values: Sequence[float], interval: str) -> None:
-    """Refuse a list with a value outside an interval; names the class."""
+    """Refuse a list with a value outside an interval; the message names the class."""
     for index, value in enumerate(values):
         check_number(f"{name}[{index}]", value, interval)
 
 
-def check_length(name: str, values: Sequence[float], num_classes: int) -> None:
+def check_length(name: str, values: Sized, num_classes: int) -> None:
     """Refuse a list, unless it is empty, whose length is not the number of classes."""
     if len(values) not in (0, num_classes):
         raise ValueError(
@@ -53,10 +62,13 @@ def check_length(name: str, values: Sequence[float], num_classes: int) -> None:
 
 
 def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
-    """Refuse CPU values outside [low, high] or NaN; on other devices the look would wait for the device."""
+    """Refuse NaN and values outside [low, high] in a CPU tensor.
+
+    Other devices are not checked: reading a value would wait for the device.
+    """
     if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
         return
-    # Under torch.func.vmap the values of all examples: one cannot branch on a comparison of each.
+    # Under torch.func.vmap, values of all examples: a comparison per example cannot be branched on.
     smallest, largest = torch.func.debug_unwrap(values).aminmax()
     if not (smallest >= low and largest <= high):
         raise ValueError(
@@ -65,7 +77,10 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
 
 
 def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Refuse logits (..., C) that are not floating point and labels that are not (...) in {-1, 0..K}; values on the CPU only."""
+    """Refuse logits (..., C) and labels (...) with a wrong dtype, shape or, on the CPU, label.
+
+    Logits must be floating point, labels int64 in {-1, 0..K}.
+    """
     check_floating(logits)
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64, got {labels.dtype}")
@@ -77,12 +92,12 @@ def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) ->
 
 
 def check_floating(logits: Tensor) -> None:
-    """Refuse integers."""
+    """Refuse logits of an integer dtype."""
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
 
 
 def to_float(logits: Tensor) -> Tensor:
-    """The logits in float32, or as they are if they are wider; ValueError for integers."""
+    """Logits in float32, or unchanged if their dtype is wider; ValueError for integers."""
     check_floating(logits)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

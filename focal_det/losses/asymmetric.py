@@ -26,14 +26,13 @@ def asymmetric_loss_per_anchor(
     p_m = max(p - shift, 0): negatives below the shift cost nothing.
 
     Args:
-        logits: (..., K), any float dtype; computed in float32 or wider.
-        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        logits, labels: see `focal_loss_from_labels`.
         gamma_pos, gamma_neg: focusing parameters, >= 0.
         shift: probability in [0, 1); the paper's m.
-        detach_weight: whether the powers are weights without a gradient. The paper's analysis of the
-            gradient differentiates them (False). Its code has the other as an option
-            (`disable_torch_grad_focal_loss`) and trains on COCO with it; its authors recommend to
-            begin without it (Alibaba-MIIL/ASL, issue 31).
+        detach_weight: whether the powers are weights without a gradient. The paper's analysis of
+            the gradient differentiates them (False). Its code can detach them
+            (`disable_torch_grad_focal_loss`) and does so on COCO; its authors recommend starting
+            without (Alibaba-MIIL/ASL, issue 31).
 
     Returns:
         (...) in nats, 0 where ignored.
@@ -42,7 +41,9 @@ def asymmetric_loss_per_anchor(
         ValueError: a parameter out of range, shapes or labels that do not fit.
     """
     _check(gamma_pos, gamma_neg, shift)
-    term = _weighted_term if detach_weight else focal_term
+    term = focal_term
+    if detach_weight:
+        term = _weighted_term
 
     def negative_term(x: Tensor) -> Tensor:
         if shift == 0:
@@ -68,7 +69,9 @@ class AsymmetricLoss(PointwiseClsLoss):
     ) -> None:
         super().__init__()
         _check(gamma_pos, gamma_neg, shift)
-        self.gamma_pos, self.gamma_neg, self.shift = gamma_pos, gamma_neg, shift
+        self.gamma_pos = gamma_pos
+        self.gamma_neg = gamma_neg
+        self.shift = shift
         self.detach_weight = detach_weight
 
     def extra_repr(self) -> str:
@@ -83,19 +86,22 @@ class AsymmetricLoss(PointwiseClsLoss):
 
 
 def _weighted_term(z: Tensor, gamma: float) -> Tensor:
-    """The value of `focal_term` with the gradient of its cross entropy alone."""
+    """Value of `focal_term`, with the gradient of its cross entropy alone."""
     return torch.exp(gamma * F.logsigmoid(z.detach())) * focal_term(z, 0.0)
 
 
 def _shifted_term(x: Tensor, gamma: float, shift: float, detach_weight: bool) -> Tensor:
     """-p_m^gamma log(1 - p_m) of negatives with logit x."""
-    p, not_p = torch.exp(F.logsigmoid(x)), torch.exp(F.logsigmoid(-x))
-    counts = ~(p <= shift)  # NaN counts, so that it shows in the loss
+    p = torch.exp(F.logsigmoid(x))
+    not_p = torch.exp(F.logsigmoid(-x))
+    counts = ~(p <= shift)  # not `p > shift`: NaN counts, so that it shows in the loss
     p_m = torch.where(counts, p - shift, 0.5)
-    # 1 - p_m = (1 - p) + shift, of which the more precise form depends on which of p and 1 - p is small.
+    # 1 - p_m = (1 - p) + shift; each form is precise where its own term, p or 1 - p, is small.
     cross_entropy = torch.where(p < 0.5, -torch.log1p(-p_m), -torch.log(not_p + shift))
-    weight = (p_m.detach() if detach_weight else p_m) ** gamma
-    return torch.where(counts, weight * cross_entropy, 0.0)
+    base = p_m
+    if detach_weight:
+        base = p_m.detach()
+    return torch.where(counts, base**gamma * cross_entropy, 0.0)
 
 
 def _check(gamma_pos: float, gamma_neg: float, shift: float) -> None:

@@ -20,9 +20,10 @@ class ClsLoss(nn.Module, ABC):
     Attributes:
         needs: which of "iou" and "anchors" the loss reads from its targets.
         self_normalized: True if the sums are means already; they are then averaged over images, not
-            divided by positives.
-        pointwise: True if an anchor's loss depends on that anchor alone.
-        stateful: True if buffers change with every step that trains, see `state.is_training_step`.
+            divided by the number of positives.
+        pointwise: True if the loss of an anchor depends on that anchor alone; such a loss has the
+            methods of `PointwiseClsLoss`.
+        stateful: True if buffers change with every training step, see `state.is_training_step`.
     """
 
     needs: frozenset[str] = frozenset()
@@ -31,16 +32,20 @@ class ClsLoss(nn.Module, ABC):
     stateful: bool = False
 
     def num_outputs(self, num_classes: int) -> int:
-        """Number of logits per anchor, C, for K classes; ValueError if the loss was made for another K."""
+        """Number of logits per anchor, C, for K classes.
+
+        Raises:
+            ValueError: the loss was made for another K.
+        """
         return num_classes
 
     def bias(self, prior: Union[float, Sequence[float]], num_classes: int) -> Tensor:
-        """(C,) float32: initial bias of `cls_score` so that every anchor starts with probability `prior` in each class.
+        """(C,) float32 bias of `cls_score` that starts every class at its prior probability.
 
         Section 4.1 of arXiv 1708.02002: b = -log((1 - prior) / prior).
 
         Args:
-            prior: in (0, 1), for every class or one for each.
+            prior: in (0, 1), one for all classes or one for each.
 
         Raises:
             ValueError: prior out of range, or not one per class.
@@ -52,7 +57,7 @@ class ClsLoss(nn.Module, ABC):
         return logits.sigmoid()
 
     def check_targets(self, targets: DenseTargets) -> None:
-        """Refuse targets without what the loss needs."""
+        """Refuse targets that lack a tensor the loss needs."""
         for name in sorted(self.needs):
             if getattr(targets, name) is None:
                 raise ValueError(
@@ -73,7 +78,7 @@ class ClsLoss(nn.Module, ABC):
 
 
 class PointwiseClsLoss(ClsLoss):
-    """A loss that looks at one anchor at a time: a subclass gives the loss of each anchor of a level."""
+    """Base of losses that look at one anchor at a time: a subclass defines `per_anchor`."""
 
     pointwise = True
 
@@ -88,7 +93,7 @@ class PointwiseClsLoss(ClsLoss):
         """
 
     def per_image(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor]) -> Tensor:
-        """(N,) sums of one level; a loss with a fast path for them has it here."""
+        """(N,) sums of one level; a loss with a fast path overrides it."""
         return self.per_anchor(logits, labels, iou).sum(dim=1)
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
@@ -103,7 +108,9 @@ def split_levels(
     """Per level: logits (N, Ri, C), labels (N, Ri), and IoU (N, Ri) if the targets have it."""
     sizes = [x.shape[1] for x in logits]
     labels = targets.gt_labels.split(sizes, dim=1)
-    iou = [None] * len(sizes) if targets.iou is None else targets.iou.split(sizes, dim=1)
+    iou: Sequence[Optional[Tensor]] = [None] * len(sizes)
+    if targets.iou is not None:
+        iou = targets.iou.split(sizes, dim=1)
     return zip(logits, labels, iou)
 
 
@@ -114,9 +121,8 @@ def get_priors(prior: Union[float, Sequence[float]], num_classes: int) -> Tensor
         ValueError: a prior outside (0, 1), or not one per class.
     """
     if isinstance(prior, (int, float)):
-        priors = [float(prior)] * num_classes
-    else:
-        priors = [float(x) for x in prior]
+        prior = [prior] * num_classes
+    priors = [float(x) for x in prior]
     if len(priors) != num_classes:
         raise ValueError(
             f"prior must have one value for each of the {num_classes} classes, got {len(priors)}"
@@ -124,4 +130,5 @@ def get_priors(prior: Union[float, Sequence[float]], num_classes: int) -> Tensor
     for value in priors:
         if not 0 < value < 1:
             raise ValueError(f"prior must be in (0, 1), got {value}")
+    # float64, as the logit of a probability near 1 in float32 would be coarse.
     return torch.tensor(priors, dtype=torch.float64)

@@ -1,4 +1,7 @@
-"""Equalized focal loss: "Equalized Focal Loss for Dense Long-Tailed Object Detection", arXiv 2201.02593."""
+"""Equalized focal loss: "Equalized Focal Loss for Dense Long-Tailed Object Detection".
+
+arXiv 2201.02593.
+"""
 
 from collections.abc import Sequence
 
@@ -13,20 +16,23 @@ from .targets import DenseTargets
 
 
 class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
-    """Focal loss whose focusing parameter and weight grow for classes that get little gradient from positives.
+    """Focal loss with more focus and weight for classes that get little positive gradient.
 
-    Class k has gamma_k = gamma + scale (1 - g_k) and weight gamma_k / gamma, with g_k in [0, 1] the
-    gradient of its positives over that of its negatives, accumulated over all earlier training steps
-    of all processes (see `is_training_step`). Before the first step g is 1: the focal loss.
+    Class k has gamma_k = gamma + scale (1 - g_k) and weight gamma_k / gamma. g_k in [0, 1] is the
+    gradient of its positives over that of its negatives, accumulated over all earlier training
+    steps of all processes (see `is_training_step`). Before the first step g is 1: the focal loss.
 
     Args:
         num_classes: K.
-        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
+        alpha: see `focal_loss_from_labels`.
         gamma: focusing parameter of a balanced class, > 0; the paper's gamma_b.
-        scale: how much a class without positive gradient adds to gamma, >= 0; the paper's s. 0 is the focal loss.
+        scale: how much a class without positive gradient adds to gamma, >= 0; the paper's s. 0 is
+            the focal loss.
     """
 
     stateful = True
+    pos_grad: Tensor
+    neg_grad: Tensor
 
     def __init__(
         self, *, num_classes: int, alpha: float = 0.25, gamma: float = 2.0, scale: float = 8.0
@@ -36,13 +42,16 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
         check_alpha(alpha)
         check_number("gamma", gamma, "(0, inf)")
         check_number("scale", scale, "[0, inf)")
-        self.alpha, self.gamma, self.scale = alpha, gamma, scale
+        self.alpha = alpha
+        self.gamma = gamma
+        self.scale = scale
         # Sums of the absolute derivatives with respect to the logits of a class.
         self.register_buffer("pos_grad", torch.zeros(num_classes))
         self.register_buffer("neg_grad", torch.zeros(num_classes))
 
     def extra_repr(self) -> str:
-        return f"num_classes={len(self.pos_grad)}, alpha={self.alpha}, gamma={self.gamma}, scale={self.scale}"
+        rest = f"alpha={self.alpha}, gamma={self.gamma}, scale={self.scale}"
+        return f"num_classes={len(self.pos_grad)}, {rest}"
 
     def num_outputs(self, num_classes: int) -> int:
         if num_classes != len(self.pos_grad):
@@ -78,7 +87,8 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
         num_classes = len(gamma)
         step = gamma.new_zeros(2, num_classes)
         for x, labels, _ in split_levels(logits, targets):
-            x, labels = to_float(x).flatten(0, 1), labels.flatten()
+            x = to_float(x).flatten(0, 1)
+            labels = labels.flatten()
             pos_mask = (labels >= 0) & (labels < num_classes)
             class_idxs = labels.clamp(0, num_classes - 1)
             own = x.gather(1, class_idxs[:, None])[:, 0]
@@ -89,6 +99,6 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
             step[1] += torch.where((labels >= 0)[:, None], neg, 0.0).sum(dim=0)
             step[1].index_add_(0, class_idxs, -neg_own.to(step.dtype))
         step = sum_over_processes(step * torch.stack([pos_weight, neg_weight]))
-        # New tensors: the backward of this step reads the old ones again where torch.compile recomputes.
+        # New tensors: under torch.compile the backward of this step may read the old ones again.
         self.pos_grad = self.pos_grad + step[0]
         self.neg_grad = self.neg_grad + step[1]

@@ -1,7 +1,7 @@
 """Focal loss: equations 4 and 5 of "Focal Loss for Dense Object Detection", arXiv 1708.02002."""
 
-from collections.abc import Sequence
-from typing import Optional
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -9,82 +9,86 @@ from torch.nn import functional as F
 
 from . import kernels
 from .arguments import (
-    check_alpha,
+    check_alpha_and_gamma,
     check_length,
     check_logits_and_labels,
-    check_number,
     check_per_class,
     check_tensor_range,
     to_float,
 )
 from .base import PointwiseClsLoss
-from .per_anchor import (
-    focal_loss_per_anchor,
-    get_sides,
-    keep_for_derivatives,
-)
+from .per_anchor import Weight, focal_loss_per_anchor, get_sides, keep_for_derivatives
 
-_REDUCTIONS = {"none": lambda loss: loss, "mean": Tensor.mean, "sum": Tensor.sum}
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda loss: loss,
+    "mean": Tensor.mean,
+    "sum": Tensor.sum,
+}
 
 
 def sigmoid_focal_loss(
     inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none"
 ) -> Tensor:
-    """Focal loss of independent binary targets; takes the place of the function of this name in fvcore and torchvision.
+    """Focal loss of independent binary targets, eq. 5 of arXiv 1708.02002.
 
-    The defaults are fvcore's; torchvision's default for alpha is 0.25.
+    Takes the place of the function of this name in fvcore and torchvision. The defaults are
+    fvcore's; torchvision's default for alpha is 0.25.
 
     Args:
         inputs: logits of any shape and float dtype; float16 and bfloat16 are computed in float32.
-        targets: same shape, in [0, 1]; soft targets interpolate p_t and alpha_t linearly, as in fvcore.
-        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
-        gamma: focusing parameter, >= 0; 0 is cross entropy.
+        targets: same shape, in [0, 1]; soft targets interpolate p_t and alpha_t linearly, as in
+            fvcore.
+        alpha, gamma: see `focal_loss_from_labels`.
         reduction: "none", "mean" or "sum".
 
     Returns:
         Loss in nats: the shape of `inputs` for "none", else (); at least float32.
 
     Raises:
-        ValueError: shapes differ, logits are not floating point, alpha, gamma or reduction out of range, targets that require a
-            gradient; for CPU tensors also a target outside [0, 1].
+        ValueError: shapes that differ, logits that are not floating point, alpha, gamma or
+            reduction out of range, targets that require a gradient; for CPU tensors also a target
+            outside [0, 1].
     """
-    check_alpha(alpha)
-    check_number("gamma", gamma, "[0, inf)")
+    check_alpha_and_gamma(alpha, gamma)
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
     if inputs.shape != targets.shape:
+        expected = tuple(inputs.shape)
         raise ValueError(
-            f"targets must have the shape of inputs {tuple(inputs.shape)}, got {tuple(targets.shape)}"
+            f"targets must have the shape of inputs {expected}, got {tuple(targets.shape)}"
         )
     if targets.requires_grad:
         raise ValueError("targets must not require a gradient; pass targets.detach()")
     inputs = to_float(inputs)
     targets = targets.to(inputs.dtype)
     check_tensor_range("targets", targets, 0, 1)
-    loss = _SoftFocalTerm.apply(inputs, targets, gamma)
+    loss: Tensor = _SoftFocalTerm.apply(inputs, targets, gamma)
     if alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
     return _REDUCTIONS[reduction](loss)
 
 
 def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Sum of the alpha-balanced focal loss of K one-against-all classifiers, eq. 5 of arXiv 1708.02002.
+    """Sum of the alpha-balanced focal loss, eq. 5 of arXiv 1708.02002.
+
+    The other losses of K one-against-all classifiers take the same logits, labels and alpha.
 
     Args:
-        logits: (..., K) scores before the sigmoid; any float dtype, float16 and bfloat16 are computed in float32.
+        logits: (..., K) scores before the sigmoid, any float dtype; float16 and bfloat16 are
+            computed in float32.
         labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
+        alpha: weight of the positive class in [0, 1], the negative class has 1 - alpha; -1 for no
+            weighting.
         gamma: focusing parameter, >= 0; 0 is cross entropy.
 
     Returns:
         () sum in nats, at least float32.
 
     Raises:
-        ValueError: shapes do not fit, logits are not floating point, alpha or gamma out of range; for CPU tensors also a label
-            outside {-1, 0..K}.
+        ValueError: shapes that do not fit, logits that are not floating point, alpha or gamma out
+            of range; for CPU tensors also a label outside {-1, 0..K}.
     """
-    check_alpha(alpha)
-    check_number("gamma", gamma, "[0, inf)")
+    check_alpha_and_gamma(alpha, gamma)
     check_logits_and_labels(logits, labels, logits.shape[-1])
     return _sum_per_image(
         logits.reshape(1, -1, logits.shape[-1]), labels.reshape(1, -1), alpha, gamma
@@ -92,15 +96,17 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
 
 
 class FocalLoss(PointwiseClsLoss):
-    """Cross entropy, alpha-balanced cross entropy, focal loss and alpha-balanced focal loss (eq. 5 of arXiv 1708.02002).
+    """Alpha-balanced focal loss, eq. 5 of arXiv 1708.02002; cross entropy for gamma = 0.
 
     Args:
-        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
-        gamma: focusing parameter, >= 0; 0 is cross entropy.
-        alpha_per_class: one weight per class in [0, 1] instead of `alpha`; class k's positives weigh alpha_k, its negatives
-            1 - alpha_k.
+        alpha, gamma: see `focal_loss_from_labels`.
+        alpha_per_class: one weight per class in [0, 1] instead of `alpha`; the positives of class k
+            weigh alpha_k, its negatives 1 - alpha_k.
         gamma_per_class: one focusing parameter per class instead of `gamma`.
     """
+
+    alpha_per_class: Optional[Tensor]
+    gamma_per_class: Optional[Tensor]
 
     def __init__(
         self,
@@ -111,22 +117,20 @@ class FocalLoss(PointwiseClsLoss):
         gamma_per_class: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        check_alpha(alpha)
-        check_number("gamma", gamma, "[0, inf)")
+        check_alpha_and_gamma(alpha, gamma)
         check_per_class("alpha_per_class", alpha_per_class, "[0, 1]")
         check_per_class("gamma_per_class", gamma_per_class, "[0, inf)")
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha = alpha
+        self.gamma = gamma
         # Not in the state_dict, whose names stay Detectron2's.
         self.register_buffer("alpha_per_class", _to_tensor(alpha_per_class), persistent=False)
         self.register_buffer("gamma_per_class", _to_tensor(gamma_per_class), persistent=False)
 
     def extra_repr(self) -> str:
-        lists = [
-            f"{k}={[round(x, 4) for x in v.tolist()]}"
-            for k, v in self.named_buffers()
-            if v is not None
-        ]
-        return ", ".join([f"alpha={self.alpha}, gamma={self.gamma}", *lists])
+        parts = [f"alpha={self.alpha}", f"gamma={self.gamma}"]
+        for name, values in self.named_buffers():
+            parts.append(f"{name}={[round(x, 4) for x in values.tolist()]}")
+        return ", ".join(parts)
 
     def num_outputs(self, num_classes: int) -> int:
         for name, values in self.named_buffers():
@@ -140,10 +144,13 @@ class FocalLoss(PointwiseClsLoss):
         return _sum_per_image(logits, labels, self.alpha, self.gamma)
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
-        pos_weight, neg_weight = get_sides(
-            self.alpha if self.alpha_per_class is None else self.alpha_per_class
-        )
-        gamma = self.gamma if self.gamma_per_class is None else self.gamma_per_class
+        alpha: Weight = self.alpha
+        if self.alpha_per_class is not None:
+            alpha = self.alpha_per_class
+        gamma: Weight = self.gamma
+        if self.gamma_per_class is not None:
+            gamma = self.gamma_per_class
+        pos_weight, neg_weight = get_sides(alpha)
         return focal_loss_per_anchor(
             logits, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma
         )
@@ -162,7 +169,9 @@ def _sum_per_image(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -
 
 
 def _to_tensor(values: Sequence[float]) -> Optional[Tensor]:
-    return torch.tensor(values, dtype=torch.float32) if len(values) else None
+    if len(values) == 0:
+        return None
+    return torch.tensor(values, dtype=torch.float32)
 
 
 class _SoftFocalTerm(torch.autograd.Function):
@@ -176,29 +185,32 @@ class _SoftFocalTerm(torch.autograd.Function):
         return torch.exp(gamma * log_not_p_t) * cross_entropy
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
         x, t, ctx.gamma = inputs
         keep_for_derivatives(ctx, x, t)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * _SoftFocalTerm._slope(ctx), None, None
 
     @staticmethod
-    def jvp(ctx, tangent: Tensor, *_) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor, *_: Optional[Tensor]) -> Tensor:
         return tangent * _SoftFocalTerm._slope(ctx)
 
     @staticmethod
-    def _slope(ctx) -> Tensor:
+    def _slope(ctx: Any) -> Tensor:
         x, t = ctx.saved_tensors
         log_p, log_not_p, log_not_p_t, cross_entropy = _SoftFocalTerm._parts(x, t)
-        # d log(1 - p_t) / dx = p (1 - p) (1 - 2 t) / (1 - p_t), and d CE / dx = p - t = (1 - t) p - t (1 - p).
+        # d log(1 - p_t) / dx = p (1 - p) (1 - 2 t) / (1 - p_t), and
+        # d CE / dx = p - t = (1 - t) p - t (1 - p), the form without cancellation.
         slope = ctx.gamma * (1 - 2 * t) * torch.exp(log_p + log_not_p - log_not_p_t) * cross_entropy
         slope = slope + (1 - t) * torch.exp(log_p) - t * torch.exp(log_not_p)
         return torch.exp(ctx.gamma * log_not_p_t) * slope
 
     @staticmethod
     def _parts(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
+        """Logarithms of p, 1 - p and 1 - p_t, and the cross entropy."""
+        log_p = F.logsigmoid(x)
+        log_not_p = F.logsigmoid(-x)
         log_not_p_t = torch.logaddexp(log_p + torch.log1p(-t), log_not_p + torch.log(t))
         return log_p, log_not_p, log_not_p_t, -(t * log_p + (1 - t) * log_not_p)

@@ -11,10 +11,12 @@ from .per_anchor import check_focal_star, focal_star_loss_per_anchor, get_sides
 
 
 class FocalStarLoss(PointwiseClsLoss):
-    """FL*; see `focal_star_loss_per_anchor`. The paper's table 3 has (gamma, beta) = (2, 1) and (4, 0).
+    """FL*; see `focal_star_loss_per_anchor`.
+
+    The paper's table 3 has (gamma, beta) = (2, 1) and (4, 0).
 
     Args:
-        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
+        alpha: see `focal_loss_from_labels`.
         gamma: steepness, > 0.
         beta: shift, any finite number.
     """
@@ -23,7 +25,9 @@ class FocalStarLoss(PointwiseClsLoss):
         super().__init__()
         check_alpha(alpha)
         check_focal_star(gamma, beta)
-        self.alpha, self.gamma, self.beta = alpha, gamma, beta
+        self.alpha = alpha
+        self.gamma = gamma
+        self.beta = beta
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, gamma={self.gamma}, beta={self.beta}"

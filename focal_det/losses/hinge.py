@@ -1,4 +1,7 @@
-"""Hinge loss on the probability of the right answer; section 5.1 of arXiv 1708.02002 tried it and found it unstable."""
+"""Hinge loss on the probability of the right answer, section 5.1 of arXiv 1708.02002.
+
+The paper tried it and found it unstable; it is here to complete the paper's comparison.
+"""
 
 from typing import Optional
 
@@ -14,12 +17,12 @@ from .per_anchor import get_sides, sum_over_classes
 def hinge_loss_per_anchor(
     logits: Tensor, labels: Tensor, *, alpha: float, threshold: float
 ) -> Tensor:
-    """alpha_t max(0, threshold - p_t), summed over the classes of each anchor: 0 for whatever is right with enough probability.
+    """alpha_t max(0, threshold - p_t) of each anchor, summed over its classes.
+
+    Right answers with a probability of at least `threshold` cost nothing.
 
     Args:
-        logits: (..., K), any float dtype; computed in float32 or wider.
-        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
+        logits, labels, alpha: see `focal_loss_from_labels`.
         threshold: on p_t, in (0, 1].
 
     Returns:
@@ -33,7 +36,8 @@ def hinge_loss_per_anchor(
     pos_weight, neg_weight = get_sides(alpha)
 
     def term(z: Tensor) -> Tensor:
-        # threshold - p_t = (1 - p_t) - (1 - threshold); exp(logsigmoid) has an exact gradient at either end.
+        # threshold - p_t as (1 - p_t) - (1 - threshold), as exp(logsigmoid) has an exact gradient
+        # at either end.
         return torch.relu(torch.exp(F.logsigmoid(z)) - (1 - threshold))
 
     return sum_over_classes(
@@ -42,13 +46,14 @@ def hinge_loss_per_anchor(
 
 
 class HingeLoss(PointwiseClsLoss):
-    """Hinge loss on p_t; see `hinge_loss_per_anchor`. Here for the completeness of the paper's comparison, not for use."""
+    """Hinge loss on p_t; see `hinge_loss_per_anchor`. Not recommended: training is unstable."""
 
     def __init__(self, *, alpha: float = 0.25, threshold: float = 0.9) -> None:
         super().__init__()
         check_alpha(alpha)
         check_number("threshold", threshold, "(0, 1]")
-        self.alpha, self.threshold = alpha, threshold
+        self.alpha = alpha
+        self.threshold = threshold
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, threshold={self.threshold}"

@@ -1,12 +1,13 @@
-"""The loss that a detector starts with, before its features say anything."""
+"""The loss that a detector starts with, before its features carry information."""
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .base import ClsLoss
+from .base import ClsLoss, PointwiseClsLoss
 from .targets import DenseTargets
 
 
@@ -14,7 +15,7 @@ from .targets import DenseTargets
 def compute_initial_loss(
     cls_loss: ClsLoss, bias: Tensor, targets: DenseTargets, level_sizes: Sequence[int]
 ) -> Tensor:
-    """The loss of anchors that all have the same logits; its state is neither used up nor changed.
+    """Loss of a batch whose anchors all have the same logits; the state of the loss is kept.
 
     Args:
         bias: (C,) logits, such as `cls_loss.bias(prior, num_classes)`.
@@ -22,17 +23,23 @@ def compute_initial_loss(
         level_sizes: anchors per image of each level; their sum is R.
 
     Returns:
-        (N,) sums as of `cls_loss`.
+        (N,) sums per image, as `cls_loss` returns them.
     """
+    # A copy in evaluation mode, as a stateful loss would count this batch as a training step.
     cls_loss = copy.deepcopy(cls_loss).eval()
     if not cls_loss.pointwise:
         logits = bias.expand(*targets.gt_labels.shape, -1).split(list(level_sizes), dim=1)
-        return cls_loss(logits, targets)
+        sums: Tensor = cls_loss(logits, targets)
+        return sums
+
+    pointwise_loss = cast(PointwiseClsLoss, cls_loss)
 
     def per_anchor(labels: Tensor, iou: Tensor) -> Tensor:
-        return cls_loss.per_anchor(bias.expand(1, len(labels), -1), labels[None], iou[None])[0]
+        logits = bias.expand(1, len(labels), -1)
+        return pointwise_loss.per_anchor(logits, labels[None], iou[None])[0]
 
-    # One anchor of each label -1, 0..K tells the loss of all, but for positives where it depends on their IoU.
+    # One anchor of each label -1, 0..K has the loss of all anchors with that label. Positives are
+    # computed one by one where their loss depends on their IoU.
     kinds = torch.arange(-1, targets.num_classes + 1, device=bias.device)
     losses = per_anchor(kinds, torch.zeros(kinds.shape, device=bias.device))[targets.gt_labels + 1]
     if targets.iou is not None:

@@ -1,9 +1,9 @@
-"""Loss normalizers: from the number of positives of each image to the divisor of the summed losses.
+"""Loss normalizers: from the positives of each image to the divisor of the summed losses.
 
-DistributedDataParallel averages gradients over processes. With all but EMAPosCount the average of
-the divided losses is that of the whole batch in one process, if every process has the same number of
-images. For GlobalEMAPosCount this holds after some dozens of steps, when `initial`, which is per
-process, no longer counts.
+DistributedDataParallel averages gradients over processes. If every process has the same number of
+images, the average of the divided losses is that of the whole batch in one process, with two
+exceptions: EMAPosCount, and GlobalEMAPosCount in its first few dozen steps, until `initial`, which
+is per process, no longer counts.
 """
 
 from abc import ABC, abstractmethod
@@ -12,12 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_number
-from .state import (
-    OptionalBuffers,
-    get_num_processes,
-    is_training_step,
-    sum_over_processes,
-)
+from .state import OptionalBuffers, get_num_processes, is_training_step, sum_over_processes
 
 
 class Normalizer(nn.Module, ABC):
@@ -36,14 +31,14 @@ class Normalizer(nn.Module, ABC):
 
 
 class EMAPosCount(OptionalBuffers, Normalizer):
-    """Exponential moving average of the positives of this process's batch, as in Detectron2's RetinaNet.
+    """Moving average of the number of positives in this process's batch, as in Detectron2.
 
-    Detectron2 keeps the average in a Python attribute, which a resumed run starts anew; here it is a
-    buffer. Each of several processes has an average of its own, and the checkpoint has that of the
-    first: a resumed run starts from it in all of them. (GlobalEMAPosCount has the same average in all
-    processes and resumes exactly.) A checkpoint without the buffer loads without complaint and leaves
-    it as it is. A batch without positives counts as one. The average moves in training mode with
-    gradients enabled only, not in the forwards of PreciseBN.
+    Detectron2's RetinaNet keeps the average in a Python attribute, which starts anew when a run is
+    resumed; here it is a buffer. Every process has its own average, and the checkpoint stores that
+    of the first process: a resumed run starts from it in all processes. (GlobalEMAPosCount has the
+    same average in all processes and resumes exactly.) If a checkpoint lacks the buffer, it loads
+    without complaint and the average keeps its value. A batch without positives counts as one
+    positive. Only training steps move the average, not the forwards of PreciseBN.
 
     Args:
         momentum: weight of the old average, in [0, 1).
@@ -52,6 +47,8 @@ class EMAPosCount(OptionalBuffers, Normalizer):
     Raises:
         ValueError: momentum or initial out of range.
     """
+
+    average: Tensor
 
     def __init__(self, *, momentum: float = 0.9, initial: float = 100.0) -> None:
         super().__init__()
@@ -64,7 +61,7 @@ class EMAPosCount(OptionalBuffers, Normalizer):
         return self._update(num_pos.sum().clamp(min=1))
 
     def _update(self, count: Tensor) -> Tensor:
-        """The average with `count`, () and > 0, in it; kept in a step that trains only."""
+        """The average including a () count > 0; stored in training steps only."""
         average = self.momentum * self.average + (1 - self.momentum) * count
         if is_training_step(self):
             self.average = average
@@ -74,9 +71,9 @@ class EMAPosCount(OptionalBuffers, Normalizer):
 class GlobalEMAPosCount(EMAPosCount):
     """EMAPosCount of the mean over all processes; with one process it is EMAPosCount.
 
-    The average is that of a process, the same in all of them, and so is `initial`: the first losses
-    are as large with any number of processes. Older checkpoints of several processes
-    hold the average of the total; the moving average forgets it within some dozens of steps.
+    The average and `initial` are per process, so the first losses have the same size with any
+    number of processes. Older checkpoints of runs with several processes hold the average of the
+    total instead; the moving average forgets it within a few dozen steps.
 
     Args:
         momentum: weight of the old average, in [0, 1).
@@ -92,7 +89,7 @@ class GlobalEMAPosCount(EMAPosCount):
 
 
 class GlobalPosCount(Normalizer):
-    """Positives of the batches of all processes, at least 1, divided by the number of processes.
+    """Positives in the batches of all processes, at least 1, over the number of processes.
 
     The paper's "normalized by the number of anchors assigned to a ground-truth box".
     """
@@ -102,9 +99,9 @@ class GlobalPosCount(Normalizer):
 
 
 class PerImagePosCount(Normalizer):
-    """Each image by its own positives, at least 1, and then the mean over images, as in torchvision's RetinaNet.
+    """Positives of each image, at least 1, then the mean over images: torchvision's RetinaNet.
 
-    The objects of a crowded image weigh less than that of an image with one.
+    An object in a crowded image weighs less than the only object of another image.
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:
@@ -112,11 +109,11 @@ class PerImagePosCount(Normalizer):
 
 
 class Constant(Normalizer):
-    """The same divisor per image whatever is in it, so that the loss of an image does not depend on its batch.
+    """The same divisor for every image, so that the loss of an image does not depend on its batch.
 
     Args:
-        value: positives that an image is taken to have, finite and > 0. The default is what Detectron2's average starts with,
-            100, for its schedules' two images per process.
+        value: assumed positives per image, finite and > 0. By default 50: Detectron2's average
+            starts at 100, and its schedules have two images per process.
 
     Raises:
         ValueError: value out of range.

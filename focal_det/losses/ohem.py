@@ -1,4 +1,7 @@
-"""Online hard example mining on dense anchors: table 1d of arXiv 1708.02002, after Shrivastava et al., arXiv 1604.03540."""
+"""Online hard example mining on dense anchors: table 1d of arXiv 1708.02002.
+
+After Shrivastava et al., arXiv 1604.03540.
+"""
 
 from collections.abc import Sequence
 
@@ -22,40 +25,31 @@ def mine_hard_anchors(
     nms_thresh: float,
     neg_per_pos: int,
 ) -> Tensor:
-    """The anchors of one image that make its minibatch: by falling loss, with NMS over their boxes.
+    """The minibatch of one image: the hardest anchors that survive NMS over their boxes.
 
-    NMS takes the hardest first, so what it keeps of the k hardest is what it keeps of all: k grows until that is enough, which
-    gives the result of NMS over all anchors in a small part of its time. Of equal losses the anchor with the lower index is first.
+    Of equal losses, the anchor with the lower index comes first.
 
     Args:
         losses: (R,) classification loss of each anchor.
         labels: (R,) int64 in {-1, 0..K}; ignored anchors are never taken.
         anchors: (R, 4) XYXY in absolute pixels.
         num_classes: K.
-        batch: B, size of the minibatch.
-        nms_thresh: an anchor is dropped if a harder one that is kept overlaps it with a larger IoU; 1 is no NMS.
-        neg_per_pos: negatives per positive, after NMS: the hardest positives, at most B / (neg_per_pos + 1), and neg_per_pos times
-            as many negatives, as for one positive where there is none. 0 does not tell them apart.
+        batch, nms_thresh, neg_per_pos: see `OHEMLoss`.
 
     Returns:
         (at most B,) int64 indices.
     """
     order = losses.sort(descending=True, stable=True).indices
     order = order[labels[order] >= 0]
-    positive = labels[order] < num_classes
-    max_pos = batch // (neg_per_pos + 1)
+    is_pos = labels[order] < num_classes
+    # NMS takes the hardest first, so those it keeps of the k hardest it also keeps of all: k grows
+    # until they are enough. The result is that of NMS over all anchors, in a fraction of its time.
     k = min(len(order), 8 * batch)
     while True:
         keep = _nms(anchors[order[:k]], nms_thresh)
-        if not neg_per_pos:
-            if len(keep) >= batch or k == len(order):
-                return order[keep[:batch]]
-        else:
-            pos, neg = keep[positive[keep]][:max_pos], keep[~positive[keep]]
-            num_neg = neg_per_pos * max(len(pos), 1)
-            no_more_pos = len(pos) == max_pos or not positive[k:].any()
-            if (no_more_pos and len(neg) >= num_neg) or k == len(order):
-                return order[torch.cat([pos, neg[:num_neg]])]
+        taken, is_enough = _take_minibatch(keep, is_pos, k, batch, neg_per_pos)
+        if is_enough or k == len(order):
+            return order[taken]
         k = min(len(order), 4 * k)
 
 
@@ -63,22 +57,49 @@ def _nms(boxes: Tensor, nms_thresh: float) -> Tensor:
     """Indices of the boxes that survive, in their order."""
     if nms_thresh >= 1:
         return torch.arange(len(boxes), device=boxes.device)
-    from torchvision.ops import nms  # the other losses need torch only
+    from torchvision.ops import nms  # not at the top, as all other losses need torch alone
 
     ranks = torch.arange(len(boxes), 0, -1, device=boxes.device, dtype=boxes.dtype)
-    return nms(boxes, ranks, nms_thresh)
+    kept: Tensor = nms(boxes, ranks, nms_thresh)
+    return kept
+
+
+def _take_minibatch(
+    keep: Tensor, is_pos: Tensor, k: int, batch: int, neg_per_pos: int
+) -> tuple[Tensor, bool]:
+    """Choose the minibatch from the survivors of NMS among the k hardest anchors.
+
+    Args:
+        keep: (n,) int64 indices into the hardest anchors, the hardest first.
+        is_pos: bool for each anchor that is not ignored, the hardest first.
+
+    Returns:
+        (at most B,) indices, and whether more anchors could not change them.
+    """
+    if not neg_per_pos:
+        return keep[:batch], len(keep) >= batch
+    max_pos = batch // (neg_per_pos + 1)
+    pos = keep[is_pos[keep]][:max_pos]
+    neg = keep[~is_pos[keep]]
+    num_neg = neg_per_pos * max(len(pos), 1)
+    is_last_pos = len(pos) == max_pos or not bool(is_pos[k:].any())
+    return torch.cat([pos, neg[:num_neg]]), is_last_pos and len(neg) >= num_neg
 
 
 class OHEMLoss(ClsLoss):
-    """Cross entropy of the hardest anchors of each image, as a mean over them; see `mine_hard_anchors`.
+    """Mean cross entropy of the hardest anchors of each image; see `mine_hard_anchors`.
 
-    An anchor's loss is its cross entropy summed over classes. The paper's best is a minibatch of 128 with NMS at 0.5; its 1:3
-    variant is neg_per_pos = 3.
+    The loss of an anchor is its cross entropy summed over classes. The paper's best setting is a
+    minibatch of 128 with NMS at 0.5; its 1:3 variant is neg_per_pos = 3.
 
     Args:
-        batch: anchors per image, >= 1; with a batch of all anchors and nms_thresh = 1 it is the mean cross entropy.
-        nms_thresh: IoU in (0, 1]; 1 is no NMS.
-        neg_per_pos: negatives per positive, below `batch`; 0 does not tell them apart.
+        batch: B, anchors per image, >= 1. With all anchors in the batch and nms_thresh = 1, the
+            loss is the mean cross entropy.
+        nms_thresh: IoU in (0, 1]: an anchor is dropped if a harder anchor that is kept overlaps it
+            more than this; 1 is no NMS.
+        neg_per_pos: negatives per positive, below B; 0 does not tell them apart. Otherwise the
+            batch is the hardest positives, at most B / (neg_per_pos + 1), and neg_per_pos times as
+            many of the hardest negatives; without positives, as many as for one.
     """
 
     needs = frozenset({"anchors"})
@@ -88,16 +109,18 @@ class OHEMLoss(ClsLoss):
         super().__init__()
         check_integer("batch", batch, "[1, inf)")
         check_number("nms_thresh", nms_thresh, "(0, 1]")
-        check_integer(
-            "neg_per_pos", neg_per_pos, f"[0, {batch})"
-        )  # a positive and its negatives fit
-        self.batch, self.nms_thresh, self.neg_per_pos = batch, nms_thresh, neg_per_pos
+        # Below the batch size, so that a positive and its negatives fit.
+        check_integer("neg_per_pos", neg_per_pos, f"[0, {batch})")
+        self.batch = batch
+        self.nms_thresh = nms_thresh
+        self.neg_per_pos = neg_per_pos
 
     def extra_repr(self) -> str:
         return f"batch={self.batch}, nms_thresh={self.nms_thresh}, neg_per_pos={self.neg_per_pos}"
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         self.check_targets(targets)
+        assert targets.anchors is not None
         cross_entropy = {"pos_weight": 1.0, "neg_weight": 1.0, "gamma": 0.0}
         per_level = [
             focal_loss_per_anchor(x, labels, **cross_entropy)
@@ -116,4 +139,6 @@ class OHEMLoss(ClsLoss):
                 neg_per_pos=self.neg_per_pos,
             )
             means.append(losses_of_image[idxs].sum() / max(len(idxs), 1))
-        return torch.stack(means) if means else losses.sum(dim=1)
+        if not means:  # a batch without images
+            return losses.sum(dim=1)
+        return torch.stack(means)

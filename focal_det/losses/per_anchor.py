@@ -1,12 +1,17 @@
-"""What the losses of K one-against-all classifiers share: the sum over the classes of an anchor, and the term of the focal loss.
+"""Definitions of the focal loss and of FL* per anchor, in plain torch, and what losses share.
 
-x is a logit, p = sigmoid(x); z = -x_t is the logit of the wrong answer, and p_z = sigmoid(z) = 1 - p_t its probability.
-Logarithms of probabilities are taken from logits, log(p) = logsigmoid(x) and log(1 - p) = logsigmoid(-x), and powers are
-exponentials of them: so value and gradient are finite and precise at every finite logit, where the textbook form gives NaN once a
-probability rounds to 1.
+They are losses of K one-against-all classifiers, summed over the classes of an anchor. x is a
+logit and p = sigmoid(x); z = -x_t is the logit of the wrong answer, and p_z = sigmoid(z) = 1 - p_t
+its probability.
+
+Logarithms of probabilities are computed from logits, log(p) = logsigmoid(x) and
+log(1 - p) = logsigmoid(-x), and powers are exponentials of these logarithms. So value and gradient
+are finite and precise at every finite logit; the textbook form gives NaN once a probability rounds
+to 1.
 """
 
-from typing import Callable, Union
+from collections.abc import Callable
+from typing import Any, Optional, Union, overload
 
 import torch
 from torch import Tensor
@@ -24,26 +29,31 @@ def sum_over_classes(
     positive_term: Callable[[Tensor, Tensor], Tensor],
     negative_term: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Per anchor, the positive term of its own class and the negative terms of all others; no one-hot, no mask copy.
+    """Positive term of each anchor's own class plus the negative terms of all other classes.
+
+    Neither a one-hot tensor nor a masked copy is made.
 
     Args:
-        logits: (..., K), any float dtype; computed in float32 or wider.
+        logits: (..., K), any float dtype; float16 and bfloat16 are computed in float32.
         labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        positive_term: from the own class's logit (..., 1) and its index (..., 1) to a loss of the same shape. It is called for
-            every anchor; its value counts where the anchor has a class.
+        positive_term: from the logit (..., 1) of the own class and its index (..., 1) to a loss of
+            the same shape. Called for every anchor; the value counts where the anchor has a class.
         negative_term: from logits (..., K) to losses of the same shape.
 
     Returns:
         (...) sums in nats; 0 where ignored, with a gradient of 0, whatever the logits are.
 
     Raises:
-        ValueError: shapes do not fit, logits are not floating point; for CPU tensors also a label outside {-1, 0..K}.
+        ValueError: shapes that do not fit, logits that are not floating point; for CPU tensors also
+            a label outside {-1, 0..K}.
     """
     num_classes = logits.shape[-1]
     check_logits_and_labels(logits, labels, num_classes)
     logits = blank_ignored(to_float(logits), labels)
     terms = negative_term(logits)
-    # One entry per anchor is the class itself; where the anchor has none, the entry is written back as it was.
+
+    # One entry per anchor is replaced by the positive term; where the anchor has no class, the
+    # entry is written back unchanged.
     pos_mask = (labels >= 0) & (labels < num_classes)
     class_idxs = labels.clamp(0, num_classes - 1).unsqueeze(-1)
     positive = positive_term(logits.gather(-1, class_idxs), class_idxs)
@@ -55,17 +65,23 @@ def sum_over_classes(
 def blank_ignored(logits: Tensor, labels: Tensor) -> Tensor:
     """(..., C) logits with 0 where (...) labels are -1.
 
-    So what is there, NaN included, reaches neither a loss nor a gradient. Leaving out the loss of
-    these anchors would not do: the gradient would be 0 times a slope that is NaN or infinite.
+    So the logits of ignored anchors, NaN included, reach neither a loss nor a gradient. Leaving out
+    their losses would not be enough: the gradient would be 0 times a slope that is NaN or infinite.
     """
     return logits.masked_fill((labels < 0).unsqueeze(-1), 0.0)
 
 
 def of_class(weight: Weight, class_idxs: Tensor) -> Weight:
-    """The entries of a (K,) weight for (..., 1) class indices; a single number is for all classes."""
-    return weight[class_idxs] if isinstance(weight, Tensor) else weight
+    """Entries of a (K,) weight for (..., 1) class indices; a single number is for all classes."""
+    if isinstance(weight, Tensor):
+        return weight[class_idxs]
+    return weight
 
 
+@overload
+def get_sides(alpha: float) -> tuple[float, float]: ...
+@overload
+def get_sides(alpha: Weight) -> tuple[Weight, Weight]: ...
 def get_sides(alpha: Weight) -> tuple[Weight, Weight]:
     """Weights of positives and negatives: alpha and 1 - alpha, or 1 and 1 for alpha = -1."""
     if not isinstance(alpha, Tensor) and alpha < 0:
@@ -74,21 +90,23 @@ def get_sides(alpha: Weight) -> tuple[Weight, Weight]:
 
 
 def focal_term(z: Tensor, gamma: Weight) -> Tensor:
-    """-(1 - p_t)^gamma log(p_t) = p_z^gamma softplus(z), eq. 4 of arXiv 1708.02002, for the logit z = -x_t of the wrong answer."""
-    return _FocalTerm.apply(z, gamma)
+    """p_z^gamma softplus(z) = -(1 - p_t)^gamma log(p_t), eq. 4 of arXiv 1708.02002."""
+    term: Tensor = _FocalTerm.apply(z, gamma)
+    return term
 
 
 def focal_slope(z: Tensor, gamma: Weight) -> Tensor:
-    """Derivative of `focal_term` with respect to z, p_z^gamma (p_z - gamma p_t log(p_t)); it is never negative."""
-    log_p_z, log_p_t = F.logsigmoid(z), F.logsigmoid(-z)
+    """Derivative of `focal_term` by z, p_z^gamma (p_z - gamma p_t log(p_t)); never negative."""
+    log_p_z = F.logsigmoid(z)
+    log_p_t = F.logsigmoid(-z)
     return torch.exp(gamma * log_p_z) * (torch.exp(log_p_z) - gamma * torch.exp(log_p_t) * log_p_t)
 
 
-def keep_for_derivatives(ctx, *tensors: Tensor) -> None:
+def keep_for_derivatives(ctx: Any, *tensors: Tensor) -> None:
     """Keep tensors of an `autograd.Function` for its backward, and in forward mode for its `jvp`.
 
-    torch releases what it keeps for backward after the backward, but what it keeps for `jvp` only
-    with the result.
+    Tensors kept for backward are released after the backward, but those kept for `jvp` live as long
+    as the result, so they are kept only where they can be used.
     """
     ctx.save_for_backward(*tensors)
     if is_forward_mode():
@@ -96,7 +114,7 @@ def keep_for_derivatives(ctx, *tensors: Tensor) -> None:
 
 
 class _FocalTerm(torch.autograd.Function):
-    """Keeps z alone for backward, where automatic differentiation would keep five tensors of its size."""
+    """`focal_term`, which keeps z alone for backward; autograd would keep five tensors."""
 
     generate_vmap_rule = True
 
@@ -105,34 +123,41 @@ class _FocalTerm(torch.autograd.Function):
         return torch.exp(gamma * F.logsigmoid(z)) * -F.logsigmoid(-z)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Weight], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Weight], output: Tensor) -> None:
         z, gamma = inputs
-        is_tensor = isinstance(gamma, Tensor)
-        ctx.gamma = None if is_tensor else gamma
-        keep_for_derivatives(ctx, *(inputs if is_tensor else (z,)))
+        if isinstance(gamma, Tensor):
+            ctx.gamma = None
+            keep_for_derivatives(ctx, z, gamma)
+        else:
+            ctx.gamma = gamma
+            keep_for_derivatives(ctx, z)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * _FocalTerm._slope(ctx), None
 
     @staticmethod
-    def jvp(ctx, tangent: Tensor, _) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor, _: Optional[Tensor]) -> Tensor:
         return tangent * _FocalTerm._slope(ctx)
 
     @staticmethod
-    def _slope(ctx) -> Tensor:
-        z, *gamma = ctx.saved_tensors
-        return focal_slope(z, gamma[0] if gamma else ctx.gamma)
+    def _slope(ctx: Any) -> Tensor:
+        if ctx.gamma is None:
+            z, gamma = ctx.saved_tensors
+            return focal_slope(z, gamma)
+        (z,) = ctx.saved_tensors
+        return focal_slope(z, ctx.gamma)
 
 
 def focal_loss_per_anchor(
     logits: Tensor, labels: Tensor, *, pos_weight: Weight, neg_weight: Weight, gamma: Weight
 ) -> Tensor:
-    """Focal loss of each anchor, summed over its classes; see `focal_loss_from_labels` for logits and labels.
+    """Focal loss of each anchor, summed over its classes.
 
     Args:
-        pos_weight, neg_weight: factors of the terms of the own class and of all others; numbers or (K,).
-        gamma: focusing parameter, >= 0; a number or (K,).
+        logits, labels, gamma: see `focal_loss_from_labels`; gamma may be (K,), one per class.
+        pos_weight: factor of the term of an anchor's own class, >= 0; a number or (K,).
+        neg_weight: factor of the terms of all other classes, >= 0; a number or (K,).
 
     Returns:
         (...) in nats, 0 where ignored.
@@ -154,12 +179,13 @@ def focal_star_loss_per_anchor(
     gamma: float,
     beta: float,
 ) -> Tensor:
-    """FL* of each anchor, summed over its classes: -weight log(p*_t) / gamma with p*_t = sigmoid(gamma x_t + beta).
+    """FL* of each anchor, summed over its classes; appendix A of arXiv 1708.02002.
+
+    -weight log(p*_t) / gamma with p*_t = sigmoid(gamma x_t + beta).
 
     Args:
-        logits: (..., K), any float dtype; computed in float32 or wider.
-        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        pos_weight, neg_weight: factors of the terms of the own class and of all others.
+        logits, labels: see `focal_loss_from_labels`.
+        pos_weight, neg_weight: see `focal_loss_per_anchor`; numbers only.
         gamma: steepness, > 0. gamma = 1 with beta = 0 is cross entropy.
         beta: shift, any finite number.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arguments import check_alpha, check_number
+from .arguments import check_alpha_and_gamma, check_number
 from .base import PointwiseClsLoss
 from .per_anchor import get_sides, sum_over_classes
 
@@ -14,15 +14,14 @@ from .per_anchor import get_sides, sum_over_classes
 def poly_focal_loss_per_anchor(
     logits: Tensor, labels: Tensor, *, alpha: float, gamma: float, epsilon: float
 ) -> Tensor:
-    """alpha_t ((1 - p_t)^gamma (-log(p_t)) + epsilon (1 - p_t)^(gamma + 1)), summed over the classes of each anchor.
+    """Focal loss with another first coefficient in its expansion, summed over classes.
+
+    alpha_t ((1 - p_t)^gamma (-log(p_t)) + epsilon (1 - p_t)^(gamma + 1)).
 
     Args:
-        logits: (..., K), any float dtype; computed in float32 or wider.
-        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        alpha: weight of the positive class in [0, 1]; -1 for no weighting.
-        gamma: focusing parameter, >= 0.
-        epsilon: added to the first coefficient of the expansion in (1 - p_t), >= -1; 0 is the focal loss. Below -1 being right
-            would cost more than being slightly wrong.
+        logits, labels, alpha, gamma: see `focal_loss_from_labels`.
+        epsilon: added to the first coefficient of the expansion in (1 - p_t), >= -1; 0 is the focal
+            loss. Below -1, a right answer would cost more than a slightly wrong one.
 
     Returns:
         (...) in nats, 0 where ignored.
@@ -49,7 +48,9 @@ class PolyFocalLoss(PointwiseClsLoss):
     def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, epsilon: float = 1.0) -> None:
         super().__init__()
         _check(alpha, gamma, epsilon)
-        self.alpha, self.gamma, self.epsilon = alpha, gamma, epsilon
+        self.alpha = alpha
+        self.gamma = gamma
+        self.epsilon = epsilon
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, gamma={self.gamma}, epsilon={self.epsilon}"
@@ -61,16 +62,19 @@ class PolyFocalLoss(PointwiseClsLoss):
 
 
 def _higher_orders(z: Tensor) -> Tensor:
-    """-log(p_t) - q = q^2/2 + q^3/3 + ... with q = sigmoid(z) = 1 - p_t; as a series where the difference would cancel."""
+    """-log(p_t) - q = q^2/2 + q^3/3 + ... with q = sigmoid(z) = 1 - p_t."""
     q = torch.exp(F.logsigmoid(z))
+    # The difference cancels for small q, so there the series is summed, to the precision of q.
+    num_terms = 20
+    if q.dtype == torch.float32:
+        num_terms = 10
     small = q.clamp(max=0.1)
     series = torch.zeros_like(q)
-    for n in range(10 if q.dtype == torch.float32 else 20, 1, -1):
+    for n in range(num_terms, 1, -1):
         series = (series + 1 / n) * small
     return torch.where(q < 0.1, series * small, -F.logsigmoid(-z) - q)
 
 
 def _check(alpha: float, gamma: float, epsilon: float) -> None:
-    check_alpha(alpha)
-    check_number("gamma", gamma, "[0, inf)")
+    check_alpha_and_gamma(alpha, gamma)
     check_number("epsilon", epsilon, "[-1, inf)")

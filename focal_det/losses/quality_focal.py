@@ -1,6 +1,6 @@
 """Quality focal loss: "Generalized Focal Loss", arXiv 2006.04388."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from .per_anchor import focal_term, keep_for_derivatives, sum_over_classes
 def quality_focal_loss_per_anchor(
     logits: Tensor, labels: Tensor, iou: Tensor, *, beta: float
 ) -> Tensor:
-    """|y - p|^beta CE(x, y), summed over classes: y is the IoU of the prediction for an anchor's own class, 0 for all others.
+    """|y - p|^beta CE(x, y) of each anchor, summed over its classes.
+
+    y is the IoU of the prediction for the anchor's own class and 0 for all others. With an IoU of 1
+    everywhere it is the focal loss.
 
     Args:
-        logits: (..., K), any float dtype; computed in float32 or wider.
-        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        iou: (...) in [0, 1], without gradient; read where the anchor has a class. With 1 everywhere it is the focal loss.
+        logits, labels: see `focal_loss_from_labels`.
+        iou: (...) in [0, 1], without gradient; read where the anchor has a class.
         beta: focusing parameter, >= 0; 0 is cross entropy.
 
     Returns:
@@ -30,16 +32,19 @@ def quality_focal_loss_per_anchor(
     """
     check_number("beta", beta, "[0, inf)")
     check_tensor_range("iou", iou, 0, 1)
-    return sum_over_classes(
-        logits,
-        labels,
-        lambda x, _: _QualityTerm.apply(x, iou.unsqueeze(-1).to(x.dtype), beta),
-        lambda x: focal_term(x, beta),
-    )
+
+    def positive_term(x: Tensor, _: Tensor) -> Tensor:
+        term: Tensor = _QualityTerm.apply(x, iou.unsqueeze(-1).to(x.dtype), beta)
+        return term
+
+    return sum_over_classes(logits, labels, positive_term, lambda x: focal_term(x, beta))
 
 
 class QualityFocalLoss(PointwiseClsLoss):
-    """Quality focal loss; see `quality_focal_loss_per_anchor`. Scores then rank detections by how well they are placed, too."""
+    """Quality focal loss; see `quality_focal_loss_per_anchor`.
+
+    Its scores rank detections by the quality of their boxes, too.
+    """
 
     needs = frozenset({"iou"})
 
@@ -52,11 +57,15 @@ class QualityFocalLoss(PointwiseClsLoss):
         return f"beta={self.beta}"
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        assert iou is not None  # `forward` has checked `needs`
         return quality_focal_loss_per_anchor(logits, labels, iou, beta=self.beta)
 
 
 class _QualityTerm(torch.autograd.Function):
-    """|d|^beta CE(x, y) with d = p - y; the derivative is sign(d) |d|^(beta - 1) (beta p (1 - p) CE + d^2), 0 at d = 0."""
+    """|d|^beta CE(x, y) with d = p - y, without the NaN of the power's derivative at d = 0.
+
+    The derivative is sign(d) |d|^(beta - 1) (beta p (1 - p) CE + d^2), and 0 at d = 0.
+    """
 
     generate_vmap_rule = True
 
@@ -66,22 +75,23 @@ class _QualityTerm(torch.autograd.Function):
         return distance.abs() ** beta * cross_entropy
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
         x, y, ctx.beta = inputs
         keep_for_derivatives(ctx, x, y)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad * _QualityTerm._slope(ctx), None, None
 
     @staticmethod
-    def jvp(ctx, tangent: Tensor, *_) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor, *_: Optional[Tensor]) -> Tensor:
         return tangent * _QualityTerm._slope(ctx)
 
     @staticmethod
-    def _slope(ctx) -> Tensor:
+    def _slope(ctx: Any) -> Tensor:
         x, y = ctx.saved_tensors
         d, cross_entropy = _QualityTerm._parts(x, y)
+        # Not 0, whose power is infinite for beta < 1; the sign makes the result 0.
         size = d.abs().clamp(min=torch.finfo(d.dtype).tiny)
         p_not_p = torch.exp(F.logsigmoid(x) + F.logsigmoid(-x))
         slope = size ** (ctx.beta - 1) * (ctx.beta * p_not_p * cross_entropy + d * d)
@@ -89,7 +99,9 @@ class _QualityTerm(torch.autograd.Function):
 
     @staticmethod
     def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        # p - y, or (1 - y) - (1 - p) where that is the difference of the smaller numbers.
-        log_p, log_not_p = F.logsigmoid(x), F.logsigmoid(-x)
+        """The distance p - y and the cross entropy."""
+        log_p = F.logsigmoid(x)
+        log_not_p = F.logsigmoid(-x)
+        # (1 - y) - (1 - p) where that is the difference of the smaller numbers.
         distance = torch.where(x > 0, (1 - y) - torch.exp(log_not_p), torch.exp(log_p) - y)
         return distance, -(y * log_p + (1 - y) * log_not_p)

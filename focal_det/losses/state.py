@@ -1,4 +1,4 @@
-"""State that training changes: buffers a checkpoint may lack, and sums over the processes of a run."""
+"""State that training changes: optional buffers of a checkpoint, and sums over processes."""
 
 from typing import Any
 
@@ -9,20 +9,22 @@ from .transforms import is_transformed
 
 
 def is_training_step(module: nn.Module) -> bool:
-    """Whether a forward of a module is one of a step that trains, which alone moves its state.
+    """Whether a forward of a module belongs to a training step; no other forward moves its state.
 
-    It is in training mode with gradients enabled. A forward without gradients, such as those of
-    fvcore's PreciseBN, reads the state only, and so do the transforms of torch.func, which are of
-    pure functions. Whether the logits themselves require a gradient makes no difference.
+    In a training step the module is in training mode and gradients are enabled. A forward without
+    gradients, such as those of fvcore's PreciseBN, only reads the state, and so do the transforms
+    of torch.func, which expect pure functions. Whether the logits require a gradient makes no
+    difference: a frozen head is trained on the same state.
     """
     return module.training and torch.is_grad_enabled() and not is_transformed()
 
 
 class OptionalBuffers(nn.Module):
-    """A module whose own buffers keep their values when a checkpoint does not have them, also with `strict=True`.
+    """A module whose buffers keep their values if a checkpoint lacks them, also with `strict=True`.
 
-    A base for modules with state that Detectron2's RetinaNet has not: its checkpoints load as if nothing were missing. A buffer
-    that the checkpoint has is loaded, and one of another shape is an error, as always; parameters and submodules are not optional.
+    A base for modules with a state that Detectron2's RetinaNet does not have, so that its
+    checkpoints load as if nothing were missing. A buffer in the checkpoint is loaded, and another
+    shape is an error, as usual. Parameters and submodules are not optional.
     """
 
     def _load_from_state_dict(
@@ -39,20 +41,19 @@ class OptionalBuffers(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         optional = {prefix + name for name in self._buffers}
+        # In place: torch collects the missing keys of all modules in this one list.
         missing_keys[:] = [key for key in missing_keys if key not in optional]
 
 
 def get_num_processes() -> int:
-    """Processes that train together; 1 outside a distributed training."""
-    return (
-        distributed.get_world_size()
-        if distributed.is_available() and distributed.is_initialized()
-        else 1
-    )
+    """Number of processes that train together; 1 without torch.distributed."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of a tensor of the same shape over all processes, without gradient; the argument is not changed."""
+    """Sum of a tensor of the same shape over all processes, without gradient; not in place."""
     if get_num_processes() == 1:
         return values.detach()
     total = values.detach().clone()

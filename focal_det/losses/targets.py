@@ -1,6 +1,7 @@
 """DenseTargets: what every anchor of a batch should predict, as plain tensors.
 
-Shapes: N images, R anchors per image (all levels, in level order), K classes, P positives of the batch.
+Shapes: N images, R anchors per image (all levels, in level order), K classes, P positives of the
+batch.
 """
 
 from collections.abc import Callable, Collection
@@ -13,18 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """The labels of a batch; `build` makes one.
+    """What the anchors of a batch should predict; made by `build`.
 
     Attributes:
-        gt_labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, 0..K-1 a class, K is background.
+        gt_labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, 0..K-1 are classes, K is background.
         gt_boxes: (N, R, 4) XYXY in absolute pixels, the matched box of each anchor; undefined where
             the anchor is not positive.
         num_classes: K.
         pos_idxs: two (P,) int64 tensors, the image and the anchor of each positive.
-        num_pos: (N,) int64, number of positives of each image.
+        num_pos: (N,) int64, number of positives in each image.
         anchors: (R, 4) XYXY in absolute pixels; only for losses that need "anchors".
         iou: (N, R) float32 in [0, 1], IoU of the decoded prediction with its matched box, 0 where
-            not positive, no gradient; only for losses that need "iou".
+            the anchor is not positive, without gradient; only for losses that need "iou".
     """
 
     gt_labels: Tensor
@@ -46,20 +47,19 @@ class DenseTargets:
         anchors: Optional[Tensor] = None,
         compute_iou: Optional[Callable[["DenseTargets"], Tensor]] = None,
     ) -> "DenseTargets":
-        """Assemble the targets of a batch; the one place that looks for its positives.
+        """Assemble the targets of a batch; the one place that searches for positives.
 
         Args:
-            gt_labels: (N, R) int64 in {-1, 0..K}.
-            gt_boxes: (N, R, 4) matched boxes.
-            num_classes: K.
-            needs: of the losses that will read the targets: a subset of {"iou", "anchors"}.
+            gt_labels, gt_boxes, num_classes: see the attributes.
+            needs: what the losses that will read the targets need: a subset of {"iou", "anchors"}.
             anchors: (R, 4); kept if "anchors" is needed.
             compute_iou: from targets without IoU to (N, R) IoU; called if "iou" is needed.
 
         Raises:
-            ValueError: something is needed that was not given.
+            ValueError: `anchors` or `compute_iou` is needed but None.
         """
         pos_mask = (gt_labels >= 0) & (gt_labels != num_classes)
+        # The one wait for the device in a training step: the number of positives becomes a shape.
         pos_idxs = torch.nonzero(pos_mask, as_tuple=True)
         targets = cls(gt_labels, gt_boxes, num_classes, pos_idxs, pos_mask.sum(dim=1))
         if "anchors" in needs:

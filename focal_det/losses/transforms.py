@@ -5,12 +5,13 @@ from torch.autograd import forward_ad
 
 
 def is_forward_mode() -> bool:
-    """Whether tensors may carry tangents: in `forward_ad.dual_level`, which `torch.func.jvp` enters."""
+    """Whether tensors may carry tangents: inside `forward_ad.dual_level` or `torch.func.jvp`."""
+    # torch has no public question for it; `torch.func.jvp` enters a dual level, too.
     return forward_ad._current_level >= 0
 
 
 def is_transformed() -> bool:
-    """Whether tensors may carry tangents, or be those of torch.func (grad, vmap, ...).
+    """Whether tensors may carry tangents or belong to a transform of torch.func (grad, vmap, ...).
 
     While torch.compile traces, tensors of torch.func need no special path.
     """

@@ -14,13 +14,14 @@ from .per_anchor import focal_term, sum_over_classes
 def varifocal_loss_per_anchor(
     logits: Tensor, labels: Tensor, iou: Tensor, *, neg_weight: float, gamma: float
 ) -> Tensor:
-    """q CE(x, q) for an anchor's own class, with q the IoU of the prediction, and neg_weight p^gamma CE(x, 0) for all others.
+    """Cross entropy weighted by quality for positives, focal loss for negatives.
 
-    A positive whose prediction misses its box altogether, q = 0, counts as a negative.
+    q CE(x, q) for an anchor's own class, with q the IoU of the prediction, and
+    neg_weight p^gamma CE(x, 0) for all other classes. A positive whose prediction misses its box
+    altogether, q = 0, counts as a negative.
 
     Args:
-        logits: (..., K), any float dtype; computed in float32 or wider.
-        labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
+        logits, labels: see `focal_loss_from_labels`.
         iou: (...) in [0, 1], without gradient; read where the anchor has a class.
         neg_weight: weight of the negatives, >= 0; the paper's alpha.
         gamma: focusing parameter of the negatives, >= 0.
@@ -46,19 +47,24 @@ def varifocal_loss_per_anchor(
 
 
 class VarifocalLoss(PointwiseClsLoss):
-    """Varifocal loss; see `varifocal_loss_per_anchor`. It focuses negatives only and weighs positives by their quality."""
+    """Varifocal loss; see `varifocal_loss_per_anchor`.
+
+    It focuses negatives only, and weighs positives by their quality.
+    """
 
     needs = frozenset({"iou"})
 
     def __init__(self, *, neg_weight: float = 0.75, gamma: float = 2.0) -> None:
         super().__init__()
         _check(neg_weight, gamma)
-        self.neg_weight, self.gamma = neg_weight, gamma
+        self.neg_weight = neg_weight
+        self.gamma = gamma
 
     def extra_repr(self) -> str:
         return f"neg_weight={self.neg_weight}, gamma={self.gamma}"
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        assert iou is not None  # `forward` has checked `needs`
         return varifocal_loss_per_anchor(
             logits, labels, iou, neg_weight=self.neg_weight, gamma=self.gamma
         )

@@ -1,13 +1,14 @@
 """Focal loss and FL* on the CPU: plain torch on pieces of the logits that stay in the cache.
 
 Nearly all terms are negatives; a piece of them goes through a dozen operations into buffers of its
-size. The entries of positives and the rows of ignored anchors are left out of that by zeros in these
-buffers (a weight of zero would not do: it makes NaN of an infinite logit), and positives are computed
-apart: nothing is subtracted from a sum, so no large term leaves its rounding error behind.
+size. Zeros in these buffers leave out the entries of positives and the rows of ignored anchors. (A
+weight of zero would not do: times an infinite logit it is NaN.) Positives are computed apart, so
+nothing is subtracted from a sum, and no large term leaves its rounding error behind.
 """
 
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Callable, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -15,17 +16,18 @@ from torch.nn import functional as F
 
 from ..per_anchor import focal_slope, focal_term
 
-# Elements of a piece: four float32 buffers of it are 4 MB. A smaller one fits a nearer cache, but then waking the threads for each
-# operation takes longer than the operation; with many threads each has its least share.
+# Elements of a piece: four float32 buffers of it are 4 MB. A smaller piece fits a nearer cache, but
+# then waking the threads takes longer than the operation; with many threads, each gets at least
+# _PIECE_OF_THREAD.
 _PIECE = 2**18
 _PIECE_OF_THREAD = 2**14
-# Above this logit p is 1 and softplus the logit itself, in float32; below it exp is finite.
+# Above this logit, p is 1 and softplus is the logit itself in float32; below it, exp is finite.
 _LARGE_LOGIT = 80.0
 
-# Puts zeros into buffers of a piece where an anchor is ignored or has its own class.
-Skip = Callable[[Tensor, Tensor, Tensor], None]
-# From a piece's logits, four buffers of its shape, what puts zeros into three of them, and where the
-# derivatives go, to the sum.
+# Puts zeros into buffers of a piece where an anchor is ignored, and at its own class.
+Skip = Callable[..., None]
+# From the logits of a piece, four buffers of its shape, a Skip for three of them, and the
+# destination of the derivatives, to the () sum.
 Negatives = Callable[[Tensor, list[Tensor], Skip, Optional[Tensor]], Tensor]
 # From logits (P,) of positives to losses and derivatives.
 Positives = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -40,7 +42,7 @@ def focal_sums_and_grad(
     gamma: float,
     with_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor]]:
-    """Sums of the focal loss per image, and their derivatives; see `focal_det.losses.kernels.focal_sums`.
+    """Sums of the focal loss per image, and their derivatives; see `kernels.focal_sums`.
 
     Returns:
         (N,) float32; (N, R, K) in the dtype of the logits, or None without `with_grad`.
@@ -101,11 +103,15 @@ def focal_star_sums_and_grad(
 def _sigmoid_and_softplus(
     x: Tensor, p: Tensor, softplus: Tensor, scratch: Tensor, rest: Tensor
 ) -> None:
-    """p = sigmoid(x) and softplus(x) = log(1 + exp(x)) of one exponential; `rest` may be x itself, which is then lost.
+    """p = sigmoid(x) and softplus(x) = log(1 + exp(x)) from one exponential.
 
-    torch's own softplus takes five times as long as exp and log (measured with AVX512), for its log1p. Here u = 1 + e is rounded,
-    and the first order of what it lost is added again: log(1 + e) = log(u) + (e - (u - 1)) / u. So small terms are as precise as
-    large ones.
+    torch's own softplus takes five times as long as exp and log (measured with AVX512), because of
+    its log1p. Here u = 1 + e is rounded, and the first order of the rounding error is added again:
+    log(1 + e) = log(u) + (e - (u - 1)) / u. So small terms are as precise as large ones.
+
+    Args:
+        p, softplus: receive the results.
+        scratch, rest: are overwritten; `rest` may be x itself, which is then lost.
     """
     torch.clamp(x, max=_LARGE_LOGIT, out=p)
     p.exp_()
@@ -119,7 +125,11 @@ def _sigmoid_and_softplus(
 
 
 def _power(p: Tensor, gamma: float, *, out: Tensor) -> bool:
-    """p^gamma for p in [0, 1] by products and a square root; False, and nothing is done, if it takes more than these."""
+    """p^gamma for p in [0, 1] by products and a square root.
+
+    Returns:
+        False, and nothing is done, if gamma takes more than these.
+    """
     whole, rest = divmod(gamma, 1)
     if rest not in (0, 0.5) or whole > 8:
         return False
@@ -136,11 +146,18 @@ def _power(p: Tensor, gamma: float, *, out: Tensor) -> bool:
 def _run(
     logits: Tensor, labels: Tensor, negatives: Negatives, positives: Positives, with_grad: bool
 ) -> tuple[Tensor, Optional[Tensor]]:
+    """Sums of all terms per image, and their derivatives if `with_grad`."""
     logits = logits.contiguous()
-    grad = torch.empty_like(logits) if with_grad else None
+    grad = None
+    if with_grad:
+        grad = torch.empty_like(logits)
     sums = torch.zeros(len(logits))
-    for i in range(len(logits) if logits.numel() else 0):
-        grad_of_image = None if grad is None else grad[i]
+    if logits.numel() == 0:
+        return sums, grad
+    for i in range(len(logits)):
+        grad_of_image = None
+        if grad is not None:
+            grad_of_image = grad[i]
         sums[i] = _sum_negatives(logits[i], labels[i], negatives, grad_of_image)
         rows = torch.nonzero((labels[i] >= 0) & (labels[i] < logits.shape[2]))[:, 0]
         classes = labels[i][rows]
@@ -154,37 +171,57 @@ def _run(
 def _sum_negatives(
     logits: Tensor, labels: Tensor, negatives: Negatives, grad: Optional[Tensor]
 ) -> Tensor:
-    """() sum of the negative terms of an image, logits (R, K), and their derivatives into `grad`."""
+    """() sum of the negative terms of an image with (R, K) logits; derivatives go to `grad`."""
     num_anchors, num_classes = logits.shape
     num_rows = max(1, max(_PIECE, _PIECE_OF_THREAD * torch.get_num_threads()) // num_classes)
     is_float32 = logits.dtype == torch.float32
-    buffers = [
-        torch.empty(min(num_rows, num_anchors), num_classes) for _ in range(4 if is_float32 else 6)
-    ]
-    skipped = torch.nonzero(labels < num_classes)[:, 0]  # ignored, or with a class
-    is_ignored = labels[skipped] < 0
-    ignored, own = skipped[is_ignored], skipped[~is_ignored]
-    starts = torch.arange(0, num_anchors + num_rows, num_rows)
-    ignored_bounds = torch.searchsorted(ignored, starts).tolist()
-    own_bounds = torch.searchsorted(own, starts).tolist()
+    num_buffers = 4
+    if not is_float32:
+        num_buffers += 2  # logits and derivatives in float32
+    shape = (min(num_rows, num_anchors), num_classes)
+    buffers = [torch.empty(shape) for _ in range(num_buffers)]
+
     totals = []
-    for index, start in enumerate(starts[:-1].tolist()):
+    for start, skip in _plan_pieces(labels, num_classes, num_rows):
         piece = logits[start : start + num_rows]
-        ignored_rows = ignored[ignored_bounds[index] : ignored_bounds[index + 1]]
-        own_rows = own[own_bounds[index] : own_bounds[index + 1]]
-        skip = partial(_zero_out, ignored_rows - start, own_rows - start, labels[own_rows])
         views = [x[: len(piece)] for x in buffers]
-        x = piece if is_float32 else views[4].copy_(piece)
-        out = None if grad is None else grad[start : start + num_rows]
-        target = out if out is None or is_float32 else views[5]
-        totals.append(negatives(x, views[:4], skip, target))
-        if target is not out:
-            out.copy_(target)
+        x = piece
+        if not is_float32:
+            x = views[4].copy_(piece)
+        out = None
+        if grad is not None:
+            out = grad[start : start + num_rows]
+        if out is None or is_float32:
+            totals.append(negatives(x, views[:4], skip, out))
+        else:
+            totals.append(negatives(x, views[:4], skip, views[5]))
+            out.copy_(views[5])
     return torch.stack(totals).double().sum().float()
 
 
+def _plan_pieces(labels: Tensor, num_classes: int, num_rows: int) -> Iterator[tuple[int, Skip]]:
+    """First row of each piece of an image, and what zeros its ignored and positive anchors.
+
+    Args:
+        labels: (R,) int64 in {-1, 0..K}.
+        num_rows: anchors of a piece.
+    """
+    skipped = torch.nonzero(labels < num_classes)[:, 0]
+    is_ignored = labels[skipped] < 0
+    ignored = skipped[is_ignored]
+    own = skipped[~is_ignored]
+    starts = torch.arange(0, len(labels) + num_rows, num_rows)
+    # The rows are sorted, so those of a piece are a range of them.
+    ignored_bounds = torch.searchsorted(ignored, starts).tolist()
+    own_bounds = torch.searchsorted(own, starts).tolist()
+    for index, start in enumerate(starts[:-1].tolist()):
+        ignored_rows = ignored[ignored_bounds[index] : ignored_bounds[index + 1]]
+        own_rows = own[own_bounds[index] : own_bounds[index + 1]]
+        yield start, partial(_zero_out, ignored_rows - start, own_rows - start, labels[own_rows])
+
+
 def _zero_out(ignored: Tensor, own: Tensor, classes: Tensor, *buffers: Tensor) -> None:
-    """Put zeros into the rows of ignored anchors, and at the classes of those that have one."""
+    """Put zeros into the rows of ignored anchors and at the own classes of positives."""
     for buffer in buffers:
         buffer[ignored] = 0
         buffer[own, classes] = 0

@@ -1,18 +1,22 @@
-"""Triton kernels of the focal loss and of FL*: value and gradient in one pass over the logits of one pyramid level.
+"""Triton kernels of the focal loss and of FL*: value and gradient in one pass over the logits.
 
-Importing this module needs Triton (ImportError without it); a kernel is compiled when it is first called. The plain path,
-`focal_det.losses.per_anchor` and `focal_det.losses.focal_star`, is the definition; the names are its own: x is a logit, z = -x_t
-the logit of the wrong answer, p = sigmoid(z) and q = sigmoid(-z).
+Importing this module needs Triton (ImportError without it); a kernel is compiled at its first call.
+The plain functions of `per_anchor` are the definition, and the names are theirs: x is a logit,
+z = -x_t the logit of the wrong answer, p = sigmoid(z) and q = sigmoid(-z).
 
-Shape of the work: one program takes BLOCK consecutive logits of one image, so that loads and stores are contiguous vectors
-whatever K is, and writes one partial sum, which torch adds up: no atomics, the same sum every time. On an H100 a 16-bit logit
-leaves time for about 50 instructions before arithmetic and not memory sets the pace, so instructions are counted here: about 38.
+Shape of the work: one program takes BLOCK consecutive logits of one image of a pyramid level, so
+that loads and stores are contiguous vectors for any K. It writes one partial sum, and torch adds
+the sums up: without atomics, the result is the same every time. On an H100, a 16-bit logit leaves
+time for about 50 instructions before arithmetic and not memory sets the pace, so instructions are
+counted here: about 38.
 
-- Anchor and class of an element take a division by K. It is done for groups of V logits (those of one vector load), and K is a
-  constant of the compilation, which makes it a multiplication; a model has one K, so this costs no extra compilation. A group
+- Finding the anchor and the class of an element takes a division by K. It is done for groups of V
+  logits (those of one vector load), and K is a constant of the compilation, which turns the
+  division into a multiplication; a model has one K, so this costs no extra compilation. A group
   meets at most two anchors, as V <= K or V divides K.
-- Exponentials and logarithms are to base 2, which the hardware has. Its logarithm is not precise near 1, so log2(1 + e) is a
-  polynomial; and 1 / (1 + e) is a second exponential, as a division costs more.
+- Exponentials and logarithms are to base 2, which the hardware has. The hardware's logarithm is not
+  precise near 1, so log2(1 + e) is a polynomial; 1 / (1 + e) is a second exponential, as a division
+  costs more.
 """
 
 import math
@@ -28,7 +32,7 @@ _BYTES_PER_LOAD = 16
 _LARGEST_UNIT = 16
 _NUM_WARPS = 4
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_GENERAL = -1  # the power gamma is none of 0, 1 and 2, which are products
+_GENERAL = -1  # POWER for a gamma other than 0, 1 and 2, whose powers are products
 
 _FAR = tl.constexpr(-1e30)  # a logit z whose loss and slope are 0
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -47,24 +51,25 @@ def focal_sums_and_grad(
     """Focal loss per image, eq. 5 of arXiv 1708.02002, and its gradient.
 
     Args:
-        logits: (N, R, K) float32, float16 or bfloat16, computed in float32. Read in place if the last two dimensions are
-            contiguous, else copied.
-        labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, K is background. Read in place if the last dimension is contiguous.
-        pos_weight, neg_weight: factors of the terms of the own class and of all others, >= 0.
+        logits: (N, R, K) float32, float16 or bfloat16, computed in float32. Read in place if the
+            last two dimensions are contiguous, else copied.
+        labels: (N, R) int64 in {-1, 0..K}. Read in place if the last dimension is contiguous.
+        pos_weight, neg_weight: see `focal_loss_per_anchor`; numbers only.
         gamma: focusing parameter, >= 0; 0, 1 and 2 are fastest.
         with_grad: False to leave the gradient out.
 
     Returns:
-        (N,) float32 sums in nats; (N, R, K) contiguous derivative of an image's sum with respect to its logits, in their dtype,
-        or None. Where ignored, 0 whatever the logit.
+        (N,) float32 sums in nats; (N, R, K) contiguous derivative of an image's sum with respect to
+        its logits, in their dtype, or None. Where ignored, 0 whatever the logit.
 
     Raises:
-        ValueError: a dtype or a shape that does not fit. Labels are not looked at.
+        ValueError: a dtype or a shape that does not fit. The values of labels are not checked.
     """
-    power = int(gamma) if gamma in (0, 1, 2) else _GENERAL
-    return _launch(
-        logits, labels, pos_weight, neg_weight, gamma, with_grad=with_grad, POWER=power, STAR=False
-    )
+    power = _GENERAL
+    if gamma in (0, 1, 2):
+        power = int(gamma)
+    factors = (pos_weight, neg_weight, gamma, 0.0)
+    return _launch(logits, labels, factors, with_grad=with_grad, POWER=power, STAR=False)
 
 
 def focal_star_sums_and_grad(
@@ -77,59 +82,54 @@ def focal_star_sums_and_grad(
     beta: float,
     with_grad: bool,
 ) -> tuple[Tensor, Optional[Tensor]]:
-    """FL* per image, appendix A of arXiv 1708.02002, and its gradient; see `focal_sums_and_grad`.
+    """FL* per image, appendix A of arXiv 1708.02002, and its gradient.
 
     Args:
-        gamma: steepness, > 0.
-        beta: shift, any finite number.
+        gamma, beta: see `focal_star_loss_per_anchor`; the others, see `focal_sums_and_grad`.
     """
-    return _launch(
-        logits,
-        labels,
-        pos_weight,
-        neg_weight,
-        gamma,
-        beta,
-        with_grad=with_grad,
-        POWER=_GENERAL,
-        STAR=True,
-    )
+    factors = (pos_weight, neg_weight, gamma, beta)
+    return _launch(logits, labels, factors, with_grad=with_grad, POWER=_GENERAL, STAR=True)
 
 
 def _launch(
     logits: Tensor,
     labels: Tensor,
-    pos_weight: float,
-    neg_weight: float,
-    gamma: float,
-    beta: float = 0.0,
+    factors: tuple[float, float, float, float],
     *,
     with_grad: bool,
     **form: int,
 ) -> tuple[Tensor, Optional[Tensor]]:
+    """Check, allocate and run the kernel.
+
+    Args:
+        factors: pos_weight, neg_weight, gamma, beta.
+        form: the constants POWER and STAR of the kernel.
+    """
     _check(logits, labels)
     num_images, num_anchors, num_classes = logits.shape
     size = num_anchors * num_classes
-    grad = (
-        torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if with_grad else None
-    )
+    grad = None
+    if with_grad:
+        grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if logits.numel() == 0:
         return torch.zeros(num_images, device=logits.device), grad
-    logits = logits if _is_dense(logits) else logits.contiguous()
-    labels = labels if num_anchors == 1 or labels.stride(1) == 1 else labels.contiguous()
-    image_stride = logits.stride(0) if num_images > 1 else size
+
+    logits, labels = _make_dense(logits, labels)
+    image_stride = size
+    if num_images > 1:
+        image_stride = logits.stride(0)
     unit = math.gcd(_LARGEST_UNIT, size, image_stride)
     partial_sums = torch.empty(num_images, triton.cdiv(size, _BLOCK), device=logits.device)
     with torch.cuda.device_of(logits):
         _kernel[partial_sums.shape[1], num_images](
             logits,
             labels,
-            partial_sums if grad is None else grad,
+            partial_sums if grad is None else grad,  # without a gradient, any pointer
             partial_sums,
             image_stride // unit,
             labels.stride(0),
             size // unit,
-            *map(float, (pos_weight, neg_weight, gamma, beta)),
+            *map(float, factors),
             **get_constants(logits.dtype, num_classes, unit, with_grad),
             **form,
             num_warps=_NUM_WARPS,
@@ -140,13 +140,15 @@ def _launch(
 def get_constants(
     dtype: torch.dtype, num_classes: int, unit: int, with_grad: bool
 ) -> dict[str, int]:
-    """What the kernel is compiled for, beside the form of the loss."""
-    vector = min(_BYTES_PER_LOAD // dtype.itemsize, unit)
-    group = vector if vector <= num_classes else math.gcd(vector, num_classes)
+    """Constants that the kernel is compiled for, in addition to the form of the loss."""
+    group = min(_BYTES_PER_LOAD // dtype.itemsize, unit)
+    if group > num_classes:
+        group = math.gcd(group, num_classes)
     return {"K": num_classes, "V": group, "UNIT": unit, "BLOCK": _BLOCK, "WITH_GRAD": with_grad}
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:
+    """Refuse what the kernel would read wrongly; it does not check addresses."""
     if logits.dtype not in _DTYPES:
         raise ValueError(f"logits must be float32, float16 or bfloat16, got {logits.dtype}")
     if logits.dim() != 3:
@@ -161,15 +163,23 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _is_dense(logits: Tensor) -> bool:
-    """Whether the logits of each image, (R, K), are contiguous; images may be apart."""
+def _make_dense(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels that are contiguous within each image; images may be apart."""
     _, num_anchors, num_classes = logits.shape
     _, anchor_stride, class_stride = logits.stride()
-    return (num_classes == 1 or class_stride == 1) and (
-        num_anchors == 1 or anchor_stride == num_classes
-    )
+    # The stride of a dimension with one element says nothing.
+    has_dense_classes = num_classes == 1 or class_stride == 1
+    has_dense_anchors = num_anchors == 1 or anchor_stride == num_classes
+    if not (has_dense_classes and has_dense_anchors):
+        logits = logits.contiguous()
+    if num_anchors > 1 and labels.stride(1) != 1:
+        labels = labels.contiguous()
+    return logits, labels
 
 
+# `size` is R times K. It and the stride between images are passed divided by UNIT, so that the
+# compiler knows them to be multiples of it: loads and stores are vectors of up to UNIT logits. UNIT
+# is 16 for K = 80; for any K it is 16 on p3 and 4 on p4.
 @triton.jit
 def _kernel(
     logits_ptr,
@@ -191,8 +201,6 @@ def _kernel(
     POWER: tl.constexpr,
     STAR: tl.constexpr,
 ):
-    # `size` is R times K. It and the stride between images come divided by UNIT, so that the compiler knows them to be multiples of
-    # it: loads and stores are vectors of up to UNIT logits. UNIT is 16 where K is 80, and whatever K is on p3, with 4 on p4.
     unit = tl.full((), UNIT, tl.int64)
     size = size * unit
     logits_stride = logits_stride * unit
@@ -201,27 +209,23 @@ def _kernel(
     num_left = tl.minimum(size - start, BLOCK).to(tl.int32)
     own, ignored = _find_own(labels_ptr + image * labels_stride, start, num_left, K, V, BLOCK)
     offsets = tl.arange(0, BLOCK)
-    x = tl.load(
-        logits_ptr + (image * logits_stride + start) + offsets, mask=offsets < num_left, other=0.0
-    )
+    is_inside = offsets < num_left
+    x = tl.load(logits_ptr + (image * logits_stride + start) + offsets, mask=is_inside, other=0.0)
     x = tl.where(ignored, _FAR, tl.reshape(x, (BLOCK // V, V)).to(tl.float32))
     z = tl.where(own, -x, x)
-    # The sign of the weight is that of dz/dx; value and slope get it, and the value loses it in the sum.
+    # The weight has the sign of dz/dx for the slope; the value loses the sign in the sum.
     weight = tl.where(own, -pos_weight, neg_weight)
-    if STAR:
-        value, slope = _focal_star(z, weight, gamma, beta)
-    else:
-        value, slope = _focal(z, weight, gamma, POWER)
+    value, slope = _get_terms(z, weight, gamma, beta, POWER, STAR)
     if WITH_GRAD:
         grad = tl.reshape(slope, (BLOCK,)).to(grad_ptr.dtype.element_ty)
-        tl.store(grad_ptr + (image * size + start) + offsets, grad, mask=offsets < num_left)
+        tl.store(grad_ptr + (image * size + start) + offsets, grad, mask=is_inside)
     total = tl.sum(tl.reshape(tl.abs(value), (BLOCK,)), axis=0)
     tl.store(sums_ptr + image * tl.num_programs(0) + tl.program_id(0), total)
 
 
 @triton.jit
 def _find_own(labels_ptr, start, num_left, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
-    """Masks (BLOCK / V, V) of the logits of an anchor's own class and of those that are ignored or past the end.
+    """Masks (BLOCK / V, V) of the logits of own classes, and of those ignored or past the end.
 
     `start` is 64 bits wide; within the block, 32 bits are enough.
     """
@@ -237,7 +241,8 @@ def _find_own(labels_ptr, start, num_left, K: tl.constexpr, V: tl.constexpr, BLO
     own = (label - first_class)[:, None] == lane
     ignored = (label < 0)[:, None]
     if K % V != 0:
-        # The next anchor begins at lane `edge`, if that is below V. Background, K, would be its first lane.
+        # The next anchor begins at lane `edge` if that is below V. A previous label of background,
+        # K, would be the first lane of the next anchor; `is_next` replaces it.
         edge = K - first_class
         has_next = (edge < V) & (group_start + edge < num_left)
         next_label = tl.load(labels_ptr + anchor + 1, mask=has_next, other=-1).to(tl.int32)
@@ -248,8 +253,21 @@ def _find_own(labels_ptr, start, num_left, K: tl.constexpr, V: tl.constexpr, BLO
 
 
 @triton.jit
+def _get_terms(z, weight, gamma, beta, POWER: tl.constexpr, STAR: tl.constexpr):
+    """Weighted value of a term and its derivative by z."""
+    if STAR:
+        value, slope = _focal_star(z, weight, gamma, beta)
+    else:
+        value, slope = _focal(z, weight, gamma, POWER)
+    return value, slope
+
+
+@triton.jit
 def _focal(z, weight, gamma, POWER: tl.constexpr):
-    """w p^gamma softplus(z) and its derivative w p^gamma (p + gamma q softplus(z)), a sum of terms of one sign."""
+    """w p^gamma softplus(z) and its derivative w p^gamma (p + gamma q softplus(z)).
+
+    The derivative is a sum of terms of one sign.
+    """
     log2_1p, softplus, p, q = _get_logistic(z)
     if POWER == 0:
         factor = weight
@@ -272,7 +290,7 @@ def _focal_star(z, weight, gamma, beta):
 
 @triton.jit
 def _get_logistic(z):
-    """log2(1 + exp(-|z|)), softplus(z), sigmoid(z) and sigmoid(-z), precise and finite for every finite z."""
+    """log2(1 + exp(-|z|)), softplus(z), sigmoid(z) and sigmoid(-z), precise for every finite z."""
     e = tl.exp2(tl.abs(z) * -_LOG2_E)
     log2_1p = _log2_1p(e)
     larger = tl.exp2(-log2_1p)
@@ -283,7 +301,10 @@ def _get_logistic(z):
 
 @triton.jit
 def _log2_1p(e):
-    """log2(1 + e) for e in [0, 1] to 4e-7 of its value: e times the polynomial of degree 7 whose relative error is least."""
+    """log2(1 + e) for e in [0, 1], to 4e-7 of its value.
+
+    It is e times the polynomial of degree 7 with the least relative error.
+    """
     poly = e * -0.012319453 + 0.063607821
     poly = poly * e - 0.15535178
     poly = poly * e + 0.25600965
