@@ -1,4 +1,7 @@
-"""Gradient harmonizing mechanism: "Gradient Harmonized Single-stage Detector", arXiv 1811.05181."""
+"""Gradient harmonizing mechanism: "Gradient Harmonized Single-stage Detector".
+
+arXiv 1811.05181.
+"""
 
 from collections.abc import Sequence
 from functools import partial

@@ -20,11 +20,11 @@ def is_training_step(module: nn.Module) -> bool:
 
 
 class OptionalBuffers(nn.Module):
-    """A module whose buffers keep their values if a checkpoint lacks them, also with `strict=True`.
+    """A module whose buffers keep their values if a checkpoint lacks them.
 
     A base for modules with a state that Detectron2's RetinaNet does not have, so that its
-    checkpoints load as if nothing were missing. A buffer in the checkpoint is loaded, and another
-    shape is an error, as usual. Parameters and submodules are not optional.
+    checkpoints load as if nothing were missing, also with `strict=True`. A buffer in the checkpoint
+    is loaded, and another shape is an error, as usual. Parameters and submodules are not optional.
     """
 
     def _load_from_state_dict(

@@ -3,18 +3,13 @@
 Shapes: M boxes in an image, R anchors (all levels), K classes.
 """
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import torch
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.logger import log_first_n
 from torch import Tensor
-
-from focal_det.host import LOGGER_NAME, put_scalar
 
 from .matching import Matches, match_anchors
 
@@ -25,7 +20,7 @@ class Assignment(NamedTuple):
     Attributes:
         gt_labels: (R,) int64 in {-1 ignore, 0..K-1, K background}.
         gt_boxes: (R, 4) XYXY matched boxes; undefined where the label is not a class.
-        without_anchor: (M,) bool, the boxes that overlap no anchor and get none.
+        without_anchor: (M,) bool, the boxes that overlap no anchor and are assigned none.
     """
 
     gt_labels: Tensor
@@ -36,8 +31,8 @@ class Assignment(NamedTuple):
 class Assigner(ABC):
     """Base of all assigners. A config selects one by the name of its class.
 
-    Constructor arguments called `matcher` and `num_classes` are Detectron2's matcher with the
-    thresholds of the config, and K; others come from `MODEL.FOCAL_DET.ASSIGNER.ARGS.<name>`.
+    A constructor argument `matcher` gets Detectron2's matcher with the thresholds of the config,
+    and `num_classes` gets K; all others come from `MODEL.FOCAL_DET.ASSIGNER.ARGS.<name>`.
     """
 
     @abstractmethod
@@ -49,16 +44,16 @@ class Assigner(ABC):
         Args:
             anchors: R anchors.
             gt_instances: M objects with `gt_boxes` and `gt_classes`, on the device of the anchors.
-            predictions: R predictions with `pred_boxes` and `scores` (R, K), for assigners that look
-                at them; None where there are none, as before training.
+            predictions: R predictions with `pred_boxes` and `scores` (R, K), for assigners that use
+                them; None if there are none, as before training.
         """
 
 
 class IoUAssigner(Assigner):
-    """Labels by IoU, as Detectron2's matcher, except that a box that overlaps no anchor gets none.
+    """Labels by IoU like Detectron2's matcher, but a box that overlaps no anchor is assigned none.
 
-    Detectron2 hands such a box (zero area, NaN, off the canvas) all anchors: its best IoU is 0, and
-    every anchor ties with it.
+    Detectron2 assigns all anchors to such a box (zero area, NaN, off the canvas): its best IoU is
+    0, and every anchor has that IoU.
 
     Args:
         matcher: thresholds, labels and low-quality matches.
@@ -91,29 +86,35 @@ class IoUAssigner(Assigner):
 def compute_gt_labels(
     matches: Matches, gt_classes: Tensor, matcher: Matcher, num_classes: int
 ) -> Tensor:
-    """(R,) int64 labels: the bands of the matcher's thresholds, then its low-quality matches.
+    """(R,) int64 labels: by the matcher's bands of IoU, then its low-quality matches.
 
     Args:
         matches: of R anchors and M boxes.
         gt_classes: (M,) int64 in 0..K-1.
         matcher: thresholds, labels and low-quality matches.
+        num_classes: K.
     """
     matched_classes = gt_classes.index_select(0, matches.matched_idxs)
     label_of = {-1: -1, 0: num_classes, 1: matched_classes}
     gt_labels = torch.full_like(matched_classes, num_classes)
-    # Each band ends where the next begins.
+    # Thresholds rise, so each band overwrites the end of the one below.
     for label, low in zip(matcher.labels, matcher.thresholds):
         gt_labels = torch.where(matches.max_iou >= low, label_of[label], gt_labels)
     if matcher.allow_low_quality_matches:
         gt_labels = torch.where(matches.is_best_of_box, matched_classes, gt_labels)
+    # Without any overlap all IoUs are 0, which a threshold of 0 would call a match.
     return gt_labels.masked_fill_(matches.without_anchor.all(), num_classes)
 
 
 def check_gt_classes(gt_classes: Tensor, num_classes: int, image_name: str) -> None:
-    """Refuse class ids that the model has no output for; Detectron2 would train id K as background and fail on the GPU above it.
+    """Refuse class ids that the model has no output for.
+
+    Detectron2 would train id K as background, and fail on the GPU for ids above K.
 
     Args:
-        gt_classes: (M,) int64, on the CPU (elsewhere this waits for the device).
+        gt_classes: (M,) int64, on the CPU; on another device this waits for it.
+        num_classes: K.
+        image_name: for the message.
 
     Raises:
         ValueError: an id outside 0..K-1; names the image and the key to change.
@@ -122,34 +123,12 @@ def check_gt_classes(gt_classes: Tensor, num_classes: int, image_name: str) -> N
         return
     smallest, largest = (int(x) for x in gt_classes.aminmax())
     if smallest < 0 or largest >= num_classes:
-        wrong = smallest if smallest < 0 else largest
+        wrong = largest
+        if smallest < 0:
+            wrong = smallest
         raise ValueError(
-            f"Image {image_name} has an object of class id {wrong}, but MODEL.RETINANET.NUM_CLASSES is {num_classes}, so ids must "
-            f"be in 0..{num_classes - 1}. Set NUM_CLASSES to the number of classes of the data set (background not counted), or "
-            "correct the category ids."
+            f"Image {image_name} has an object of class id {wrong}, but "
+            f"MODEL.RETINANET.NUM_CLASSES is {num_classes}, so ids must be in "
+            f"0..{num_classes - 1}. Set NUM_CLASSES to the number of classes of the data set "
+            "(background not counted), or correct the category ids."
         )
-
-
-def report_boxes_without_anchor(
-    image_names: Sequence[str], gt_boxes: Sequence[Tensor], without_anchor: Sequence[Tensor]
-) -> None:
-    """Warn about boxes that nothing can learn from, for the first ten images only; their number goes to the metrics.
-
-    Args:
-        image_names: to report each image by.
-        gt_boxes: per image (M, 4).
-        without_anchor: per image (M,) bool on the CPU, the boxes that overlap no anchor.
-    """
-    for name, boxes, mask in zip(image_names, gt_boxes, without_anchor):
-        if not mask.any():
-            continue
-        boxes = boxes[mask.to(boxes.device)]
-        shown = ", ".join(str([round(x, 1) for x in box]) for box in boxes[:3].tolist())
-        log_first_n(
-            logging.WARNING,
-            f"Image {name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: {shown} (XYXY in the resized "
-            "image). They have no area, are not finite or lie off the canvas; correct the annotations.",
-            n=10,
-            name=LOGGER_NAME,
-        )
-    put_scalar("focal_det/num_gt_boxes_without_anchor", sum(int(x.sum()) for x in without_anchor))

@@ -1,6 +1,6 @@
 """Box regression loss of the positives, summed per image."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -27,21 +27,23 @@ def box_loss_per_image(
     loss_type: str,
     smooth_l1_beta: float,
 ) -> Tensor:
-    """Detectron2's dense box regression loss, over the positives only and per image instead of in one sum.
+    """Detectron2's dense box regression loss, of the positives only and summed per image.
 
     Args:
         pred_anchor_deltas: (N, R, 4) predicted (dx, dy, dw, dh).
         anchors: (R, 4) XYXY in absolute pixels.
         targets: labels and matched boxes of the anchors.
+        box2box_transform: decodes deltas.
         loss_type: one of BOX_LOSS_TYPES; `MODEL.RETINANET.BBOX_REG_LOSS_TYPE`.
-        smooth_l1_beta: where smooth L1 goes from quadratic to linear, >= 0; 0 is L1.
+        smooth_l1_beta: where smooth L1 changes from quadratic to linear, >= 0; 0 is L1.
 
     Returns:
         (N,) float32 sums.
     """
     image_idxs, anchor_idxs = targets.pos_idxs
     deltas = pred_anchor_deltas[image_idxs, anchor_idxs].float()
-    pos_anchors, gt_boxes = anchors[anchor_idxs], targets.gt_boxes[image_idxs, anchor_idxs]
+    pos_anchors = anchors[anchor_idxs]
+    gt_boxes = targets.gt_boxes[image_idxs, anchor_idxs]
     if loss_type == "smooth_l1":
         gt_deltas = box2box_transform.get_deltas(pos_anchors, gt_boxes)
         loss = smooth_l1_loss(deltas, gt_deltas, beta=smooth_l1_beta, reduction="none").sum(dim=1)
@@ -58,7 +60,10 @@ def iou_of_predictions(
     targets: DenseTargets,
     box2box_transform: Box2BoxTransform,
 ) -> Tensor:
-    """(N, R) float32 in [0, 1]: IoU of each positive's decoded prediction with its matched box, 0 elsewhere; no gradient."""
+    """(N, R) float32 in [0, 1]: IoU of each positive's prediction with its matched box.
+
+    0 for anchors that are not positive; without gradient. Arguments as for `box_loss_per_image`.
+    """
     image_idxs, anchor_idxs = targets.pos_idxs
     deltas = pred_anchor_deltas[image_idxs, anchor_idxs].float()
     pred_boxes = box2box_transform.apply_deltas(deltas, anchors[anchor_idxs])

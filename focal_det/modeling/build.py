@@ -1,7 +1,7 @@
-"""From a config to the parts of a detector, and to what programs want to know of it.
+"""From a config to the parts of a detector, and to the settings that programs ask for.
 
-The one place besides `focal_det.config` that spells Detectron2's nodes of a detector: whoever needs
-their values reads `DetectorSettings`.
+Besides `focal_det.config`, this is the one place that spells Detectron2's nodes of a detector; all
+other modules read `DetectorSettings`.
 """
 
 import math
@@ -28,13 +28,13 @@ from focal_det.registry import (
 
 from .assigners import Assigner
 
-# Constructor arguments of components that have a key of Detectron2's.
+# Constructor arguments of losses for which Detectron2 has a key already.
 RETINANET_ARGS = {
     "alpha": "FOCAL_LOSS_ALPHA",
     "gamma": "FOCAL_LOSS_GAMMA",
     "num_classes": "NUM_CLASSES",
 }
-# What is read at inference only, so that it may differ at a resume.
+# Keys read at inference only, which may change when a run is resumed.
 INFERENCE_KEYS = (
     "MODEL.RETINANET.NMS_THRESH_TEST",
     "MODEL.RETINANET.SCORE_THRESH_TEST",
@@ -45,7 +45,7 @@ _NODES = {RetinaNet: "MODEL.RETINANET", GeneralizedRCNN: "MODEL.ROI_HEADS"}
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """Settings of the detector that a config describes, wherever their keys are.
+    """Settings of the detector that a config describes, whichever node holds them.
 
     Attributes:
         node_key: full key of its node, such as "MODEL.RETINANET"; empty for an architecture that is
@@ -58,27 +58,29 @@ class DetectorSettings:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is a RetinaNet, whose anchors and losses focal_det knows."""
+        """Whether it is a RetinaNet, the architecture whose anchors and losses focal_det knows."""
         return self.node_key == _NODES[RetinaNet]
 
     @property
     def num_classes_key(self) -> str:
-        """Full key of the number of classes; empty if it is not known."""
-        return self.get_key("NUM_CLASSES") if self.node_key else ""
+        """Full key of the number of classes; empty if the architecture is not known."""
+        if not self.node_key:
+            return ""
+        return self.get_key("NUM_CLASSES")
 
     @property
     def num_classes(self) -> int:
-        """K, background not counted; 0 if it is not known."""
+        """K, background not counted; 0 if the architecture is not known."""
         return self.node.get("NUM_CLASSES", 0)
 
     @property
     def alpha(self) -> float:
-        """The weight of the positives; -1 for no weighting."""
+        """Weight of the positives; -1 for no weighting."""
         return self.node["FOCAL_LOSS_ALPHA"]
 
     @property
     def prior_prob(self) -> float:
-        """The foreground probability at the start, one for all classes."""
+        """Foreground probability at the start, one for all classes."""
         return self.node["PRIOR_PROB"]
 
     @property
@@ -87,14 +89,16 @@ class DetectorSettings:
         return self.node["IN_FEATURES"]
 
     def get_key(self, name: str) -> str:
-        """The full key of a value of the node."""
+        """Full key of a value of the node."""
         return f"{self.node_key}.{name}"
 
 
 def read_settings(cfg: CfgNode) -> DetectorSettings:
-    """The settings of a config's detector."""
+    """Settings of the detector of a config."""
     name = cfg.MODEL.META_ARCHITECTURE
-    architecture = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    architecture = None
+    if name in META_ARCH_REGISTRY:
+        architecture = META_ARCH_REGISTRY.get(name)
     for known, key in _NODES.items():
         if isinstance(architecture, type) and issubclass(architecture, known):
             return DetectorSettings(key, reduce(getitem, key.split("."), cfg))
@@ -135,14 +139,17 @@ def build_matcher(cfg: CfgNode) -> Matcher:
 
 
 def get_prior_prob(cfg: CfgNode) -> Union[float, Sequence[float]]:
-    """The prior of a config, one for all classes or one for each.
+    """Prior probability of a config, one for all classes or one for each.
 
     Raises:
         ValueError: outside (0, 1), or not one per class; names the key.
     """
     per_class = cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS
-    key = "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS" if per_class else "MODEL.RETINANET.PRIOR_PROB"
-    prior = per_class or cfg.MODEL.RETINANET.PRIOR_PROB
+    key = "MODEL.RETINANET.PRIOR_PROB"
+    prior: Union[float, Sequence[float]] = cfg.MODEL.RETINANET.PRIOR_PROB
+    if per_class:
+        key = "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS"
+        prior = per_class
     try:
         get_priors(prior, cfg.MODEL.RETINANET.NUM_CLASSES)
     except ValueError as error:
@@ -151,7 +158,7 @@ def get_prior_prob(cfg: CfgNode) -> Union[float, Sequence[float]]:
 
 
 def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their full keys, of a config or of the mapping that it was dumped from."""
+    """Values by their full keys, from a config or from the mapping of a dumped config."""
     values: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -162,7 +169,7 @@ def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_finite(cfg: CfgNode) -> None:
-    """Refuse NaN and infinity, which yaml can have and training finds after a step or never.
+    """Refuse NaN and infinity, which yaml allows and training notices after a step or never.
 
     Raises:
         ValueError: names the keys.
@@ -174,7 +181,7 @@ def check_finite(cfg: CfgNode) -> None:
 
 
 def find_not_finite(cfg: CfgNode) -> dict[str, Any]:
-    """Keys and values that are or contain NaN or infinity."""
+    """Keys whose values are or contain NaN or infinity, with these values."""
     wrong = {key: value for key, value in flatten_config(cfg).items() if not _is_finite(value)}
     # The order of a norm may be infinite.
     return {k: v for k, v in wrong.items() if not (k.endswith("NORM_TYPE") and v == math.inf)}

@@ -1,7 +1,7 @@
-"""Targets and losses of a dense detector, from what it predicts and what its anchors should predict.
+"""Targets and losses of a dense detector, from its predictions and the labels of its anchors.
 
 Plain functions, so that any head over anchors can use them: the architecture names the losses, the
-classification loss sums them per image, the normalizer divides.
+classification loss sums per image, the normalizer divides.
 
 Shapes: N images, R anchors per image (all levels), Ri anchors of a level, K classes, C logits.
 """
@@ -35,17 +35,20 @@ def build_targets(
         num_classes: K.
         anchors: (R, 4) XYXY in absolute pixels.
         pred_anchor_deltas: (N, R, 4) predicted (dx, dy, dw, dh).
-        needs: of the losses that will read the targets: a subset of {"iou", "anchors"}.
+        box2box_transform: decodes deltas.
+        needs: what the losses that will read the targets need: a subset of {"iou", "anchors"}.
     """
+
+    def compute_iou(targets: DenseTargets) -> Tensor:
+        return iou_of_predictions(pred_anchor_deltas, anchors, targets, box2box_transform)
+
     return DenseTargets.build(
         gt_labels,
         gt_boxes,
         num_classes,
         needs=needs,
         anchors=anchors,
-        compute_iou=lambda targets: iou_of_predictions(
-            pred_anchor_deltas, anchors, targets, box2box_transform
-        ),
+        compute_iou=compute_iou,
     )
 
 
@@ -61,7 +64,7 @@ def compute_dense_losses(
     box_loss_type: str,
     smooth_l1_beta: float,
 ) -> tuple[Tensor, Tensor]:
-    """Normalized classification and box regression loss.
+    """Normalized classification loss and box regression loss of a batch.
 
     Args:
         pred_logits: per level (N, Ri, C).
@@ -69,6 +72,8 @@ def compute_dense_losses(
         anchors: (R, 4) XYXY in absolute pixels.
         targets: of `build_targets`, for this `cls_loss`.
         divisor: () or (N,), of a normalizer.
+        cls_loss: sums the classification loss per image.
+        box2box_transform: decodes deltas.
         box_loss_type, smooth_l1_beta: see `box_loss_per_image`.
 
     Returns:
@@ -87,7 +92,7 @@ def compute_dense_losses(
 
 
 def normalize_cls_sums(cls_loss: ClsLoss, sums: Tensor, divisor: Tensor) -> Tensor:
-    """() loss of a batch from the (N,) sums of a classification loss and a divisor, () or (N,)."""
+    """() loss of a batch from the (N,) sums of a classification loss and a () or (N,) divisor."""
     if cls_loss.self_normalized:
         return sums.mean()
     return (sums / divisor).sum()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def make_scriptable(model: RetinaNet) -> nn.Module:
-    """A twin of a FocalRetinaNet that TorchScript can compile; the model itself stays as it is.
+    """A twin of a FocalRetinaNet that TorchScript can compile; the model is not changed.
 
-    The twin shares parameters and inference with the model. Its loss and normalizer, which TorchScript
-    cannot compile, are left out; the loss's `scores` are traced, so that any loss will do.
+    The twin shares parameters and inference with the model. It lacks the loss and the normalizer,
+    which TorchScript cannot compile; the loss's `scores` are traced, which works for any loss.
     """
     cls = type(model)
     twin = copy.copy(model)
@@ -27,7 +27,7 @@ def make_scriptable(model: RetinaNet) -> nn.Module:
 
 
 class _InferenceOnly:
-    """`forward` up to postprocessing, where stock's RetinaNet ends in TorchScript, too."""
+    """`forward` up to postprocessing, where the stock RetinaNet ends in TorchScript, too."""
 
     training: torch.jit.Final[bool]
 

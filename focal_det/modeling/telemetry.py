@@ -1,29 +1,36 @@
-"""What a dense classification loss does while it trains: who carries it, how sure the model is, and where the positives are.
+"""Figures of a dense classification loss during training, for the trainer's metrics.
 
-Shapes: N images, R anchors per image, K classes, C logits per anchor, L levels.
+They show which anchors carry the loss, how confident the model is, and where the positives are.
+
+Shapes: N images, R anchors per image, Ri anchors of a level, K classes, C logits per anchor, L
+levels.
 """
 
-import logging
 import math
 from collections.abc import Sequence
-from typing import Optional
+from dataclasses import dataclass, field
+from typing import Optional, cast
 
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from focal_det.host import LOGGER_NAME, has_event_storage
-from focal_det.losses import ClsLoss
+from focal_det.host import has_event_storage
+from focal_det.losses import ClsLoss, PointwiseClsLoss
 from focal_det.losses.base import split_levels
 from focal_det.losses.targets import DenseTargets
 
-_MAX_CLASSES = 100  # with more of them, positives are not told by class
+# With more classes, positives are not counted per class: the metrics would be flooded.
+_MAX_CLASSES = 100
 
 
 def is_telemetry_due(period: int) -> bool:
-    """Whether there is a trainer, and this is one of every `period` iterations that its writers follow; never if it is 0."""
-    return period > 0 and has_event_storage() and (get_event_storage().iter + 1) % period == 0
+    """Whether a trainer is running and this is one of every `period` iterations; never for 0."""
+    if period <= 0 or not has_event_storage():
+        return False
+    # Plus one, as Detectron2's writers count: they write after iterations 19, 39, ...
+    return bool((get_event_storage().iter + 1) % period == 0)
 
 
 def put_telemetry(
@@ -36,17 +43,32 @@ def put_telemetry(
     dataset_names: Sequence[str],
     level_names: Sequence[str],
 ) -> None:
-    """Give the figures of `compute_telemetry` to the trainer's metrics; class names are of the first data set that has any."""
-    metadata = [MetadataCatalog.get(x) for x in dataset_names if x in MetadataCatalog.list()]
-    class_names = next(
-        (x.thing_classes for x in metadata if x.get("thing_classes")), range(targets.num_classes)
-    )
-    names = {"class_names": [str(x) for x in class_names], "level_names": level_names}
+    """Put the figures of `compute_telemetry` into the trainer's metrics.
+
+    Args:
+        dataset_names: the first data set with class names gives the names of the classes.
+    """
     values = compute_telemetry(
-        cls_loss, logits, targets, divisor=divisor, prior_bias=prior_bias, **names
+        cls_loss,
+        logits,
+        targets,
+        divisor=divisor,
+        prior_bias=prior_bias,
+        class_names=_get_class_names(dataset_names, targets.num_classes),
+        level_names=level_names,
     )
     for name, value in values.items():
         get_event_storage().put_scalar(f"focal_det/{name}", value, smoothing_hint=False)
+
+
+def _get_class_names(dataset_names: Sequence[str], num_classes: int) -> list[str]:
+    """Class names of the first data set that has any; else the class ids."""
+    for name in dataset_names:
+        if name in MetadataCatalog.list():
+            class_names = MetadataCatalog.get(name).get("thing_classes")
+            if class_names:
+                return [str(x) for x in class_names]
+    return [str(x) for x in range(num_classes)]
 
 
 @torch.no_grad()
@@ -60,9 +82,7 @@ def compute_telemetry(
     class_names: Sequence[str],
     level_names: Sequence[str],
 ) -> dict[str, float]:
-    """Figures of one training batch, by the names that they have in the metrics; waits for the device.
-
-    Level by level and image by image, so that what it needs is small beside what the step keeps.
+    """Figures of one training batch by their names in the metrics; waits for the device.
 
     Args:
         logits: per level (N, Ri, C).
@@ -71,74 +91,113 @@ def compute_telemetry(
         class_names: K names; level_names: L names.
 
     Returns:
-        "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): in [0, 1] of the loss; only for losses of one anchor
-        at a time. "max_abs_logit". "mean_p_t": mean score of the positives' own class. "prior_distance": log-odds of the mean score
-        over all anchors and classes, less that of the prior; 0 at the start. "normalizer": mean divisor. "num_pos/<level>" and
+        "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): shares of the loss in
+        [0, 1]; only for pointwise losses. "max_abs_logit". "mean_p_t": mean score of the positives'
+        own classes. "prior_distance": log-odds of the mean score over all anchors and classes minus
+        those of the prior; 0 at the start. "normalizer": mean divisor. "num_pos/<level>" and
         "num_pos/<class>": positives of the batch.
     """
-    classes, num_classes = targets.gt_labels, targets.num_classes
+    totals = _Totals.start(logits[0].device)
     values: dict[str, float] = {"normalizer": float(divisor.float().mean())}
-    positive_sum, negatives, largest, score_sum = (
-        torch.zeros(()),
-        [],
-        [],
-        torch.zeros((), dtype=torch.float64),
-    )
-    own_scores = []
     for name, (x, labels, iou) in zip(level_names, split_levels(logits, targets)):
-        is_pos = (labels >= 0) & (labels < num_classes)
+        is_pos = (labels >= 0) & (labels < targets.num_classes)
         values[f"num_pos/{name}"] = int(is_pos.sum())
+        # Image by image, so that temporary tensors are small beside what the step keeps.
         for i in range(len(x)):
-            scores = cls_loss.scores(x[i])
-            score_sum = score_sum.to(scores.device) + scores.sum(dtype=torch.float64)
-            own_scores.append(scores[is_pos[i]].gather(1, labels[i][is_pos[i]][:, None]).flatten())
-            largest.append(x[i].abs().amax())
-            if cls_loss.pointwise:
-                losses = cls_loss.per_anchor(
-                    x[i : i + 1], labels[i : i + 1], None if iou is None else iou[i : i + 1]
-                )[0].float()
-                positive_sum = positive_sum.to(losses.device) + losses[is_pos[i]].sum()
-                negatives.append(losses[labels[i] == num_classes])
-    values["max_abs_logit"] = float(torch.stack(largest).amax())
-    if negatives:
-        values.update(_compute_shares(positive_sum, torch.cat(negatives)))
-    if targets.pos_idxs[0].numel():
-        values["mean_p_t"] = float(torch.cat(own_scores).float().mean())
-    if prior_bias is not None:
-        mean_score = float(score_sum) / (classes.numel() * num_classes)
-        values["prior_distance"] = _logit(mean_score) - _logit(
-            float(cls_loss.scores(prior_bias[None]).double().mean())
-        )
-    if num_classes <= _MAX_CLASSES:
-        counts = torch.bincount(classes[targets.pos_idxs], minlength=num_classes).tolist()
-        values.update({f"num_pos/{name}": count for name, count in zip(class_names, counts)})
+            image_iou = None
+            if iou is not None:
+                image_iou = iou[i : i + 1]
+            totals.add(cls_loss, x[i : i + 1], labels[i : i + 1], image_iou, is_pos[i])
+    values.update(totals.summarize(cls_loss, targets, prior_bias))
+    if targets.num_classes <= _MAX_CLASSES:
+        values.update(_count_per_class(targets, class_names))
     return values
 
 
-def _compute_shares(positive_sum: Tensor, negatives: Tensor) -> dict[str, float]:
-    """Shares of the positives, and of the hardest 1 % of the negatives."""
-    total = positive_sum + negatives.sum()
-    hardest = (
-        negatives.topk(math.ceil(len(negatives) / 100)).values.sum()
-        if len(negatives)
-        else total.new_zeros(())
-    )
-    shares = torch.stack([positive_sum, hardest]) / total.clamp(min=1e-30)
+def _count_per_class(targets: DenseTargets, class_names: Sequence[str]) -> dict[str, float]:
+    """Positives of each class."""
+    own_classes = targets.gt_labels[targets.pos_idxs]
+    counts = torch.bincount(own_classes, minlength=targets.num_classes).tolist()
+    return {f"num_pos/{name}": count for name, count in zip(class_names, counts)}
+
+
+@dataclass
+class _Totals:
+    """What has been summed or collected over the levels and images so far.
+
+    Attributes:
+        score_sum: () float64, over all anchors and classes.
+        pos_loss_sum: () float32, over positives; pointwise losses only.
+        neg_losses: float32 losses of negatives; pointwise losses only.
+        own_scores: scores of the positives' own classes.
+        max_abs_logits: () each.
+    """
+
+    score_sum: Tensor
+    pos_loss_sum: Tensor
+    neg_losses: list[Tensor] = field(default_factory=list)
+    own_scores: list[Tensor] = field(default_factory=list)
+    max_abs_logits: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, device: torch.device) -> "_Totals":
+        zero = torch.zeros((), device=device)
+        return cls(score_sum=zero.double(), pos_loss_sum=zero)
+
+    def add(
+        self,
+        cls_loss: ClsLoss,
+        logits: Tensor,
+        labels: Tensor,
+        iou: Optional[Tensor],
+        is_pos: Tensor,
+    ) -> None:
+        """Add one level of one image.
+
+        Args:
+            logits: (1, Ri, C).
+            labels, iou: (1, Ri).
+            is_pos: (Ri,) bool.
+        """
+        image_labels = labels[0]
+        scores = cls_loss.scores(logits[0])
+        self.score_sum = self.score_sum + scores.sum(dtype=torch.float64)
+        own_classes = image_labels[is_pos][:, None]
+        self.own_scores.append(scores[is_pos].gather(1, own_classes).flatten())
+        self.max_abs_logits.append(logits[0].abs().amax())
+        if cls_loss.pointwise:
+            losses = cast(PointwiseClsLoss, cls_loss).per_anchor(logits, labels, iou)[0].float()
+            self.pos_loss_sum = self.pos_loss_sum + losses[is_pos].sum()
+            is_neg = (image_labels >= 0) & ~is_pos
+            self.neg_losses.append(losses[is_neg])
+
+    def summarize(
+        self, cls_loss: ClsLoss, targets: DenseTargets, prior_bias: Optional[Tensor]
+    ) -> dict[str, float]:
+        """The figures other than counts; see `compute_telemetry`."""
+        values = {"max_abs_logit": float(torch.stack(self.max_abs_logits).amax())}
+        if cls_loss.pointwise:
+            values.update(_compute_shares(self.pos_loss_sum, torch.cat(self.neg_losses)))
+        if targets.pos_idxs[0].numel():
+            values["mean_p_t"] = float(torch.cat(self.own_scores).float().mean())
+        if prior_bias is not None:
+            mean_score = float(self.score_sum) / (targets.gt_labels.numel() * targets.num_classes)
+            mean_prior = float(cls_loss.scores(prior_bias[None]).double().mean())
+            values["prior_distance"] = _logit(mean_score) - _logit(mean_prior)
+        return values
+
+
+def _compute_shares(pos_loss_sum: Tensor, neg_losses: Tensor) -> dict[str, float]:
+    """Shares of the positives and of the hardest 1 % of the negatives in the loss."""
+    total = pos_loss_sum + neg_losses.sum()
+    # Rounded up, so that the share of few negatives is not 0; topk of 0 elements sums to 0.
+    num_hardest = math.ceil(len(neg_losses) / 100)
+    hardest = neg_losses.topk(num_hardest).values.sum()
+    shares = torch.stack([pos_loss_sum, hardest]) / total.clamp(min=1e-30)
     return dict(zip(("share_of_positives", "share_of_hardest_negatives"), shares.tolist()))
 
 
 def _logit(probability: float) -> float:
+    """Log-odds of a probability, finite also where it has been rounded to 0 or 1."""
     probability = min(max(probability, 1e-30), 1 - 1e-12)
     return math.log(probability / (1 - probability))
-
-
-def report_first_loss(first: float, initial: float) -> None:
-    """Say what the classification loss starts with, and warn if it is far from what the prior makes of it."""
-    message = f"loss_cls of the first batch is {first:.4g}; with every score at the prior it would be {initial:.4g}"
-    if initial / 2 <= first <= 2 * initial or first != first:  # of NaN, the trainer has more to say
-        logging.getLogger(LOGGER_NAME).info(message)
-    else:
-        logging.getLogger(LOGGER_NAME).warning(
-            f"{message}. Such a difference comes from features that are far too large: compare MODEL.PIXEL_MEAN, PIXEL_STD and the "
-            "NORM keys with what MODEL.WEIGHTS was trained with."
-        )

@@ -92,12 +92,7 @@ def focal_star_sums_and_grad(
 
 
 def _launch(
-    logits: Tensor,
-    labels: Tensor,
-    factors: tuple[float, float, float, float],
-    *,
-    with_grad: bool,
-    **form: int,
+    logits: Tensor, labels: Tensor, factors: tuple[float, ...], *, with_grad: bool, **form: int
 ) -> tuple[Tensor, Optional[Tensor]]:
     """Check, allocate and run the kernel.
 

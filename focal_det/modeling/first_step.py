@@ -1,0 +1,67 @@
+"""The report of the first training step: its loss, and the loss at the prior.
+
+Shapes: N images, K classes, A anchors per cell, C = `cls_loss.num_outputs(K)` logits per anchor.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from focal_det.host import LOGGER_NAME
+from focal_det.losses import ClsLoss
+from focal_det.losses.initial import compute_initial_loss
+from focal_det.losses.targets import DenseTargets
+
+from .dense_losses import normalize_cls_sums
+
+
+def get_prior_bias(head: nn.Module, num_outputs: int) -> Optional[Tensor]:
+    """(C,) bias that `cls_score` starts with; None for heads other than FocalRetinaNetHead."""
+    bias = getattr(head, "prior_bias", None)
+    if not isinstance(bias, Tensor):
+        return None
+    return bias[:num_outputs]
+
+
+def compute_loss_at_prior(
+    head: nn.Module,
+    cls_loss: ClsLoss,
+    targets: DenseTargets,
+    divisor: Tensor,
+    level_sizes: Sequence[int],
+) -> Optional[Tensor]:
+    """() `loss_cls` of a batch if every score were the prior.
+
+    None if `cls_score` does not start at the prior. The same on all processes, as a loss may gather
+    statistics over them.
+
+    Args:
+        divisor: () or (N,), of the normalizer.
+        level_sizes: anchors per image of each level.
+    """
+    bias = get_prior_bias(head, cls_loss.num_outputs(targets.num_classes))
+    if bias is None or not torch.equal(head.cls_score.bias, head.prior_bias):
+        return None
+    sums = compute_initial_loss(cls_loss, bias, targets, level_sizes)
+    return normalize_cls_sums(cls_loss, sums, divisor)
+
+
+def report_first_loss(first: float, initial: float) -> None:
+    """Log the first classification loss; warn if it is far from the loss at the prior."""
+    logger = logging.getLogger(LOGGER_NAME)
+    message = (
+        f"loss_cls of the first batch is {first:.4g}; "
+        f"with every score at the prior it would be {initial:.4g}"
+    )
+    # The trainer stops at NaN with a message of its own.
+    if math.isnan(first) or initial / 2 <= first <= 2 * initial:
+        logger.info(message)
+        return
+    logger.warning(
+        f"{message}. Such a difference comes from features that are far too large: compare "
+        "MODEL.PIXEL_MEAN, PIXEL_STD and the NORM keys with what MODEL.WEIGHTS was trained with."
+    )

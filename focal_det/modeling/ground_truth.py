@@ -1,0 +1,68 @@
+"""The ground truth of a training batch: what is refused, and what is reported.
+
+Shapes: M boxes in an image, K classes.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.utils.logger import log_first_n
+from torch import Tensor
+
+from focal_det.host import LOGGER_NAME, put_scalar
+
+from .assigners import check_gt_classes
+
+
+def check_training_batch(batched_inputs: Sequence[dict[str, Any]], num_classes: int) -> list[str]:
+    """Check the objects of a training batch while it is still on the CPU.
+
+    Args:
+        batched_inputs: outputs of Detectron2's DatasetMapper.
+        num_classes: K.
+
+    Returns:
+        Names of the images, for messages.
+
+    Raises:
+        ValueError: an image without "instances" or with a class id outside 0..K-1.
+    """
+    names = []
+    for index, batch_item in enumerate(batched_inputs):
+        name = batch_item.get("file_name", batch_item.get("image_id", f"{index} of the batch"))
+        if "instances" not in batch_item:
+            raise ValueError(
+                f"Image {name} has no 'instances' to train on; does the data set have annotations?"
+            )
+        check_gt_classes(batch_item["instances"].gt_classes, num_classes, str(name))
+        names.append(str(name))
+    return names
+
+
+def report_boxes_without_anchor(
+    image_names: Sequence[str], gt_boxes: Sequence[Tensor], without_anchor: Sequence[Tensor]
+) -> None:
+    """Warn about boxes that overlap no anchor, and put their number into the metrics.
+
+    Only the first ten images are reported.
+
+    Args:
+        image_names: for the messages.
+        gt_boxes: per image (M, 4).
+        without_anchor: per image (M,) bool on the CPU, the boxes that overlap no anchor.
+    """
+    for name, boxes, mask in zip(image_names, gt_boxes, without_anchor):
+        if not mask.any():
+            continue
+        boxes = boxes[mask.to(boxes.device)]
+        shown = ", ".join(str([round(x, 1) for x in box]) for box in boxes[:3].tolist())
+        log_first_n(
+            logging.WARNING,
+            f"Image {name}: {len(boxes)} ground-truth boxes overlap no anchor and are left out: "
+            f"{shown} (XYXY in the resized image). They have no area, are not finite or lie off "
+            "the canvas; correct the annotations.",
+            n=10,
+            name=LOGGER_NAME,
+        )
+    put_scalar("focal_det/num_gt_boxes_without_anchor", sum(int(x.sum()) for x in without_anchor))
