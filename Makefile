@@ -50,9 +50,10 @@ test-slow: env ## the tests that train for minutes
 	$(PYTHON) -m pytest -m slow
 
 .PHONY: lint
-lint: env ## ruff
+lint: env ## ruff and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy focal_det
 
 .PHONY: readme
 readme: env ## render the tables of the README from the records, and docs/check.md

@@ -12,7 +12,7 @@ VERSION = re.search(
 
 DIGITS = ["scikit-learn"]
 SLURM = ["submitit"]
-DEV = [*DIGITS, *SLURM, "hypothesis", "pytest", "ruff"]
+DEV = [*DIGITS, *SLURM, "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"]
 
 setup(
     name="focal-det",
@@ -29,6 +29,7 @@ setup(
     packages=[*find_packages(include=["focal_det", "focal_det.*"]), "focal_det.configs"],
     package_dir={"focal_det.configs": "configs"},
     package_data={
+        "focal_det": ["py.typed"],
         "focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"],
         "focal_det.model_zoo": ["*.json", "*.pth"],
     },

@@ -47,15 +47,16 @@ class ComponentRegistry(Registry):
 
     def __contains__(self, name: str) -> bool:
         self._fill()
-        return super().__contains__(name)
+        return bool(super().__contains__(name))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self._fill()
-        return super().__iter__()
+        items: Iterator[tuple[str, Any]] = super().__iter__()
+        return items
 
     def __repr__(self) -> str:
         self._fill()
-        return super().__repr__()
+        return str(super().__repr__())
 
     def build(self, name: str, args: Mapping[str, Any], **defaults: Any) -> Any:
         """Build the component registered under `name`.
@@ -113,8 +114,7 @@ def _find_subclasses(module: ModuleType, base: type) -> Iterator[type]:
 
 def get_constructor_args(cls: type) -> dict[str, Any]:
     """Name and default of each keyword argument of a component's constructor, in order."""
-    # Of `__init__` and without self: the signature of a class may be that of its metaclass.
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    parameters = inspect.signature(cls).parameters.values()
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {p.name: p.default for p in parameters if p.kind in named}
 

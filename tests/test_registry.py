@@ -1,9 +1,98 @@
-"""Components by name: what is unknown is named, with the nearest match."""
+"""Components by name: every way in finds them, and an unknown name gets the nearest match."""
+
+import sys
 
 import pytest
 
-from focal_det.messages import describe_unknown
-from focal_det.registry import CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY, get_constructor_args
+from focal_det.registry import (
+    ASSIGNER_REGISTRY,
+    CLS_LOSS_REGISTRY,
+    NORMALIZER_REGISTRY,
+    ComponentRegistry,
+    get_constructor_args,
+)
+from tests.conftest import run_python
+
+LOSSES = [
+    "AsymmetricLoss",
+    "EqualizedFocalLoss",
+    "FocalLoss",
+    "FocalStarLoss",
+    "GHMCLoss",
+    "HingeLoss",
+    "OHEMLoss",
+    "PolyFocalLoss",
+    "QualityFocalLoss",
+    "SoftmaxFocalLoss",
+    "VarifocalLoss",
+]
+NORMALIZERS = [
+    "Constant",
+    "EMAPosCount",
+    "GlobalEMAPosCount",
+    "GlobalPosCount",
+    "PerImagePosCount",
+]
+
+
+IMPORT = "from focal_det.{} import {} as registry; "
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (IMPORT.format("registry", "CLS_LOSS_REGISTRY") + "print(sorted(dict(registry)))", LOSSES),
+        (IMPORT.format("losses", "CLS_LOSS_REGISTRY") + "print(sorted(dict(registry)))", LOSSES),
+        (
+            IMPORT.format("registry", "NORMALIZER_REGISTRY") + "print(sorted(dict(registry)))",
+            NORMALIZERS,
+        ),
+        (
+            IMPORT.format("registry", "CLS_LOSS_REGISTRY") + "print(['OHEMLoss' in registry])",
+            [True],
+        ),
+    ],
+)
+def test_every_way_in_finds_the_components(code, expected):
+    """In a fresh process without Detectron2, whichever look-up is the first."""
+    _, output = run_python(
+        "-c",
+        f"import sys; sys.modules['detectron2'] = None; {code}",
+        env={"DETECTRON2_ENV_MODULE": None},
+    )
+    assert output.strip().splitlines()[-1] == str(expected)
+
+
+def test_assigners_are_found():
+    assert [name for name, _ in ASSIGNER_REGISTRY] == ["IoUAssigner"]
+
+
+def test_losses_have_no_other_lazy_names():
+    import focal_det.losses
+
+    with pytest.raises(AttributeError, match="no attribute 'CLS_LOSS_REGISTRI'"):
+        _ = focal_det.losses.CLS_LOSS_REGISTRI
+
+
+def test_failed_import_is_reported_at_each_look_up(tmp_path, monkeypatch):
+    """A module that cannot be imported does not leave a half-filled registry."""
+    package = tmp_path / "parts"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "base.py").write_text("class Base: pass\n")
+    (package / "good.py").write_text("from parts.base import Base\nclass Good(Base): pass\n")
+    (package / "later.py").write_text("raise OSError('a library is missing')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = ComponentRegistry("PARTS", "part", base="parts.base:Base")
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="a library is missing"):
+                registry.get("Good")
+        (package / "later.py").write_text("")
+        assert [name for name, _ in registry] == ["Base", "Good"]
+    finally:
+        for name in [x for x in sys.modules if x.split(".")[0] == "parts"]:
+            del sys.modules[name]
 
 
 def test_unknown_name_names_the_nearest():
@@ -31,17 +120,3 @@ def test_constructor_arguments_in_order():
         "gamma": 2.0,
         "beta": 1.0,
     }
-
-
-def test_nothing_near_and_nothing_known():
-    assert describe_unknown("thing", "x", []) == "Unknown thing 'x'. Known: none."
-
-
-def test_of_many_known_names_the_nearest_are_shown():
-    text = describe_unknown("thing", "red_ball", [f"blue_{i}" for i in range(40)] + ["red_balls"])
-    assert "Did you mean 'red_balls'? Known: red_balls, " in text and text.endswith(" and 33 more.")
-
-
-def test_a_name_in_another_case_gets_its_nearest():
-    assert "Did you mean 'RBC'?" in describe_unknown("class", "rbc", ["Platelets", "RBC", "WBC"])
-    assert "Did you mean 'relu'?" in describe_unknown("layer", "Relu", ["RELUU", "relu"])

@@ -1,5 +1,6 @@
 """Asymmetric loss: "Asymmetric Loss For Multi-Label Classification", arXiv 2009.14119."""
 
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -41,7 +42,7 @@ def asymmetric_loss_per_anchor(
         ValueError: a parameter out of range, shapes or labels that do not fit.
     """
     _check(gamma_pos, gamma_neg, shift)
-    term = focal_term
+    term: Callable[[Tensor, float], Tensor] = focal_term
     if detach_weight:
         term = _weighted_term
 

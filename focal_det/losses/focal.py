@@ -205,7 +205,8 @@ class _SoftFocalTerm(torch.autograd.Function):
         # d CE / dx = p - t = (1 - t) p - t (1 - p), the form without cancellation.
         slope = ctx.gamma * (1 - 2 * t) * torch.exp(log_p + log_not_p - log_not_p_t) * cross_entropy
         slope = slope + (1 - t) * torch.exp(log_p) - t * torch.exp(log_not_p)
-        return torch.exp(ctx.gamma * log_not_p_t) * slope
+        weighted: Tensor = torch.exp(ctx.gamma * log_not_p_t) * slope
+        return weighted
 
     @staticmethod
     def _parts(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -71,12 +71,17 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         weights = 1 / density.clamp(min=torch.finfo(density.dtype).tiny)
         per_level = []
         for (x, labels, _), weight in zip(split_levels(logits, targets), weights):
-            term = partial(self._term, weight)
-            losses = sum_over_classes(x, labels, lambda x, _, term=term: term(-x), term)
+            positive_term = partial(self._positive_term, weight)
+            negative_term = partial(self._negative_term, weight)
+            losses = sum_over_classes(x, labels, positive_term, negative_term)
             per_level.append(losses.sum(dim=1))
         return torch.stack(per_level).sum(dim=0)
 
-    def _term(self, weight: Tensor, z: Tensor) -> Tensor:
+    def _positive_term(self, weight: Tensor, x: Tensor, _: Tensor) -> Tensor:
+        return self._negative_term(weight, -x)
+
+    def _negative_term(self, weight: Tensor, z: Tensor) -> Tensor:
+        """Cross entropy times the (M,) weight of its region."""
         return weight[get_gradient_bins(z.detach(), self.num_bins)] * focal_term(z, 0.0)
 
     @torch.no_grad()

@@ -94,7 +94,7 @@ class _QualityTerm(torch.autograd.Function):
         # Not 0, whose power is infinite for beta < 1; the sign makes the result 0.
         size = d.abs().clamp(min=torch.finfo(d.dtype).tiny)
         p_not_p = torch.exp(F.logsigmoid(x) + F.logsigmoid(-x))
-        slope = size ** (ctx.beta - 1) * (ctx.beta * p_not_p * cross_entropy + d * d)
+        slope: Tensor = size ** (ctx.beta - 1) * (ctx.beta * p_not_p * cross_entropy + d * d)
         return torch.sign(d) * slope
 
     @staticmethod

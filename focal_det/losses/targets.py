@@ -60,8 +60,14 @@ class DenseTargets:
         """
         pos_mask = (gt_labels >= 0) & (gt_labels != num_classes)
         # The one wait for the device in a training step: the number of positives becomes a shape.
-        pos_idxs = torch.nonzero(pos_mask, as_tuple=True)
-        targets = cls(gt_labels, gt_boxes, num_classes, pos_idxs, pos_mask.sum(dim=1))
+        image_idxs, anchor_idxs = torch.nonzero(pos_mask, as_tuple=True)
+        targets = cls(
+            gt_labels=gt_labels,
+            gt_boxes=gt_boxes,
+            num_classes=num_classes,
+            pos_idxs=(image_idxs, anchor_idxs),
+            num_pos=pos_mask.sum(dim=1),
+        )
         if "anchors" in needs:
             if anchors is None:
                 raise ValueError("anchors are needed, got None")

@@ -4,7 +4,7 @@ Shapes: M boxes in an image, R anchors (all levels), K classes.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import torch
 from detectron2.modeling.matcher import Matcher
@@ -95,7 +95,7 @@ def compute_gt_labels(
         num_classes: K.
     """
     matched_classes = gt_classes.index_select(0, matches.matched_idxs)
-    label_of = {-1: -1, 0: num_classes, 1: matched_classes}
+    label_of: dict[int, Union[int, Tensor]] = {-1: -1, 0: num_classes, 1: matched_classes}
     gt_labels = torch.full_like(matched_classes, num_classes)
     # Thresholds rise, so each band overwrites the end of the one below.
     for label, low in zip(matcher.labels, matcher.thresholds):

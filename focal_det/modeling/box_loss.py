@@ -50,7 +50,8 @@ def box_loss_per_image(
     else:
         pred_boxes = box2box_transform.apply_deltas(deltas, pos_anchors)
         loss = _IOU_LOSSES[loss_type](pred_boxes, gt_boxes, reduction="none")
-    return loss.new_zeros(len(targets.num_pos)).index_add(0, image_idxs, loss)
+    sums: Tensor = loss.new_zeros(len(targets.num_pos)).index_add(0, image_idxs, loss)
+    return sums
 
 
 @torch.no_grad()
@@ -72,6 +73,6 @@ def iou_of_predictions(
     bottom_right = torch.minimum(pred_boxes[:, 2:], gt_boxes[:, 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(dim=1)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (pred_boxes, gt_boxes)]
-    iou = pred_boxes.new_zeros(targets.gt_labels.shape)
+    iou: Tensor = pred_boxes.new_zeros(targets.gt_labels.shape)
     iou[image_idxs, anchor_idxs] = intersection / (areas[0] + areas[1] - intersection)
     return iou

@@ -71,22 +71,26 @@ class DetectorSettings:
     @property
     def num_classes(self) -> int:
         """K, background not counted; 0 if the architecture is not known."""
-        return self.node.get("NUM_CLASSES", 0)
+        num_classes: int = self.node.get("NUM_CLASSES", 0)
+        return num_classes
 
     @property
     def alpha(self) -> float:
         """Weight of the positives; -1 for no weighting."""
-        return self.node["FOCAL_LOSS_ALPHA"]
+        alpha: float = self.node["FOCAL_LOSS_ALPHA"]
+        return alpha
 
     @property
     def prior_prob(self) -> float:
         """Foreground probability at the start, one for all classes."""
-        return self.node["PRIOR_PROB"]
+        prior_prob: float = self.node["PRIOR_PROB"]
+        return prior_prob
 
     @property
     def level_names(self) -> Sequence[str]:
         """Names of the feature maps that have anchors."""
-        return self.node["IN_FEATURES"]
+        level_names: Sequence[str] = self.node["IN_FEATURES"]
+        return level_names
 
     def get_key(self, name: str) -> str:
         """Full key of a value of the node."""
@@ -113,7 +117,7 @@ def build_cls_loss(cfg: CfgNode) -> ClsLoss:
             key.
     """
     known = {arg: cfg.MODEL.RETINANET[key] for arg, key in RETINANET_ARGS.items()}
-    cls_loss = _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **known)
+    cls_loss: ClsLoss = _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **known)
     try:
         cls_loss.num_outputs(cfg.MODEL.RETINANET.NUM_CLASSES)
     except ValueError as error:
@@ -123,13 +127,15 @@ def build_cls_loss(cfg: CfgNode) -> ClsLoss:
 
 def build_normalizer(cfg: CfgNode) -> Normalizer:
     """Build `MODEL.FOCAL_DET.NORMALIZER`; errors as for `build_cls_loss`."""
-    return _build(NORMALIZER_REGISTRY, "NORMALIZER", cfg)
+    normalizer: Normalizer = _build(NORMALIZER_REGISTRY, "NORMALIZER", cfg)
+    return normalizer
 
 
 def build_assigner(cfg: CfgNode) -> Assigner:
     """Build `MODEL.FOCAL_DET.ASSIGNER`; errors as for `build_cls_loss`."""
     known = {"matcher": build_matcher(cfg), "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES}
-    return _build(ASSIGNER_REGISTRY, "ASSIGNER", cfg, **known)
+    assigner: Assigner = _build(ASSIGNER_REGISTRY, "ASSIGNER", cfg, **known)
+    return assigner
 
 
 def build_matcher(cfg: CfgNode) -> Matcher:

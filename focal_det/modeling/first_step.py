@@ -44,7 +44,9 @@ def compute_loss_at_prior(
         level_sizes: anchors per image of each level.
     """
     bias = get_prior_bias(head, cls_loss.num_outputs(targets.num_classes))
-    if bias is None or not torch.equal(head.cls_score.bias, head.prior_bias):
+    if bias is None:
+        return None
+    if not torch.equal(head.get_parameter("cls_score.bias"), head.get_buffer("prior_bias")):
         return None
     sums = compute_initial_loss(cls_loss, bias, targets, level_sizes)
     return normalize_cls_sums(cls_loss, sums, divisor)

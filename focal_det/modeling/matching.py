@@ -9,6 +9,7 @@ Shapes: M boxes in an image, R anchors (all levels); XYXY in absolute pixels. As
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Union
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ _BLOCK_SIZE = 64  # consecutive anchors that are compared or skipped together
 _MAX_BLOCKS = 500  # in a step
 _MAX_BLOCK_TESTS = 16000  # pairs of a box and a block in a step
 _MAX_PAIRS = 2**22  # pairs of a box and an anchor in a step of other devices, 16 bytes each
+
+Columns = Union[Tensor, Sequence[Tensor]]  # (5, ...), or five tensors
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def _match_near_pairs(anchors: Tensor, boxes: Tensor) -> Matches:
             matched_idxs.index_copy_(0, step, old_idxs.masked_fill_(iou > old_iou, i))
             max_iou.index_copy_(0, step, torch.maximum(iou, old_iou))
             is_best_of_box.index_copy_(0, step, was_best.logical_or_(iou == best))
-    return _finish(*(x.flatten()[:num_anchors] for x in per_anchor), max_iou_of_box)
+    max_iou, matched_idxs, is_best_of_box = (x.flatten()[:num_anchors] for x in per_anchor)
+    return _finish(max_iou, matched_idxs, is_best_of_box, max_iou_of_box)
 
 
 def _find_near_blocks(anchors: Tensor, boxes: Tensor) -> Iterator[Tensor]:
@@ -147,7 +151,7 @@ def _to_columns(boxes: Tensor) -> Tensor:
     return columns
 
 
-def _compute_iou(anchors: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+def _compute_iou(anchors: Columns, boxes: Columns) -> Tensor:
     """IoU of columns that broadcast; the operations of `pairwise_iou` in the same order."""
     width = torch.minimum(anchors[2], boxes[2])
     width.sub_(torch.maximum(anchors[0], boxes[0])).clamp_(min=0)

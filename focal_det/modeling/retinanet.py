@@ -57,7 +57,7 @@ class FocalRetinaNet(RetinaNet):
             `cls_loss`.
     """
 
-    @configurable
+    @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
     def __init__(
         self,
         *,

@@ -32,7 +32,7 @@ class FocalRetinaNetHead(RetinaNetHead):
         head_args: the other arguments of RetinaNetHead: `input_shape`, `conv_dims`.
     """
 
-    @configurable
+    @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
     def __init__(
         self,
         *,

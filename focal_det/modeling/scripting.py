@@ -23,13 +23,16 @@ def make_scriptable(model: RetinaNet) -> nn.Module:
     twin.num_outputs = cls_loss.num_outputs(model.num_classes)
     example = model.pixel_mean.new_zeros(1, 2, twin.num_outputs)
     twin.compute_scores = torch.jit.trace(lambda logits: cls_loss.scores(logits), example)
-    return twin
+    scriptable: nn.Module = twin
+    return scriptable
 
 
-class _InferenceOnly:
+class _InferenceOnly(RetinaNet):
     """`forward` up to postprocessing, where the stock RetinaNet ends in TorchScript, too."""
 
-    training: torch.jit.Final[bool]
+    # A constant, so that TorchScript leaves out branches for training. `Final` without a value is
+    # TorchScript's own use of it.
+    training: torch.jit.Final[bool]  # type: ignore[misc]
 
     def __prepare_scriptable__(self) -> nn.Module:
         return self

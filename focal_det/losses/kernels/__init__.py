@@ -8,6 +8,7 @@ one-hot tensor, no masked copy. It is one operator for torch.compile and autocas
 import warnings
 from functools import lru_cache
 from importlib import metadata
+from types import ModuleType
 from typing import Any, Optional
 
 import torch
@@ -35,7 +36,7 @@ def is_supported(logits: Tensor) -> bool:
     return torch.cuda.get_device_capability(logits.device) >= needed and _has_triton()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's gap
 def _has_triton() -> bool:
     """Whether Triton can launch kernels; a constant for torch.compile."""
     return _can_launch()
@@ -113,10 +114,11 @@ def _focal_sums(
 
     The derivatives have the shape and dtype of the logits.
     """
+    kernel: ModuleType = cpu
     if logits.is_cuda:
-        from . import triton_focal as kernel
-    else:
-        kernel = cpu
+        from . import triton_focal  # needs Triton, which CPU builds of torch lack
+
+        kernel = triton_focal
     scale = _get_scale(logits)
     weights = {"pos_weight": scale * pos_weight, "neg_weight": scale * neg_weight}
     if star:
