@@ -76,6 +76,7 @@ class ComponentRegistry(Registry):
         for key in args:
             if key not in known:
                 raise ValueError(describe_unknown(f"argument of {name}", key, known))
+        # `args` come from the user, so a typo must not be ignored as in `defaults`.
         passed = {key: value for key, value in defaults.items() if key in known}
         return cls(**{**passed, **args})
 
@@ -107,6 +108,7 @@ class ComponentRegistry(Registry):
 def _find_subclasses(module: ModuleType, base: type) -> Iterator[type]:
     """The concrete subclasses of `base` that a module defines itself."""
     for value in vars(module).values():
+        # Not the classes that it imports, which another module registers.
         is_own = inspect.isclass(value) and value.__module__ == module.__name__
         if is_own and issubclass(value, base) and not inspect.isabstract(value):
             yield value
@@ -115,6 +117,7 @@ def _find_subclasses(module: ModuleType, base: type) -> Iterator[type]:
 def get_constructor_args(cls: type) -> dict[str, Any]:
     """Name and default of each keyword argument of a component's constructor, in order."""
     parameters = inspect.signature(cls).parameters.values()
+    # *args and **kwargs name no argument that a config could have.
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {p.name: p.default for p in parameters if p.kind in named}
 

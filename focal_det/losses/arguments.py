@@ -17,6 +17,7 @@ def check_number(name: str, value: float, interval: str) -> None:
     Raises:
         ValueError: outside the interval, NaN, or not a number.
     """
+    # numpy's numbers are Reals, too; tensors and strings from a config are not.
     if not isinstance(value, Real):
         raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
     low, high = (float(x) for x in interval[1:-1].split(","))
@@ -66,6 +67,7 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
 
     Other devices are not checked: reading a value would wait for the device.
     """
+    # While torch.compile traces, there are no values to compare.
     if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
         return
     # Under torch.func.vmap, values of all examples: a comparison per example cannot be branched on.
@@ -82,6 +84,7 @@ def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) ->
     Logits must be floating point, labels int64 in {-1, 0..K}.
     """
     check_floating(logits)
+    # Other dtypes would fail later, in gather, with a message about indices.
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64, got {labels.dtype}")
     if logits.shape[:-1] != labels.shape:
@@ -100,4 +103,5 @@ def check_floating(logits: Tensor) -> None:
 def to_float(logits: Tensor) -> Tensor:
     """Logits in float32, or unchanged if their dtype is wider; ValueError for integers."""
     check_floating(logits)
+    # In 16 bits, a sum over many anchors would lose most of its terms.
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

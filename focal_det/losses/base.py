@@ -98,6 +98,7 @@ class PointwiseClsLoss(ClsLoss):
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         self.check_targets(targets)
+        # Level by level, as concatenating the logits would copy them.
         sums = [self.per_image(*level) for level in split_levels(logits, targets)]
         return torch.stack(sums).sum(dim=0)
 
@@ -106,6 +107,7 @@ def split_levels(
     logits: Sequence[Tensor], targets: DenseTargets
 ) -> Iterator[tuple[Tensor, Tensor, Optional[Tensor]]]:
     """Per level: logits (N, Ri, C), labels (N, Ri), and IoU (N, Ri) if the targets have it."""
+    # The parts are views of the targets; nothing is copied.
     sizes = [x.shape[1] for x in logits]
     labels = targets.gt_labels.split(sizes, dim=1)
     iou: Sequence[Optional[Tensor]] = [None] * len(sizes)

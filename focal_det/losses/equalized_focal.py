@@ -61,6 +61,7 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
         return num_classes
 
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
+        # Before the first step both sums are 0, and every class counts as balanced.
         ratio = torch.where(self.neg_grad > 0, (self.pos_grad / self.neg_grad).clamp(max=1), 1.0)
         gamma = self.gamma + self.scale * (1 - ratio)
         pos_weight, neg_weight = (x * gamma / self.gamma for x in get_sides(self.alpha))
@@ -70,6 +71,7 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
                 x, labels, pos_weight=pos_weight, neg_weight=neg_weight, gamma=gamma
             )
             per_level.append(losses.sum(dim=1))
+        # After the loss, which depends on the gradients of earlier steps only.
         if is_training_step(self):
             self._accumulate(logits, targets, pos_weight, neg_weight, gamma)
         return torch.stack(per_level).sum(dim=0)
@@ -97,7 +99,10 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
             pos_own = torch.where(pos_mask, focal_slope(-own, gamma[class_idxs]), 0.0)
             step[0].index_add_(0, class_idxs, pos_own.to(step.dtype))
             step[1] += torch.where((labels >= 0)[:, None], neg, 0.0).sum(dim=0)
+            # The sum over all terms has counted own classes as negatives, too.
             step[1].index_add_(0, class_idxs, -neg_own.to(step.dtype))
+        # The slopes are those of unweighted terms, as a weight is the same for all terms of a
+        # class.
         step = sum_over_processes(step * torch.stack([pos_weight, neg_weight]))
         # New tensors: under torch.compile the backward of this step may read the old ones again.
         self.pos_grad = self.pos_grad + step[0]

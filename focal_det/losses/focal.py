@@ -57,6 +57,7 @@ def sigmoid_focal_loss(
         raise ValueError(
             f"targets must have the shape of inputs {expected}, got {tuple(targets.shape)}"
         )
+    # The backward of the term has no gradient for targets; it would be silently missing.
     if targets.requires_grad:
         raise ValueError("targets must not require a gradient; pass targets.detach()")
     inputs = to_float(inputs)
@@ -90,6 +91,7 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
     """
     check_alpha_and_gamma(alpha, gamma)
     check_logits_and_labels(logits, labels, logits.shape[-1])
+    # As one image, because the fast paths sum per image.
     return _sum_per_image(
         logits.reshape(1, -1, logits.shape[-1]), labels.reshape(1, -1), alpha, gamma
     )[0]
@@ -133,11 +135,13 @@ class FocalLoss(PointwiseClsLoss):
         return ", ".join(parts)
 
     def num_outputs(self, num_classes: int) -> int:
+        # A list per class fits a detector with as many classes only.
         for name, values in self.named_buffers():
             check_length(name, values, num_classes)
         return num_classes
 
     def per_image(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
+        # The fast paths take one alpha and one gamma for all classes.
         if self.alpha_per_class is not None or self.gamma_per_class is not None:
             return super().per_image(logits, labels, iou)
         check_logits_and_labels(logits, labels, logits.shape[-1])
@@ -213,5 +217,6 @@ class _SoftFocalTerm(torch.autograd.Function):
         """Logarithms of p, 1 - p and 1 - p_t, and the cross entropy."""
         log_p = F.logsigmoid(x)
         log_not_p = F.logsigmoid(-x)
+        # 1 - p_t = p (1 - t) + (1 - p) t as a sum of logarithms, finite where a product underflows.
         log_not_p_t = torch.logaddexp(log_p + torch.log1p(-t), log_not_p + torch.log(t))
         return log_p, log_not_p, log_not_p_t, -(t * log_p + (1 - t) * log_not_p)

@@ -38,6 +38,7 @@ class FocalStarLoss(PointwiseClsLoss):
     def per_image(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:
         if not kernels.is_supported(logits):
             return super().per_image(logits, labels, iou)
+        # The plain path checks by itself, the fast paths do not.
         check_logits_and_labels(logits, labels, logits.shape[-1])
         return kernels.focal_sums(logits, labels, **self._get_args())
 

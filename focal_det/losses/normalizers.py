@@ -63,6 +63,7 @@ class EMAPosCount(OptionalBuffers, Normalizer):
     def _update(self, count: Tensor) -> Tensor:
         """The average including a () count > 0; stored in training steps only."""
         average = self.momentum * self.average + (1 - self.momentum) * count
+        # A new tensor, as a backward that is still to come needs the divisor of its own step.
         if is_training_step(self):
             self.average = average
         return average
@@ -84,6 +85,7 @@ class GlobalEMAPosCount(EMAPosCount):
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:
+        # Clamped after the sum, so that a process without positives adds 0.
         total = sum_over_processes(num_pos.sum()).clamp(min=1)
         return self._update(total / get_num_processes())
 
@@ -95,6 +97,7 @@ class GlobalPosCount(Normalizer):
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:
+        # The mean per process, as DistributedDataParallel averages gradients over processes.
         return sum_over_processes(num_pos.sum()).clamp(min=1).float() / get_num_processes()
 
 
@@ -105,6 +108,7 @@ class PerImagePosCount(Normalizer):
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:
+        # Times N, as the detector adds up the images: the result is their mean.
         return num_pos.clamp(min=1).float() * len(num_pos)
 
 
@@ -125,4 +129,5 @@ class Constant(Normalizer):
         self.value = float(value)
 
     def forward(self, num_pos: Tensor) -> Tensor:
+        # Filled on the device: copying a number from the CPU would wait for the device.
         return torch.full((), self.value * len(num_pos), device=num_pos.device)

@@ -59,6 +59,7 @@ def _nms(boxes: Tensor, nms_thresh: float) -> Tensor:
         return torch.arange(len(boxes), device=boxes.device)
     from torchvision.ops import nms  # not at the top, as all other losses need torch alone
 
+    # torchvision sorts by score; falling ranks keep the order of equal losses.
     ranks = torch.arange(len(boxes), 0, -1, device=boxes.device, dtype=boxes.dtype)
     kept: Tensor = nms(boxes, ranks, nms_thresh)
     return kept
@@ -121,6 +122,7 @@ class OHEMLoss(ClsLoss):
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
         self.check_targets(targets)
         assert targets.anchors is not None
+        # The focal loss with gamma = 0 and without alpha.
         cross_entropy = {"pos_weight": 1.0, "neg_weight": 1.0, "gamma": 0.0}
         per_level = [
             focal_loss_per_anchor(x, labels, **cross_entropy)
@@ -138,6 +140,7 @@ class OHEMLoss(ClsLoss):
                 nms_thresh=self.nms_thresh,
                 neg_per_pos=self.neg_per_pos,
             )
+            # At least 1, for an image whose anchors are all ignored: its loss is 0.
             means.append(losses_of_image[idxs].sum() / max(len(idxs), 1))
         if not means:  # a batch without images
             return losses.sum(dim=1)

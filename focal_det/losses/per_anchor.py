@@ -59,6 +59,7 @@ def sum_over_classes(
     positive = positive_term(logits.gather(-1, class_idxs), class_idxs)
     entry = torch.where(pos_mask.unsqueeze(-1), positive, terms.gather(-1, class_idxs))
     per_anchor = terms.scatter(-1, class_idxs, entry).sum(dim=-1)
+    # Ignored anchors still have the loss of negatives with logit 0.
     return torch.where(labels >= 0, per_anchor, 0.0)
 
 
@@ -97,6 +98,7 @@ def focal_term(z: Tensor, gamma: Weight) -> Tensor:
 
 def focal_slope(z: Tensor, gamma: Weight) -> Tensor:
     """Derivative of `focal_term` by z, p_z^gamma (p_z - gamma p_t log(p_t)); never negative."""
+    # The terms of the sum have one sign, so nothing cancels.
     log_p_z = F.logsigmoid(z)
     log_p_t = F.logsigmoid(-z)
     return torch.exp(gamma * log_p_z) * (torch.exp(log_p_z) - gamma * torch.exp(log_p_t) * log_p_t)
@@ -116,6 +118,7 @@ def keep_for_derivatives(ctx: Any, *tensors: Tensor) -> None:
 class _FocalTerm(torch.autograd.Function):
     """`focal_term`, which keeps z alone for backward; autograd would keep five tensors."""
 
+    # Lets torch.func.vmap through; all operations are elementwise.
     generate_vmap_rule = True
 
     @staticmethod
@@ -125,6 +128,7 @@ class _FocalTerm(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Weight], output: Tensor) -> None:
         z, gamma = inputs
+        # Tensors must be kept by `save_for_backward`, numbers cannot be.
         if isinstance(gamma, Tensor):
             ctx.gamma = None
             keep_for_derivatives(ctx, z, gamma)

@@ -34,6 +34,7 @@ def poly_focal_loss_per_anchor(
 
     def term(z: Tensor) -> Tensor:
         log_p_z = F.logsigmoid(z)
+        # The first order stands apart, so that epsilon = -1 removes it without rounding.
         first_order = (1 + epsilon) * torch.exp(log_p_z)
         return torch.exp(gamma * log_p_z) * (first_order + _higher_orders(z))
 

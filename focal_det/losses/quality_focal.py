@@ -67,6 +67,7 @@ class _QualityTerm(torch.autograd.Function):
     The derivative is sign(d) |d|^(beta - 1) (beta p (1 - p) CE + d^2), and 0 at d = 0.
     """
 
+    # Lets torch.func.vmap through; all operations are elementwise.
     generate_vmap_rule = True
 
     @staticmethod

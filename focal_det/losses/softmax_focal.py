@@ -68,6 +68,7 @@ class SoftmaxFocalLoss(PointwiseClsLoss):
 
     def bias(self, prior: Union[float, Sequence[float]], num_classes: int) -> Tensor:
         priors = get_priors(prior, num_classes)
+        # One prior is the total of all classes; a list has one for each class.
         if isinstance(prior, (int, float)):
             priors = priors / num_classes
         total = priors.sum()
@@ -79,6 +80,7 @@ class SoftmaxFocalLoss(PointwiseClsLoss):
         return torch.cat([foreground, background[None]]).float()
 
     def scores(self, logits: Tensor) -> Tensor:
+        # Without background, which is never detected.
         return logits.softmax(dim=-1)[..., :-1]
 
     def per_anchor(self, logits: Tensor, labels: Tensor, iou: Optional[Tensor] = None) -> Tensor:

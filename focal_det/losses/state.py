@@ -56,6 +56,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
     """Sum of a tensor of the same shape over all processes, without gradient; not in place."""
     if get_num_processes() == 1:
         return values.detach()
+    # A copy, as all_reduce works in place.
     total = values.detach().clone()
     distributed.all_reduce(total)
     return total

@@ -68,6 +68,7 @@ class DenseTargets:
             pos_idxs=(image_idxs, anchor_idxs),
             num_pos=pos_mask.sum(dim=1),
         )
+        # What no loss needs stays None, so that a loss that forgets to declare it fails at once.
         if "anchors" in needs:
             if anchors is None:
                 raise ValueError("anchors are needed, got None")

@@ -38,6 +38,8 @@ def varifocal_loss_per_anchor(
     def positive_term(x: Tensor, _: Tensor) -> Tensor:
         q = iou.unsqueeze(-1).to(x.dtype)
         cross_entropy = -(q * F.logsigmoid(x) + (1 - q) * F.logsigmoid(-x))
+        # The quality is the weight, too: with q = 0, a prediction that misses its box would cost
+        # nothing.
         return torch.where(q > 0, q * cross_entropy, negative_term(x))
 
     def negative_term(x: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class IoUAssigner(Assigner):
     ) -> Assignment:
         gt_boxes = gt_instances.gt_boxes.tensor
         gt_classes = gt_instances.gt_classes
+        # `match_anchors` needs a box; without any, everything is background.
         if len(gt_boxes) == 0:
             return Assignment(
                 gt_labels=gt_classes.new_full((len(anchors),), self.num_classes),
@@ -119,6 +120,7 @@ def check_gt_classes(gt_classes: Tensor, num_classes: int, image_name: str) -> N
     Raises:
         ValueError: an id outside 0..K-1; names the image and the key to change.
     """
+    # aminmax refuses empty tensors.
     if gt_classes.numel() == 0:
         return
     smallest, largest = (int(x) for x in gt_classes.aminmax())

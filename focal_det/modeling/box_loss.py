@@ -10,6 +10,7 @@ from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, genera
 
 from focal_det.losses.targets import DenseTargets
 
+# By the names of Detectron2's BBOX_REG_LOSS_TYPE.
 _IOU_LOSSES: dict[str, Callable[..., Tensor]] = {
     "giou": generalized_box_iou_loss,
     "diou": distance_box_iou_loss,
@@ -41,6 +42,7 @@ def box_loss_per_image(
         (N,) float32 sums.
     """
     image_idxs, anchor_idxs = targets.pos_idxs
+    # In float32, as float16 overflows at areas above 65504 pixels.
     deltas = pred_anchor_deltas[image_idxs, anchor_idxs].float()
     pos_anchors = anchors[anchor_idxs]
     gt_boxes = targets.gt_boxes[image_idxs, anchor_idxs]
@@ -50,6 +52,7 @@ def box_loss_per_image(
     else:
         pred_boxes = box2box_transform.apply_deltas(deltas, pos_anchors)
         loss = _IOU_LOSSES[loss_type](pred_boxes, gt_boxes, reduction="none")
+    # index_add, because images have different numbers of positives.
     sums: Tensor = loss.new_zeros(len(targets.num_pos)).index_add(0, image_idxs, loss)
     return sums
 
@@ -69,6 +72,7 @@ def iou_of_predictions(
     deltas = pred_anchor_deltas[image_idxs, anchor_idxs].float()
     pred_boxes = box2box_transform.apply_deltas(deltas, anchors[anchor_idxs])
     gt_boxes = targets.gt_boxes[image_idxs, anchor_idxs]
+    # Pair by pair: `pairwise_iou` would make a matrix of all positives by all positives.
     top_left = torch.maximum(pred_boxes[:, :2], gt_boxes[:, :2])
     bottom_right = torch.minimum(pred_boxes[:, 2:], gt_boxes[:, 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(dim=1)

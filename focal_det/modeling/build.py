@@ -103,6 +103,7 @@ def read_settings(cfg: CfgNode) -> DetectorSettings:
     architecture = None
     if name in META_ARCH_REGISTRY:
         architecture = META_ARCH_REGISTRY.get(name)
+    # By base class, so that an architecture of a project's own is recognized.
     for known, key in _NODES.items():
         if isinstance(architecture, type) and issubclass(architecture, known):
             return DetectorSettings(key, reduce(getitem, key.split("."), cfg))
@@ -116,8 +117,10 @@ def build_cls_loss(cfg: CfgNode) -> ClsLoss:
         ValueError: an unknown name (UnknownNameError) or argument, or a value it refuses; names the
             key.
     """
+    # Offered to every loss; the registry passes on what the constructor takes.
     known = {arg: cfg.MODEL.RETINANET[key] for arg, key in RETINANET_ARGS.items()}
     cls_loss: ClsLoss = _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **known)
+    # A loss made for another K would fail in the head, without the key to change.
     try:
         cls_loss.num_outputs(cfg.MODEL.RETINANET.NUM_CLASSES)
     except ValueError as error:
@@ -157,6 +160,7 @@ def get_prior_prob(cfg: CfgNode) -> Union[float, Sequence[float]]:
         key = "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS"
         prior = per_class
     try:
+        # For its checks alone; the head computes the priors again.
         get_priors(prior, cfg.MODEL.RETINANET.NUM_CLASSES)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
@@ -202,6 +206,7 @@ def _is_finite(value: Any) -> bool:
 def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **known: Any) -> Any:
     """Build the component that a node of MODEL.FOCAL_DET names, with its ARGS."""
     node = cfg.MODEL.FOCAL_DET[key]
+    # Also names of components that are not selected: a typo in one of them would never show.
     for name in node.ARGS:
         if name not in registry:
             kind = f"{registry.kind} in MODEL.FOCAL_DET.{key}.ARGS"
@@ -209,4 +214,5 @@ def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **known: Any) ->
     try:
         return registry.build(node.NAME, node.ARGS.get(node.NAME, {}), **known)
     except ValueError as error:
+        # The same type, as callers tell unknown names from bad values.
         raise type(error)(f"MODEL.FOCAL_DET.{key}: {error.args[0]}") from error

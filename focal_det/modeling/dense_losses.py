@@ -39,6 +39,7 @@ def build_targets(
         needs: what the losses that will read the targets need: a subset of {"iou", "anchors"}.
     """
 
+    # A function, as decoding the predictions takes time that only some losses need.
     def compute_iou(targets: DenseTargets) -> Tensor:
         return iou_of_predictions(pred_anchor_deltas, anchors, targets, box2box_transform)
 
@@ -93,6 +94,7 @@ def compute_dense_losses(
 
 def normalize_cls_sums(cls_loss: ClsLoss, sums: Tensor, divisor: Tensor) -> Tensor:
     """() loss of a batch from the (N,) sums of a classification loss and a () or (N,) divisor."""
+    # Means per image already; the number of positives would divide a second time.
     if cls_loss.self_normalized:
         return sums.mean()
     return (sums / divisor).sum()

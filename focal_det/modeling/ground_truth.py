@@ -30,11 +30,13 @@ def check_training_batch(batched_inputs: Sequence[dict[str, Any]], num_classes: 
     """
     names = []
     for index, batch_item in enumerate(batched_inputs):
+        # A mapper of a project's own may leave out both names.
         name = batch_item.get("file_name", batch_item.get("image_id", f"{index} of the batch"))
         if "instances" not in batch_item:
             raise ValueError(
                 f"Image {name} has no 'instances' to train on; does the data set have annotations?"
             )
+        # Here, as on the GPU the comparison would wait for the device.
         check_gt_classes(batch_item["instances"].gt_classes, num_classes, str(name))
         names.append(str(name))
     return names
@@ -65,4 +67,5 @@ def report_boxes_without_anchor(
             n=10,
             name=LOGGER_NAME,
         )
+    # Also when it is 0, so that the metrics show that the boxes have been counted.
     put_scalar("focal_det/num_gt_boxes_without_anchor", sum(int(x.sum()) for x in without_anchor))

@@ -74,6 +74,7 @@ class FocalRetinaNet(RetinaNet):
                     f"{key} belongs to the loss: write cls_loss=FocalLoss(alpha=..., gamma=...)"
                 )
         super().__init__(**retinanet_args)
+        # Detectron2 would find a wrong name at the first step only.
         if self.box_reg_loss_type not in BOX_LOSS_TYPES:
             key = "box regression loss (MODEL.RETINANET.BBOX_REG_LOSS_TYPE)"
             raise ValueError(describe_unknown(key, self.box_reg_loss_type, BOX_LOSS_TYPES))
@@ -96,6 +97,7 @@ class FocalRetinaNet(RetinaNet):
         cls_loss = build_cls_loss(cfg)
         get_prior_prob(cfg)
         args = super().from_config(without_head_norm(cfg))
+        # The loss has taken them from the config itself.
         del args["focal_loss_alpha"], args["focal_loss_gamma"]
         backbone_shape = args["backbone"].output_shape()
         feature_shapes = [backbone_shape[x] for x in cfg.MODEL.RETINANET.IN_FEATURES]
@@ -126,6 +128,7 @@ class FocalRetinaNet(RetinaNet):
         Raises:
             ValueError: in training, an image without "instances" or with a class id outside 0..K-1.
         """
+        # In two methods, as nothing but the network is common to them.
         if self.training:
             return self._compute_step(batched_inputs)
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
@@ -178,6 +181,7 @@ class FocalRetinaNet(RetinaNet):
         features = self.extract_features(images.tensor)
         pred_logits, pred_anchor_deltas = self.head(features)
         num_outputs = self.cls_loss.num_outputs(self.num_classes)
+        # Views if the layout is channels last, see `_to_fast_layout`.
         pred_logits = [permute_to_N_HWA_K(x, num_outputs) for x in pred_logits]
         pred_anchor_deltas = [permute_to_N_HWA_K(x, 4) for x in pred_anchor_deltas]
         return images.image_sizes, self._get_anchors(features), pred_logits, pred_anchor_deltas
@@ -299,6 +303,7 @@ class FocalRetinaNet(RetinaNet):
         self, pred_logits: list[Tensor], targets: DenseTargets, divisor: Tensor
     ) -> None:
         """Put the figures of this step into the trainer's metrics."""
+        # Detectron2's own figure, under Detectron2's name.
         put_scalar("num_pos_anchors", targets.pos_idxs[0].numel() / len(targets.num_pos))
         if is_telemetry_due(self.telemetry_period):
             put_telemetry(

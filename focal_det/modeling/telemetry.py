@@ -118,6 +118,7 @@ def _count_per_class(targets: DenseTargets, class_names: Sequence[str]) -> dict[
     """Positives of each class."""
     own_classes = targets.gt_labels[targets.pos_idxs]
     counts = torch.bincount(own_classes, minlength=targets.num_classes).tolist()
+    # Names may be fewer than classes if the metadata is wrong; zip drops the rest.
     return {f"num_pos/{name}": count for name, count in zip(class_names, counts)}
 
 
@@ -161,6 +162,7 @@ class _Totals:
         """
         image_labels = labels[0]
         scores = cls_loss.scores(logits[0])
+        # In float64, as float32 would lose digits over millions of small scores.
         self.score_sum = self.score_sum + scores.sum(dtype=torch.float64)
         own_classes = image_labels[is_pos][:, None]
         self.own_scores.append(scores[is_pos].gather(1, own_classes).flatten())
