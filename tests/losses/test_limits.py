@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from focal_det.losses import FocalLoss
 from focal_det.losses.targets import DenseTargets
 from focal_det.registry import CLS_LOSS_REGISTRY
-from tests.losses.test_matrix import make_targets, value_and_grad
+from tests.losses.test_contract import make_targets, value_and_grad
 
 K = 3
 seeds = st.integers(0, 2**31)
