@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 os.environ["DETECTRON2_ENV_MODULE"] = "focal_det.env"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 import torch
+from torch import multiprocessing
 
 ROOT = Path(__file__).parent.parent
 
@@ -209,6 +210,20 @@ def _describe(detections: Any, indices: list[int]) -> list[str]:
         f"{detections.pred_boxes.tensor[i].tolist()}"
         for i in indices[:5]
     ]
+
+
+def run_ranks(function: Callable[..., None], *args: Any, num_processes: int) -> None:
+    """Call `function(rank, *args)` in processes of their own, and wait for them.
+
+    They are forked from a server that has imported torch and Detectron2, which takes each new
+    interpreter five seconds. The server has done nothing else that a fork could break.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: a process has failed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.conftest", "detectron2.modeling"])
+    multiprocessing.start_processes(function, args, nprocs=num_processes, start_method="forkserver")
 
 
 def run_python(

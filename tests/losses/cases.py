@@ -1,9 +1,11 @@
-"""What the matrix of tests knows of each registered loss: parameters to try, an independent float64 reference, and its kinks.
+"""What the contract knows of each loss: arguments to try, an independent reference, its kinks.
 
-A reference is written from the formula of the paper, densely: every anchor by every class, probabilities instead of logarithms of
-them, gradients by automatic differentiation in float64. To cover a new loss, add a `Case`; a registered loss without one fails.
+A reference is written from the formula of the paper, densely: every anchor by every class,
+probabilities instead of their logarithms, gradients by automatic differentiation in float64.
+To cover a new loss, add a `Case`; a registered loss without one fails.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,26 +27,40 @@ IOUS = [0.25, 0.6, 0.9, 1.0]
 
 @dataclass(frozen=True)
 class Case:
-    """A loss in the matrix.
+    """A loss under the contract.
 
     Attributes:
-        reference: makes from constructor arguments a function of logits (N, R, C) float64 and targets that returns (N,); what it
-            keeps between calls is the state of a stateful loss.
-        grid: constructor arguments to try.
+        reference: makes from constructor arguments a function of logits (N, R, C) float64 and
+            targets that returns (N,). What it keeps between calls is the state of a stateful loss.
+            An argument `num_classes` is passed where it takes one.
+        usual: constructor arguments under which every term of the formula counts. Tests whose
+            outcome does not depend on the arguments take these alone.
+        grid: further constructor arguments, for values and first gradients.
         kinks: logits at which value or gradient jump, or cancel, for given arguments.
         radius: how far the tests stay away from a kink.
-        by_level: whether the reference takes logits per level (N, Ri, C), as levels make a difference.
+        by_level: whether the reference takes logits per level (N, Ri, C), as levels make a
+            difference.
     """
 
     reference: Callable[..., Callable[[Tensor, DenseTargets], Tensor]]
+    usual: dict[str, Any]
     grid: list[dict[str, Any]]
     kinks: Callable[..., Iterable[float]] = lambda **args: ()
     radius: float = 0.3
     by_level: bool = False
 
-    def make_reference(self, **args: Any) -> Callable[[Sequence[Tensor], DenseTargets], Tensor]:
+    @property
+    def arguments(self) -> list[dict[str, Any]]:
+        """The usual constructor arguments, then the rest of the grid."""
+        return [self.usual, *(args for args in self.grid if args != self.usual)]
+
+    def make_reference(
+        self, args: dict[str, Any], num_classes: int = NUM_CLASSES
+    ) -> Callable[[Sequence[Tensor], DenseTargets], Tensor]:
         """The reference with logits per level, as a loss takes them."""
-        reference = self.reference(**args)
+        takes_num_classes = "num_classes" in inspect.signature(self.reference).parameters
+        more = {"num_classes": num_classes} if takes_num_classes else {}
+        reference = self.reference(**args, **more)
         if self.by_level:
             return reference
         return lambda levels, targets: reference(torch.cat(levels, dim=1), targets)
@@ -76,7 +92,7 @@ def is_valid(targets: DenseTargets) -> Tensor:
 
 
 def binary(term: Callable[..., Tensor]) -> Callable[..., Callable[[Tensor, DenseTargets], Tensor]]:
-    """A reference from `term(right, positive, targets, **args)`, with `right` the probabilities of the right answer, p_t."""
+    """A reference from `term(right, positive, targets, **args)`, with `right` that of p_t."""
 
     def make(**args: Any) -> Callable[[Tensor, DenseTargets], Tensor]:
         def reference(x: Tensor, targets: DenseTargets) -> Tensor:
@@ -140,7 +156,10 @@ def mine_all(
     nms_thresh: float,
     neg_per_pos: int,
 ) -> list[int]:
-    """Hard example mining as one would explain it: one anchor after the other by falling loss, compared with all kept ones."""
+    """Hard example mining as one would explain it.
+
+    Anchors come one after the other by falling loss, and each is compared with all kept ones.
+    """
     labels = targets.gt_labels[image]
     iou = box_iou(targets.anchors, targets.anchors)
     kept: list[int] = []
@@ -193,7 +212,8 @@ def varifocal(*, neg_weight=0.75, gamma=2.0):
 
 def poly_focal(right, positive, targets, *, alpha=0.25, gamma=2.0, epsilon=1.0):
     # FL + epsilon q^(gamma + 1) with q = 1 - p_t, and for epsilon near -1 not by a difference:
-    # -log(1 - q) - q is the integral of t / (1 - t) from 0 to q, that is q^2 times that of u / (1 - q u) over [0, 1].
+    # -log(1 - q) - q is the integral of t / (1 - t) from 0 to q, that is q^2 times the integral
+    # of u / (1 - q u) over [0, 1].
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(60))
     u, weights = (nodes + 1) / 2, weights / 2
     q = right.not_p
@@ -232,7 +252,7 @@ def ghm(*, num_bins=30, momentum=0.75):
     return reference
 
 
-def equalized_focal(*, num_classes=NUM_CLASSES, alpha=0.25, gamma=2.0, scale=8.0):
+def equalized_focal(*, num_classes, alpha=0.25, gamma=2.0, scale=8.0):
     state = {"pos": torch.zeros(num_classes).double(), "neg": torch.zeros(num_classes).double()}
 
     def reference(x, targets):
@@ -290,42 +310,72 @@ def grid(**values: Iterable[Any]) -> list[dict[str, Any]]:
 
 PER_CLASS = {"alpha_per_class": [0.1, 0.5, 0.75], "gamma_per_class": [0.0, 0.5, 3.0]}
 CASES = {
-    "FocalLoss": Case(binary(focal), [*grid(gamma=GAMMAS, alpha=[-1, 0.25]), PER_CLASS]),
-    "FocalStarLoss": Case(focal_star, grid(gamma=GAMMAS[1:], beta=[0, 1], alpha=[0.25])),
-    "SoftmaxFocalLoss": Case(softmax_focal, grid(gamma=GAMMAS, alpha=[-1, 0.25])),
+    "FocalLoss": Case(
+        binary(focal),
+        usual={"gamma": 2, "alpha": 0.25},
+        grid=[*grid(gamma=GAMMAS, alpha=[-1, 0.25]), PER_CLASS],
+    ),
+    "FocalStarLoss": Case(
+        focal_star,
+        usual={"gamma": 2, "beta": 1, "alpha": 0.25},
+        grid=grid(gamma=GAMMAS[1:], beta=[0, 1], alpha=[0.25]),
+    ),
+    "SoftmaxFocalLoss": Case(
+        softmax_focal,
+        usual={"gamma": 2, "alpha": 0.25},
+        grid=grid(gamma=GAMMAS, alpha=[-1, 0.25]),
+    ),
     "HingeLoss": Case(
         binary(hinge),
-        grid(threshold=[0.5, 0.9, 1.0], alpha=[-1, 0.25]),
+        usual={"threshold": 0.9, "alpha": 0.25},
+        grid=grid(threshold=[0.5, 0.9, 1.0], alpha=[-1, 0.25]),
         kinks=lambda threshold, **_: (
             [s * logit(threshold) for s in (1, -1)] if threshold < 1 else []
         ),
     ),
     "OHEMLoss": Case(
-        ohem, [*grid(batch=[4, 12], nms_thresh=[0.3, 1.0], neg_per_pos=[0, 3]), {"batch": 1000}]
+        ohem,
+        usual={"batch": 12, "nms_thresh": 0.3, "neg_per_pos": 3},
+        grid=[*grid(batch=[4, 12], nms_thresh=[0.3, 1.0], neg_per_pos=[0, 3]), {"batch": 1000}],
     ),
     "QualityFocalLoss": Case(
         quality_focal,
-        grid(beta=GAMMAS),
+        usual={"beta": 2},
+        grid=grid(beta=GAMMAS),
         kinks=lambda **_: [logit(iou) for iou in IOUS if iou < 1],
         radius=0.4,
     ),
-    "VarifocalLoss": Case(varifocal, grid(gamma=GAMMAS, neg_weight=[0.75])),
+    "VarifocalLoss": Case(
+        varifocal,
+        usual={"gamma": 2, "neg_weight": 0.75},
+        grid=grid(gamma=GAMMAS, neg_weight=[0.75]),
+    ),
     "PolyFocalLoss": Case(
-        binary(poly_focal), grid(gamma=GAMMAS, epsilon=[-1, 0, 1.5], alpha=[0.25])
+        binary(poly_focal),
+        usual={"gamma": 2, "epsilon": 1.5, "alpha": 0.25},
+        grid=grid(gamma=GAMMAS, epsilon=[-1, 0, 1.5], alpha=[0.25]),
     ),
     "GHMCLoss": Case(
         ghm,
-        grid(num_bins=[1, 30], momentum=[0, 0.75]),
+        usual={"num_bins": 30, "momentum": 0.75},
+        grid=grid(num_bins=[1, 30], momentum=[0, 0.75]),
         kinks=lambda num_bins, **_: [logit(j / num_bins) for j in range(1, num_bins)],
         radius=0.02,
         by_level=True,
     ),
-    "EqualizedFocalLoss": Case(equalized_focal, grid(gamma=GAMMAS[1:], scale=[0, 8], alpha=[0.25])),
+    "EqualizedFocalLoss": Case(
+        equalized_focal,
+        usual={"gamma": 2, "scale": 8, "alpha": 0.25},
+        grid=grid(gamma=GAMMAS[1:], scale=[0, 8], alpha=[0.25]),
+    ),
     "AsymmetricLoss": Case(
         asymmetric,
-        grid(gamma_pos=GAMMAS, gamma_neg=[4.0], shift=[0.05])
-        + grid(gamma_pos=[1.0], gamma_neg=GAMMAS, shift=[0, 0.2])
-        + grid(gamma_pos=[0, 1.5], gamma_neg=[0.5, 4.0], shift=[0, 0.05], detach_weight=[True]),
+        usual={"gamma_pos": 1.5, "gamma_neg": 4.0, "shift": 0.05},
+        grid=[
+            *grid(gamma_pos=GAMMAS, gamma_neg=[4.0], shift=[0.05]),
+            *grid(gamma_pos=[1.0], gamma_neg=GAMMAS, shift=[0, 0.2]),
+            *grid(gamma_pos=[0, 1.5], gamma_neg=[0.5, 4.0], shift=[0, 0.05], detach_weight=[True]),
+        ],
         kinks=lambda shift, **_: [logit(shift)] if shift else [],
     ),
 }

@@ -1,4 +1,16 @@
-"""The truth of the numbers, for every registered loss: against a float64 reference, at the ends of the range, in every form."""
+"""The contract of a loss: what each registered one keeps to, with a float64 reference as judge.
+
+On the whole grid of constructor arguments (`on_grid`) run the tests whose outcome the arguments
+decide: the value and first gradient of a batch and of single anchors, three steps of a state,
+and finite numbers at every logit. The labels of their scenes hold every kind, ignored ones
+included, and levels of several sizes, so that a wrong sum or mask shows there at any arguments.
+
+Once per loss (`once`), with arguments under which every term counts (`Case.usual`), run the tests
+of how a loss is built: second derivatives, ignored anchors with non-finite logits, order and
+partition of anchors, transforms, precision, memory layout, state, compilation. No loss branches on
+its arguments there, with one exception, the fast path of the focal losses. A loss in
+WITH_FAST_PATH therefore goes through every test twice, with that path and without it.
+"""
 
 import copy
 import math
@@ -13,15 +25,12 @@ from focal_det.registry import CLS_LOSS_REGISTRY
 from tests.losses.cases import CASES, IOUS, NUM_CLASSES
 
 NAMES = sorted(dict(CLS_LOSS_REGISTRY))
-GRID = [(name, args) for name in NAMES if name in CASES for args in CASES[name].grid]
-FIRST = [(name, CASES[name].grid[0]) for name in NAMES if name in CASES]
-# The last parameters of a stateful loss make use of its state; the first may not.
-COMPILED = [
-    (name, CASES[name].grid[-1 if CLS_LOSS_REGISTRY.get(name).stateful else 0]) for name, _ in FIRST
-]
+USUAL = [(name, CASES[name].usual) for name in NAMES if name in CASES]
+GRID = [(name, args) for name, _ in USUAL for args in CASES[name].arguments]
 # These have a fast path; the plain one, which is the definition, goes through the same tests.
 WITH_FAST_PATH = ("FocalLoss", "FocalStarLoss")
-LEVEL_SIZES = (14, 0, 5)
+LEVEL_SIZES = (13, 0, 5)
+NUM_ANCHORS = sum(LEVEL_SIZES)
 
 
 def name_of(value) -> str:
@@ -29,13 +38,23 @@ def name_of(value) -> str:
 
 
 def parametrize(cases):
-    cases = [(*case, "fast" if case[0] in WITH_FAST_PATH else "plain") for case in cases]
-    cases += [(*case[:2], "plain") for case in cases if case[2] == "fast"]
-    return pytest.mark.parametrize(("name", "args", "path"), cases, ids=name_of, indirect=["path"])
+    """Run a test with (name, args) cases, and once more where a loss has a fast path."""
+    with_path = []
+    for name, args in cases:
+        with_path.append((name, args, "plain"))
+        if name in WITH_FAST_PATH:
+            with_path.append((name, args, "fast"))
+    return pytest.mark.parametrize(
+        ("name", "args", "path"), with_path, ids=name_of, indirect=["path"]
+    )
 
 
-every_parameter = parametrize(GRID)
-every_loss = parametrize(FIRST)
+def is_stateful(name: str) -> bool:
+    return CLS_LOSS_REGISTRY.get(name).stateful
+
+
+on_grid = parametrize(GRID)
+once = parametrize(USUAL)
 
 
 @pytest.fixture(autouse=True)
@@ -70,15 +89,28 @@ def avoid_kinks(logits, name, args):
 
 
 def make_scene(name, args, size=30.0, dtype=torch.float32, num_classes=NUM_CLASSES):
-    """Three images of 19 anchors with every kind of label; logits in [-size, size] as float32 numbers, at hand as one level."""
+    """A loss, logits (3, 18, C) in [-size, size] of one level, and targets with every kind of label.
+
+    The logits are float32 numbers whatever their dtype.
+    """
     loss = build(name, args, num_classes)
-    labels = torch.randint(-1, num_classes + 1, (3, sum(LEVEL_SIZES)))
+    labels = torch.randint(-1, num_classes + 1, (3, NUM_ANCHORS))
     logits = (torch.rand(*labels.shape, loss.num_outputs(num_classes)) * 2 - 1) * size
     return loss, avoid_kinks(logits, name, args).to(dtype), make_targets(labels, num_classes)
 
 
 def split(logits):
+    """Levels of different sizes, one of them without anchors."""
     return logits.split(LEVEL_SIZES, dim=1)
+
+
+def one_level(logits):
+    return [logits]
+
+
+def two_levels(logits):
+    """Levels of one size, for which torch compiles once."""
+    return logits.chunk(2, dim=1)
 
 
 def value_and_grad(loss, logits, targets, levels=split):
@@ -108,43 +140,41 @@ def test_every_registered_loss_has_a_case():
     assert set(NAMES) == set(CASES), "add a Case with a reference to tests/losses/cases.py"
 
 
-@every_parameter
+@on_grid
 def test_value_and_gradient_equal_the_reference(name, args):
     for size in (30.0, 4.0):
         loss, logits, targets = make_scene(name, args, size)
-        assert_equals_reference(loss, CASES[name].make_reference(**args), logits, targets)
+        assert_equals_reference(loss, CASES[name].make_reference(args), logits, targets)
 
 
-@every_parameter
+@on_grid
 def test_each_single_anchor_equals_the_reference(name, args):
-    # One anchor an image, so that no large term hides a small one; the logits meet in all combinations of -30 to 30 by 5.
+    # One anchor an image, so that no large term hides a small one. The logits meet in all
+    # combinations of -30 to 30 by 5.
     steps = torch.arange(-30.0, 31, 5)
     loss = build(name, args)
     num_outputs = loss.num_outputs(NUM_CLASSES)
     logits = torch.cartesian_prod(steps, steps)[:, torch.arange(num_outputs) % 2][:, None]
     targets = make_targets(torch.arange(len(logits))[:, None] % (NUM_CLASSES + 1))
     logits = avoid_kinks(logits, name, args)
-    values, grad = value_and_grad(loss, logits, targets, levels=lambda x: [x])
+    values, grad = value_and_grad(loss, logits, targets, one_level)
     want, want_grad = value_and_grad(
-        CASES[name].make_reference(**args), logits.double(), targets, levels=lambda x: [x]
+        CASES[name].make_reference(args), logits.double(), targets, one_level
     )
     assert_close_to_float64(values, want)
     assert_close_to_float64(grad, want_grad)
 
 
-@pytest.mark.parametrize(
-    ("name", "args"), [x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of
-)
+@parametrize([x for x in GRID if is_stateful(x[0])])
 def test_three_steps_of_a_stateful_loss_equal_the_reference(name, args):
-    loss, reference = build(name, args), CASES[name].make_reference(**args)
+    loss, reference = build(name, args), CASES[name].make_reference(args)
     for _ in range(3):
         _, logits, targets = make_scene(name, args, size=6.0)
         assert_equals_reference(loss, reference, logits, targets)
 
 
-# What is detached is left out of the gradient on purpose.
-@parametrize([x for x in GRID if not x[1].get("detach_weight")])
-def test_gradcheck_in_float64(name, args):
+@once
+def test_first_and_second_derivatives_pass_gradcheck(name, args):
     loss, logits, targets = make_scene(name, args, size=4.0, dtype=torch.float64)
     logits, loss = logits[:2, :4].clone().requires_grad_(), loss.eval()
     targets = make_targets(targets.gt_labels[:2, :4])
@@ -156,7 +186,7 @@ def test_gradcheck_in_float64(name, args):
     assert torch.autograd.gradgradcheck(function, logits)
 
 
-@every_loss
+@once
 def test_function_transforms_agree_with_autograd(name, args):
     loss, logits, targets = make_scene(name, args, size=4.0)
     tangent, before = torch.randn_like(logits), copy.deepcopy(loss.state_dict())
@@ -174,7 +204,7 @@ def test_function_transforms_agree_with_autograd(name, args):
     torch.testing.assert_close(got_tangent, (want * tangent).sum())
 
 
-@every_parameter
+@on_grid
 def test_value_and_gradient_are_finite_at_every_logit(name, args):
     extremes = torch.tensor(
         [-1e4, -300, -104, -88, -30, -17.4, -1, 0, 1, 16.7, 30, 88, 104, 300, 1e4]
@@ -185,12 +215,12 @@ def test_value_and_gradient_are_finite_at_every_logit(name, args):
         logits = extremes[torch.randint(len(extremes), (4, 50, num_outputs))]
         logits[0, :15] = extremes[:, None].expand(15, num_outputs)
         values, grad = value_and_grad(
-            loss, logits, make_targets(torch.randint(-1, NUM_CLASSES + 1, (4, 50))), lambda x: [x]
+            loss, logits, make_targets(torch.randint(-1, NUM_CLASSES + 1, (4, 50))), one_level
         )
         assert values.isfinite().all() and grad.isfinite().all() and (values >= 0).all()
 
 
-@every_loss
+@once
 def test_going_down_its_gradient_ranks_objects_above_background(name, args):
     _, logits, targets = make_scene(name, args)
     loss = build(name, {})
@@ -206,7 +236,7 @@ def test_going_down_its_gradient_ranks_objects_above_background(name, args):
     assert own.min() > 3 * scores[targets.gt_labels == NUM_CLASSES].max()
 
 
-@every_loss
+@once
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(name, args, dtype):
     loss, logits, targets = make_scene(name, args, size=8.0)
@@ -218,7 +248,7 @@ def test_half_precision_is_computed_in_float32(name, args, dtype):
     torch.testing.assert_close(grad, want_grad.to(dtype))
 
 
-@every_parameter
+@once
 def test_ignored_anchors_cost_nothing_and_get_no_gradient(name, args):
     loss, logits, targets = make_scene(name, args)
     values, grad = value_and_grad(loss, logits, targets)
@@ -228,7 +258,7 @@ def test_ignored_anchors_cost_nothing_and_get_no_gradient(name, args):
     assert (values == 0).all() and (grad == 0).all()
 
 
-@every_loss
+@once
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_ignored_logits_may_be_non_finite(name, args, value):
     # Twice, so that a state would show it.
@@ -245,7 +275,7 @@ def test_ignored_logits_may_be_non_finite(name, args, value):
     torch.testing.assert_close(loss.state_dict(), twin.state_dict())
 
 
-@every_loss
+@once
 def test_a_logit_that_counts_and_is_nan_gives_nan(name, args):
     loss, logits, targets = make_scene(name, args)
     targets.gt_labels[0, 0] = NUM_CLASSES
@@ -253,20 +283,16 @@ def test_a_logit_that_counts_and_is_nan_gives_nan(name, args):
     assert loss(split(logits), targets)[0].isnan()
 
 
-@every_loss
+@once
 def test_background_alone_and_one_class(name, args):
-    if "alpha_per_class" in args:
-        args = {}
     _, logits, targets = make_scene(name, args, num_classes=1)
     background = make_targets(torch.full_like(targets.gt_labels, 1), 1)
     for labels in (targets, background):
-        reference = CASES[name].make_reference(
-            **args, **({"num_classes": 1} if name == "EqualizedFocalLoss" else {})
-        )
+        reference = CASES[name].make_reference(args, num_classes=1)
         assert_equals_reference(build(name, args, 1), reference, logits, labels)
 
 
-@every_loss
+@once
 def test_targets_without_what_it_needs_and_other_labels_are_refused(name, args):
     loss, logits, targets = make_scene(name, args)
     for need in loss.needs:
@@ -278,17 +304,17 @@ def test_targets_without_what_it_needs_and_other_labels_are_refused(name, args):
         loss(split(logits), DenseTargets(**{**vars(targets), "gt_labels": targets.gt_labels.int()}))
 
 
-@every_loss
+@once
 @pytest.mark.parametrize(("num_images", "num_anchors"), [(2, 0), (0, 5)])
 def test_no_anchors_and_no_images(name, args, num_images, num_anchors):
     loss = build(name, args)
     logits = torch.zeros(num_images, num_anchors, loss.num_outputs(NUM_CLASSES))
     targets = make_targets(torch.zeros(num_images, num_anchors, dtype=torch.int64))
-    values, grad = value_and_grad(loss, logits, targets, levels=lambda x: [x])
+    values, grad = value_and_grad(loss, logits, targets, one_level)
     assert values.tolist() == [0.0] * num_images and grad.shape == logits.shape
 
 
-@every_loss
+@once
 def test_memory_layout_does_not_matter(name, args):
     loss, logits, targets = make_scene(name, args)
     (twin, want) = copy.deepcopy(loss), value_and_grad(loss, logits, targets)
@@ -300,7 +326,7 @@ def test_memory_layout_does_not_matter(name, args):
     torch.testing.assert_close(grad, want[1])
 
 
-@every_loss
+@once
 def test_arguments_grad_mode_and_random_numbers_are_left_alone(name, args):
     loss, logits, targets = make_scene(name, args)
     before, labels, state = logits.clone(), targets.gt_labels.clone(), torch.get_rng_state()
@@ -312,7 +338,7 @@ def test_arguments_grad_mode_and_random_numbers_are_left_alone(name, args):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@parametrize([x for x in GRID if CLS_LOSS_REGISTRY.get(x[0]).pointwise])
+@parametrize([x for x in USUAL if CLS_LOSS_REGISTRY.get(x[0]).pointwise])
 def test_order_and_partition_of_anchors_do_not_matter(name, args):
     loss, logits, targets = make_scene(name, args, dtype=torch.float64)
     want, want_grad = value_and_grad(loss, logits, targets)
@@ -326,13 +352,13 @@ def test_order_and_partition_of_anchors_do_not_matter(name, args):
     torch.testing.assert_close(values, want)
     torch.testing.assert_close(grad, want_grad[:, order])
     parts = [
-        value_and_grad(loss, logits[:, idxs], part(idxs), lambda x: [x])[0]
+        value_and_grad(loss, logits[:, idxs], part(idxs), one_level)[0]
         for idxs in (order[:8], order[8:])
     ]
     torch.testing.assert_close(sum(parts), want)
 
 
-@every_loss
+@once
 def test_only_a_loss_that_says_so_has_state_and_that_in_training_only(name, args):
     loss, logits, targets = make_scene(name, args, size=6.0)
     before = copy.deepcopy(loss.state_dict())
@@ -345,9 +371,7 @@ def test_only_a_loss_that_says_so_has_state_and_that_in_training_only(name, args
     assert any(not torch.equal(v, before[k]) for k, v in loss.state_dict().items()) == loss.stateful
 
 
-@pytest.mark.parametrize(
-    ("name", "args"), [x for x in FIRST if CLS_LOSS_REGISTRY.get(x[0]).stateful], ids=name_of
-)
+@parametrize([x for x in USUAL if is_stateful(x[0])])
 def test_state_is_saved_and_resumed_bit_equal(name, args, tmp_path):
     loss, logits, targets = make_scene(name, args, size=6.0)
     loss(split(logits), targets)
@@ -367,15 +391,15 @@ def check_compiled(name, args, backend):
     compiled.compile(backend=backend)
     for _ in range(3):
         _, logits, targets = make_scene(name, args, size=6.0)
-        want, want_grad = value_and_grad(loss, logits, targets)
-        values, grad = value_and_grad(compiled, logits, targets)
+        want, want_grad = value_and_grad(loss, logits, targets, two_levels)
+        values, grad = value_and_grad(compiled, logits, targets, two_levels)
         torch.testing.assert_close(values, want)
         torch.testing.assert_close(grad, want_grad)
         torch.testing.assert_close(compiled.state_dict(), loss.state_dict())
     torch.compiler.reset()
 
 
-@parametrize(COMPILED)
+@once
 def test_compiled_equals_eager(name, args):
     check_compiled(name, args, "aot_eager")
 
@@ -384,12 +408,12 @@ def test_compiled_equals_eager(name, args):
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
 )
-@parametrize(COMPILED)
+@once
 def test_compiled_by_inductor_equals_eager(name, args):
     check_compiled(name, args, "inductor")
 
 
-@every_loss
+@once
 def test_the_bias_gives_the_prior(name, args):
     loss = build(name, args)
     for prior in (0.01, 0.3):
@@ -400,7 +424,7 @@ def test_the_bias_gives_the_prior(name, args):
     torch.testing.assert_close(loss.scores(loss.bias(priors, NUM_CLASSES)), torch.tensor(priors))
 
 
-@every_loss
+@once
 @pytest.mark.parametrize(
     ("prior", "message"),
     [

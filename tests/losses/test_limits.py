@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from focal_det.losses import FocalLoss
 from focal_det.losses.targets import DenseTargets
 from focal_det.registry import CLS_LOSS_REGISTRY
-from tests.losses.test_contract import make_targets, value_and_grad
+from tests.losses.test_contract import make_targets, one_level, value_and_grad
 
 K = 3
 seeds = st.integers(0, 2**31)
@@ -29,8 +29,8 @@ def make_batch(seed, num_outputs=K):
 def assert_same(loss, other, seed):
     """Equal values and gradients."""
     logits, targets = make_batch(seed)
-    got, got_grad = value_and_grad(loss, logits, targets, lambda x: [x])
-    want, want_grad = value_and_grad(other, logits, targets, lambda x: [x])
+    got, got_grad = value_and_grad(loss, logits, targets, one_level)
+    want, want_grad = value_and_grad(other, logits, targets, one_level)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(got_grad, want_grad)
 
@@ -147,10 +147,10 @@ def test_softmax_of_one_class_is_the_focal_loss_of_the_difference(seed, gamma):
     logits, labels = torch.randn(2, 30, 2, dtype=torch.float64) * 4, torch.randint(-1, 2, (2, 30))
     targets = make_targets(labels, 1)
     got, _ = value_and_grad(
-        build("SoftmaxFocalLoss", gamma=gamma, alpha=-1), logits, targets, lambda x: [x]
+        build("SoftmaxFocalLoss", gamma=gamma, alpha=-1), logits, targets, one_level
     )
     want, _ = value_and_grad(
-        FocalLoss(gamma=gamma, alpha=-1), logits[..., :1] - logits[..., 1:], targets, lambda x: [x]
+        FocalLoss(gamma=gamma, alpha=-1), logits[..., :1] - logits[..., 1:], targets, one_level
     )
     torch.testing.assert_close(got, want)
 
@@ -160,7 +160,7 @@ def test_softmax_of_one_class_is_the_focal_loss_of_the_difference(seed, gamma):
 def test_softmax_does_not_see_a_constant_in_all_logits(seed, gamma, constant):
     logits, targets = make_batch(seed, K + 1)
     loss = build("SoftmaxFocalLoss", gamma=gamma)
-    values, grad = value_and_grad(loss, logits, targets, lambda x: [x])
-    shifted, shifted_grad = value_and_grad(loss, logits + constant, targets, lambda x: [x])
+    values, grad = value_and_grad(loss, logits, targets, one_level)
+    shifted, shifted_grad = value_and_grad(loss, logits + constant, targets, one_level)
     torch.testing.assert_close(values, shifted)
     torch.testing.assert_close(grad, shifted_grad)

@@ -1,10 +1,11 @@
 """Normalizers: the divisor, its state and its invariance to the number of processes."""
 
 import copy
+import json
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from focal_det.losses.normalizers import (
     Constant,
@@ -14,6 +15,7 @@ from focal_det.losses.normalizers import (
     PerImagePosCount,
 )
 from focal_det.registry import NORMALIZER_REGISTRY
+from tests.conftest import run_ranks
 
 EMAS = [EMAPosCount, GlobalEMAPosCount]
 
@@ -136,16 +138,17 @@ def test_values_out_of_range_are_named(normalizer, name, value):
 
 # Positives of the images of each of two processes, in three steps.
 STEPS = [[[7], [0]], [[0], [0]], [[1], [2]]]
-# Mean over processes of (loss / divisor) = (sum of losses) / (divisor * 2), so twice a divisor is what the sum is divided by.
+# Mean over processes of (loss / divisor) = (sum of losses) / (divisor * 2), so twice a divisor is
+# what the sum is divided by.
 DIVISORS = {
     # 7 / 2; no positives anywhere count as 1: 1 / 2; 3 / 2
     "GlobalPosCount": [3.5, 0.5, 1.5],
-    # It starts with 8 in each process, whatever their number: 0.5 * 8 + 0.5 * 3.5 = 5.75, and so on.
+    # It starts with 8 in each process, whatever their number: 0.5 * 8 + 0.5 * 3.5 = 5.75.
     "GlobalEMAPosCount": [5.75, 3.125, 2.3125],
 }
 
 
-def _divide_in_process(rank, folder, results):
+def _divide_in_process(rank, folder):
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'init'}", rank=rank, world_size=2
     )
@@ -157,7 +160,8 @@ def _divide_in_process(rank, folder, results):
     divisors = {
         k: [f(torch.tensor(step[rank])).item() for step in STEPS] for k, f in normalizers.items()
     }
-    results[rank] = {"divisors": divisors, "resumed": _save_and_resume(normalizers, folder)}
+    result = {"divisors": divisors, "resumed": _save_and_resume(normalizers, folder)}
+    (folder / f"{rank}.json").write_text(json.dumps(result))
     distributed.destroy_process_group()
 
 
@@ -177,11 +181,9 @@ def _save_and_resume(normalizers, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Per process, the divisors of three steps, and the averages that it resumes from."""
-    results = multiprocessing.get_context("spawn").Manager().dict()
-    multiprocessing.spawn(
-        _divide_in_process, (tmp_path_factory.mktemp("processes"), results), nprocs=2
-    )
-    return [results[rank] for rank in range(2)]
+    folder = tmp_path_factory.mktemp("processes")
+    run_ranks(_divide_in_process, folder, num_processes=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_global_divisors_are_the_same_in_every_process(two_processes):
