@@ -71,7 +71,7 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
         ("GHMCLoss", {"num_bins": 1}, (math.log(4 / 3) + LOG2) / 2),
     ],
 )
-def test_an_object_with_probability_three_quarters_and_one_half(name, args, want):
+def test_an_object_of_two_known_probabilities(name, args, want):
     assert evaluate(name, args)[0] == pytest.approx(want, rel=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_quality_and_varifocal_with_an_iou_of_one_half():
     assert got[0] == pytest.approx(0.75 * (9 / 16 * math.log(4) + LOG2 / 4), rel=1e-5)
 
 
-def test_equalized_focal_grows_gamma_by_what_a_class_lacks_in_gradient():
+def test_equalized_focal_grows_gamma_of_a_rare_class():
     # gamma = 1, no alpha. Class 0 has a positive with p_t = 3/4 only, class 1 a negative with p = 1/2 only: g is 1 (no negative
     # gradient yet) and 0. So from the second step on class 1 has gamma 1 + 2 and weight 3: 3 (1/2)^3 log 2.
     args = {"alpha": -1, "gamma": 1, "scale": 2}
@@ -149,7 +149,7 @@ def test_more_levels_than_ghm_keeps_are_refused():
         loss([OBJECT] * 9, targets)
 
 
-def test_ohem_drops_what_a_harder_anchor_overlaps_and_takes_the_mean():
+def test_ohem_drops_what_a_harder_anchor_overlaps():
     # Cross entropies log 2 each for background anchors with p = 1/2 in one class and nearly 0 in the other.
     logits = torch.tensor([[[0.0, -50.0], [LOG3, -50.0], [-LOG3, -50.0]]])
     got = evaluate("OHEMLoss", {"batch": 2}, logits, ((2, 2, 2),))

@@ -221,7 +221,7 @@ def test_value_and_gradient_are_finite_at_every_logit(name, args):
 
 
 @once
-def test_going_down_its_gradient_ranks_objects_above_background(name, args):
+def test_descent_ranks_objects_above_background(name, args):
     _, logits, targets = make_scene(name, args)
     loss = build(name, {})
     bias = loss.bias(0.01, NUM_CLASSES)
@@ -293,7 +293,7 @@ def test_background_alone_and_one_class(name, args):
 
 
 @once
-def test_targets_without_what_it_needs_and_other_labels_are_refused(name, args):
+def test_incomplete_targets_are_refused(name, args):
     loss, logits, targets = make_scene(name, args)
     for need in loss.needs:
         with pytest.raises(
@@ -327,7 +327,7 @@ def test_memory_layout_does_not_matter(name, args):
 
 
 @once
-def test_arguments_grad_mode_and_random_numbers_are_left_alone(name, args):
+def test_arguments_and_global_state_are_left_alone(name, args):
     loss, logits, targets = make_scene(name, args)
     before, labels, state = logits.clone(), targets.gt_labels.clone(), torch.get_rng_state()
     for enabled in (True, False):
@@ -359,7 +359,7 @@ def test_order_and_partition_of_anchors_do_not_matter(name, args):
 
 
 @once
-def test_only_a_loss_that_says_so_has_state_and_that_in_training_only(name, args):
+def test_only_training_moves_a_declared_state(name, args):
     loss, logits, targets = make_scene(name, args, size=6.0)
     before = copy.deepcopy(loss.state_dict())
     assert bool(before) == loss.stateful

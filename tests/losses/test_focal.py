@@ -95,7 +95,7 @@ def test_value_and_gradient_are_finite_at_saturated_logits(target, gamma):
     assert loss.isfinite() and grad.isfinite().all()
 
 
-def test_fvcore_and_torchvision_give_nan_where_ours_does_not():
+def test_peers_give_nan_where_ours_does_not():
     logits, targets = torch.tensor([-20.0]), torch.zeros(1)
     for peer in (fvcore_loss, torchvision_loss):
         _, grad = loss_and_grad(lambda x, f=peer: f(x, targets, alpha=0.25, gamma=0.5), logits)
@@ -135,7 +135,7 @@ def test_sum_from_labels_equals_the_formula(alpha, gamma):
     torch.testing.assert_close(grad.double(), want, rtol=1e-5, atol=1e-9)
 
 
-def test_easy_classes_beside_a_wrong_one_keep_their_precision():
+def test_easy_classes_keep_precision_beside_a_wrong_one():
     # The class itself costs 30 nats, wrongly as background and rightly 1e-39: nothing of the former may leak into the sum.
     logits, labels = torch.tensor([[30.0, -20.0]]), torch.tensor([0])
     want = reference(logits, one_hot(labels, 2), 0.25, 2).sum()
@@ -254,7 +254,7 @@ def test_gamma_zero_equals_bce():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32_and_keeps_the_dtype_of_the_gradient(dtype):
+def test_half_precision_keeps_the_dtype_of_the_gradient(dtype):
     logits, labels = (torch.randn(30, 4) * 5).to(dtype), torch.randint(-1, 5, (30,))
     loss, grad = loss_and_grad(
         lambda x: focal_loss_from_labels(x, labels, alpha=0.25, gamma=2), logits
@@ -282,7 +282,7 @@ def test_empty_ignored_and_background_anchors(num_classes):
     )
 
 
-def test_module_sums_each_image_over_levels_and_leaves_its_input_alone():
+def test_module_sums_each_image_over_levels():
     logits = [torch.randn(2, 12, 3), torch.randn(2, 3, 12).transpose(1, 2), torch.randn(2, 0, 3)]
     labels = torch.randint(-1, 4, (2, 24))
     before = [x.clone() for x in logits]

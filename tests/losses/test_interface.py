@@ -60,7 +60,7 @@ def _merge(cfg, with_toy, overrides):
     return cfg
 
 
-def test_its_arguments_come_from_its_signature_and_detectron2s_keys(toy_cfg):
+def test_its_arguments_come_from_detectron2s_keys(toy_cfg):
     model = build_model(
         toy_cfg(
             "MODEL.FOCAL_DET.CLS_LOSS.ARGS.SoftmaxToyLoss.scale",
@@ -79,7 +79,7 @@ def test_the_head_has_its_outputs_and_starts_at_its_prior(toy_cfg):
     torch.testing.assert_close(model.cls_loss.scores(bias).sum(dim=1), torch.full((9,), 0.02))
 
 
-def test_it_gets_what_it_needs_without_gradient_and_is_averaged_over_images(toy_cfg, batch):
+def test_it_gets_the_targets_that_it_needs(toy_cfg, batch):
     model = build_model(toy_cfg()).train()
     losses = model(batch)
     sum(losses.values()).backward()

@@ -76,22 +76,20 @@ def test_poly_with_epsilon_zero_is_the_focal_loss(seed, gamma, alpha):
 
 @few
 @given(seeds, gammas)
-def test_quality_focal_with_hard_targets_is_the_focal_loss_without_alpha(seed, gamma):
+def test_quality_focal_with_hard_targets_is_focal(seed, gamma):
     assert_same(build("QualityFocalLoss", beta=gamma), FocalLoss(gamma=gamma, alpha=-1), seed)
 
 
 @few
 @given(seeds, gammas)
-def test_asymmetric_with_equal_gammas_and_no_shift_is_the_focal_loss_without_alpha(seed, gamma):
+def test_asymmetric_with_equal_gammas_is_focal(seed, gamma):
     loss = build("AsymmetricLoss", gamma_pos=gamma, gamma_neg=gamma, shift=0)
     assert_same(loss, FocalLoss(gamma=gamma, alpha=-1), seed)
 
 
 @few
 @given(seeds, gammas.filter(lambda x: x > 0), alphas)
-def test_equalized_focal_is_the_focal_loss_before_the_first_step_and_without_scale(
-    seed, gamma, alpha
-):
+def test_equalized_focal_without_history_is_focal(seed, gamma, alpha):
     focal = FocalLoss(gamma=gamma, alpha=alpha)
     assert_same(build("EqualizedFocalLoss", gamma=gamma, alpha=alpha), focal, seed)
     trained = build("EqualizedFocalLoss", gamma=gamma, alpha=alpha, scale=0)
@@ -119,7 +117,7 @@ def test_alpha_of_one_half_is_half_the_loss_without_alpha(seed, gamma):
 
 @few
 @given(seeds)
-def test_mining_all_anchors_without_nms_is_the_mean_cross_entropy(seed):
+def test_mining_all_anchors_is_the_mean_cross_entropy(seed):
     _, targets = make_batch(seed)
     num_valid = (targets.gt_labels >= 0).sum(dim=1)
     assert_same(
@@ -129,7 +127,7 @@ def test_mining_all_anchors_without_nms_is_the_mean_cross_entropy(seed):
 
 @few
 @given(seeds)
-def test_one_gradient_bin_is_the_mean_cross_entropy_of_the_batch(seed):
+def test_one_gradient_bin_is_the_mean_cross_entropy(seed):
     _, targets = make_batch(seed)
     terms_per_image = (targets.gt_labels >= 0).sum() * K / 2
     assert_same(
@@ -141,7 +139,7 @@ def test_one_gradient_bin_is_the_mean_cross_entropy_of_the_batch(seed):
 
 @few
 @given(seeds, gammas)
-def test_softmax_of_one_class_is_the_focal_loss_of_the_difference(seed, gamma):
+def test_softmax_of_one_class_is_focal_of_the_difference(seed, gamma):
     # With one class, softmax over (x, b) is the sigmoid of x - b; binary focal loss then has one term for each anchor.
     torch.manual_seed(seed)
     logits, labels = torch.randn(2, 30, 2, dtype=torch.float64) * 4, torch.randint(-1, 2, (2, 30))

@@ -29,7 +29,7 @@ def test_ema_in_one_process_follows_detectron2(ema):
 
 
 @pytest.mark.parametrize("ema", EMAS)
-def test_ema_moves_in_training_steps_only_and_keeps_earlier_divisors(ema):
+def test_ema_moves_in_training_steps_only(ema):
     normalizer = ema()
     first = normalizer(torch.tensor([10]))
     normalizer(torch.tensor([500]))
@@ -53,7 +53,7 @@ def test_ema_is_saved_and_resumed_bit_equal(ema, tmp_path):
 
 @pytest.mark.parametrize("ema", EMAS)
 @pytest.mark.parametrize("assign", [False, True])
-def test_checkpoint_without_the_average_loads_strictly_and_gets_no_entry(ema, assign):
+def test_checkpoint_without_the_average_loads_strictly(ema, assign):
     model = nn.ModuleDict({"normalizer": ema(initial=50.0), "head": nn.Linear(2, 2)})
     state = {k: v.clone() for k, v in model.state_dict().items() if "normalizer" not in k}
     result = model.load_state_dict(state, strict=True, assign=assign)
@@ -79,7 +79,7 @@ def test_only_the_buffers_of_the_module_itself_are_optional():
         EMAPosCount().load_state_dict({"average": torch.zeros(2)})
 
 
-def test_per_image_count_is_the_mean_over_images_of_their_own_divided_sums():
+def test_per_image_count_divides_each_image_by_its_own():
     sums = torch.tensor([6.0, 8.0, 3.0])
     # (6 / 2 + 8 / 4 + 3 / 1) / 3 = 8 / 3; the third image has no positives, which count as 1.
     assert (sums / PerImagePosCount()(torch.tensor([2, 4, 0]))).sum().item() == pytest.approx(8 / 3)
@@ -100,7 +100,7 @@ def test_global_count_in_one_process_is_at_least_one():
 @pytest.mark.parametrize(
     "normalizer", [cls for _, cls in NORMALIZER_REGISTRY], ids=lambda x: x.__name__
 )
-def test_divisors_are_float32_and_positive_and_the_counts_are_left_alone(normalizer):
+def test_divisors_are_positive_float32(normalizer):
     num_pos = torch.tensor([0, 3, 0])
     divisor = normalizer()(num_pos)
     assert divisor.dtype == torch.float32 and divisor.shape in ((), (3,)) and (divisor > 0).all()
@@ -191,7 +191,7 @@ def test_global_divisors_are_the_same_in_every_process(two_processes):
         assert {k: result["divisors"][k] for k in DIVISORS} == DIVISORS
 
 
-def test_every_process_resumes_from_the_average_of_the_first(two_processes):
+def test_every_process_resumes_from_the_first_average(two_processes):
     # From 8 to 7.5, 4.25, 2.625 in the first, and to 4.5, 2.75, 2.375 in the second.
     assert [x["divisors"]["EMAPosCount"][-1] for x in two_processes] == [2.625, 2.375]
     assert [x["resumed"]["EMAPosCount"] for x in two_processes] == [2.625, 2.625]

@@ -46,7 +46,7 @@ def test_equals_nms_over_all_anchors(anchors, batch, nms_thresh, neg_per_pos, ti
     assert got.tolist() == want
 
 
-def test_one_to_three_keeps_the_ratio_also_where_positives_are_few(anchors):
+def test_one_to_three_keeps_the_ratio_with_few_positives(anchors):
     losses, labels = make_losses(len(anchors), ties=False)
     for num_pos, want in ((0, (0, 3)), (1, (1, 3)), (2, (2, 6)), (60, (8, 24))):
         labels[:] = K
@@ -57,7 +57,7 @@ def test_one_to_three_keeps_the_ratio_also_where_positives_are_few(anchors):
         assert ((labels[idxs] < K).sum().item(), (labels[idxs] == K).sum().item()) == want
 
 
-def test_no_anchors_and_only_ignored_anchors_give_an_empty_minibatch(anchors):
+def test_without_valid_anchors_the_minibatch_is_empty(anchors):
     args = {"num_classes": K, "batch": 8, "nms_thresh": 0.5, "neg_per_pos": 0}
     ignored = torch.full((len(anchors),), -1)
     assert len(mine_hard_anchors(torch.rand(len(anchors)), ignored, anchors, **args)) == 0

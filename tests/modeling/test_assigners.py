@@ -118,9 +118,7 @@ def test_labels_are_those_of_stock_retinanet(anchors, thresholds, labels, low_qu
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=150, deadline=None)
-def test_labels_of_any_matcher_are_those_of_stock_retinanet_without_such_boxes(
-    anchors, matcher, boxes, unreachable, random
-):
+def test_labels_ignore_boxes_without_an_anchor(anchors, matcher, boxes, unreachable, random):
     assert_labels_are_detectron2s(anchors, make_instances(boxes), matcher)
     mixed = [*boxes, *unreachable]
     random.shuffle(mixed)

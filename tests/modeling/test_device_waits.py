@@ -111,7 +111,7 @@ def test_telemetry_waits_at_its_iterations_only(step, monkeypatch):
         step("MODEL.FOCAL_DET.TELEMETRY_PERIOD", 20, iteration=19)
 
 
-def test_mining_waits_until_it_has_found_the_hardest_anchors(step):
+def test_mining_waits_for_the_hardest_anchors(step):
     with pytest.raises((DataDependentOutputException, GuardOnDataDependentSymNode)):
         step("MODEL.FOCAL_DET.CLS_LOSS.NAME", "OHEMLoss")
 
@@ -126,7 +126,7 @@ def test_a_step_waits_once_with_every_iou_loss(step, name):
     assert step("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", name) == ["nonzero"]
 
 
-def test_with_smooth_l1_detectron2s_box_transform_asserts_a_value_as_well(step):
+def test_smooth_l1_waits_in_detectron2s_box_transform(step):
     with pytest.raises(DataDependentOutputException) as error:
         step("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1")
     assert any("box_regression" in str(entry.path) for entry in error.traceback)

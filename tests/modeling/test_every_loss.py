@@ -51,7 +51,7 @@ def test_it_trains_under_the_optimizer(name, make_cfg, batch):
 
 
 @every_loss
-def test_drawing_its_detections_leaves_the_gradients_unchanged(name, make_cfg, batch):
+def test_drawing_detections_leaves_the_gradients(name, make_cfg, batch):
     model = build_model(make_cfg(NAME, name, "VIS_PERIOD", 1)).train()
     twin = copy.deepcopy(model)
     twin.vis_period = 0
@@ -100,7 +100,7 @@ def test_features_that_are_far_too_large_are_warned_of_once(make_cfg, batch, cap
     assert record.levelname == "WARNING" and "MODEL.PIXEL_MEAN" in record.message
 
 
-def test_a_head_that_was_trained_is_not_compared_with_the_prior(make_cfg, batch, caplog):
+def test_a_trained_head_is_not_compared_with_the_prior(make_cfg, batch, caplog):
     model = build_model(make_cfg()).train()
     with torch.no_grad():
         model.head.cls_score.bias.add_(0.1)
@@ -202,9 +202,7 @@ def test_precise_bn_moves_batch_norm_and_no_state_of_ours(name, make_cfg, batch)
 
 
 @pytest.mark.parametrize("name", ["GHMCLoss", "EqualizedFocalLoss"])
-def test_state_of_a_loss_is_in_the_checkpoint_and_a_stock_one_loads(
-    name, make_cfg, batch, caplog, tmp_path
-):
+def test_checkpoint_holds_the_state_of_a_loss(name, make_cfg, batch, caplog, tmp_path):
     from detectron2.checkpoint import DetectionCheckpointer
 
     model = build_model(make_cfg(NAME, name)).train()

@@ -112,7 +112,7 @@ def test_matches_are_those_of_the_matrix(layouts, match, layout, boxes):
 
 @both_ways
 @pytest.mark.parametrize("num_boxes", [1, 30, 120])
-def test_matches_are_those_of_the_matrix_at_the_size_of_real_images(match, num_boxes):
+def test_matches_at_real_sizes_are_those_of_the_matrix(match, num_boxes):
     """More boxes than either way takes at a time, the last third of them copies of the first."""
     anchors, boxes = make_retinanet_anchors(800, 1088), make_boxes(num_boxes, 800, 1088)
     boxes[-(num_boxes // 3) :] = boxes[: num_boxes // 3 or 1]

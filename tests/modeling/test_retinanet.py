@@ -22,7 +22,7 @@ def head_outputs(make_cfg, batch):
     return outputs
 
 
-def test_the_outputs_of_all_levels_are_permuted_without_a_copy(head_outputs):
+def test_levels_are_permuted_without_a_copy(head_outputs):
     assert len(head_outputs) == 10
     for x in head_outputs:
         num_values = x.shape[1] // 9
@@ -32,7 +32,7 @@ def test_the_outputs_of_all_levels_are_permuted_without_a_copy(head_outputs):
     )
 
 
-def test_on_a_gpu_the_layout_changes_in_mixed_precision_only():
+def test_gpu_layout_changes_in_mixed_precision_only():
     assert _to_fast_layout(torch.empty(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
     with FakeTensorMode():
         images = torch.empty(2, 3, 8, 8, device="cuda")

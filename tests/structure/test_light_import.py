@@ -8,6 +8,18 @@ from focal_det.tools.__main__ import main
 from tests.conftest import run_python
 
 BLOCK = "import sys\nfor name in {names}: sys.modules[name] = None\n"
+# A part of each package that needs Detectron2.
+NEED_DETECTRON2 = [
+    "config",
+    "modeling.retinanet",
+    "data.catalog",
+    "imbalance.class_weights",
+    "checkpoint.checkpointer",
+    "engine.trainer",
+    "inference.predictor",
+    "check.run",
+    "model_zoo",
+]
 
 
 def run_blocked(code: str, *names: str, check: bool = True):
@@ -20,7 +32,7 @@ def test_focal_det_imports_without_torch():
     run_blocked("import focal_det; assert focal_det.__version__", "torch", "detectron2", "fvcore")
 
 
-def test_losses_need_torch_alone():
+def test_losses_need_torch_and_fvcores_registry_only():
     code = "import focal_det.losses, focal_det.losses.normalizers, torch\n"
     code += "print(focal_det.losses.sigmoid_focal_loss(torch.zeros(1), torch.ones(1)).item())"
     _, output = run_blocked(
@@ -30,20 +42,21 @@ def test_losses_need_torch_alone():
 
 
 def test_parts_for_detectron2_say_how_to_get_it():
-    for part in (
-        "modeling.retinanet",
-        "data.catalog",
-        "imbalance.class_weights",
-        "inference.predictor",
-        "tools.train",
-        "tools.weights",
-    ):
-        code, output = run_blocked(f"import focal_det.{part}", "detectron2", check=False)
-        assert code != 0
-    error = output[output.index("ImportError") :]
-    for way in ("facebookresearch/detectron2.git", "conda-forge", "dev/build_detectron2.py"):
-        assert way in error
-    assert "During handling" not in output
+    code = (
+        "import importlib, traceback\n"
+        f"for part in {NEED_DETECTRON2}:\n"
+        "    try:\n"
+        "        importlib.import_module('focal_det.' + part)\n"
+        "    except ImportError:\n"
+        "        print('PART', part, traceback.format_exc())\n"
+    )
+    _, output = run_blocked(code, "detectron2")
+    errors = output.split("PART ")[1:]
+    assert [x.split()[0] for x in errors] == NEED_DETECTRON2
+    for error in errors:
+        for way in ("facebookresearch/detectron2.git", "conda-forge", "dev/build_detectron2.py"):
+            assert way in error
+        assert "During handling" not in error
 
 
 def test_programs_without_detectron2_say_how_to_get_it():
@@ -69,11 +82,8 @@ def test_training_imports_no_figures():
 
 
 def test_import_changes_nothing_of_detectron2():
-    code = (
-        "from detectron2.config import get_cfg\n"
-        "from detectron2.data import DatasetCatalog\n"
-        "import focal_det.modeling.retinanet\n"
-    )
+    code = "from detectron2.config import get_cfg\nfrom detectron2.data import DatasetCatalog\n"
+    code += "import focal_det.modeling.retinanet\n"
     code += (
         "assert 'FOCAL_DET' not in get_cfg().MODEL and 'digits_val' not in DatasetCatalog.list()"
     )
@@ -92,14 +102,12 @@ def test_names_of_the_package_are_lazy():
     assert "no attribute 'FocalRetinaNets'" in output
 
 
-def test_package_may_be_imported_before_detectron2():
-    code = (
-        "from focal_det import add_focal_det_config, FocalRetinaNetHead\n"
-        "from detectron2.config import get_cfg\n"
-        "assert get_cfg().MODEL.FOCAL_DET"
-    )
-    run_python("-c", code)
+def test_the_environment_module_can_be_imported_first():
+    code = "from focal_det import FocalRetinaNetHead, add_focal_det_config\nfrom detectron2.config import get_cfg\n"
+    run_python("-c", code + "assert get_cfg().MODEL.FOCAL_DET")
     run_python("-c", "import focal_det.modeling.retinanet_head")
+    code, output = run_python("-c", "import focal_det.config", check=False)
+    assert code == 1 and "import detectron2 before focal_det.config" in output
 
 
 def test_version_lists_what_is_installed():
