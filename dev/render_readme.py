@@ -4,6 +4,7 @@ With `--check`, say which pages are not up to date, and write nothing.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -33,14 +34,31 @@ def render_results(records: Sequence[Path], page: Path) -> str:
             record["dataset"],
             *(f"{get_figure(record, name):.1f}" for name in METRICS),
             str(record["minutes"]),
-            f"{record['device']}, {record['threads']} threads",
-            f"[json]({file.relative_to(page.parent)})",
+            record["device"],
+            f"[json]({os.path.relpath(file, page.parent)})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def render_classes(records: Sequence[Path], page: Path) -> str:
+def render_accuracy(records: list[Path], zoo: dict) -> str:
+    """One row per model: trained here, or by Detectron2 and loaded into ours."""
+    lines = ["| config | evaluated on | AP | AP50 | trained |", "|---" * 5 + "|"]
+    for file in records:
+        record = json.loads(file.read_text())
+        cells = [f"`{Path(record['config_file']).stem}`", record["dataset"]]
+        cells += [f"{get_figure(record, name):.1f}" for name in ("AP", "AP50")]
+        cells.append(f"here, {record['minutes']} minutes, {record['device']}")
+        lines.append(f"| {' | '.join(cells)} |")
+    for config, entry in zoo.items():
+        if entry["origin"] == "Detectron2 zoo":
+            cells = [f"`{Path(config).stem}`", entry["evaluated_on"]]
+            cells += [f"{entry['figures']['AP']:.1f}", "", "by Detectron2, whose figure this is"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def render_classes(records: list[Path], page: Path) -> str:
     """One row per record: average precision of each class, with COCO metrics."""
     lines = []
     for file in records:
@@ -99,16 +117,24 @@ def render_faults(folder: Path) -> str:
 def find_tables(page: Path) -> dict[str, Callable[[], str]]:
     """What renders each table, by the name in its comments `<!-- name -->` ... `<!-- /name -->`.
 
-    "results" and "classes" are of the records in the page's own folder, and in the README of those
-    of all projects.
+    `<!-- results -->` and `<!-- classes -->` are of the records of the page's own project, or of all
+    projects; `<!-- losses -->` of projects/Losses, `<!-- zoo -->` of zoo.json, `<!-- accuracy -->`
+    of both records and zoo.json, `<!-- speed -->` and `<!-- headlines -->` of benchmarks/,
+    `<!-- digits 1b -->` of projects/PaperTables/results.
     """
-    pattern = "projects/*/records/*.json" if page.parent == ROOT else "records/*.json"
-    records = sorted(page.parent.glob(pattern))
-    # Not start.json, the run that all losses start from.
-    losses = sorted((ROOT / "projects" / "Losses" / "results").glob("digits_*.json"))
+    text = page.read_text()
+    # A project shows its own records, every other page those of all projects.
+    records = sorted(page.parent.glob("records/*.json"))
+    if page.parent.parent.name != "projects":
+        records = sorted(ROOT.glob("projects/*/records/*.json"))
+    comparison = sorted((ROOT / "projects" / "Losses" / "records").glob("*/*.json"))
+    comparison = [
+        x for x in comparison if "retinanet" not in x.stem
+    ]  # what all runs start from is none of them
     benchmarks = sorted((ROOT / "benchmarks").glob("*.json"))
     tables = {
         "results": lambda: render_results(records, page),
+        "accuracy": lambda: render_accuracy(records, read_zoo()),
         "classes": lambda: render_classes(records, page),
         "losses": lambda: render_losses(losses),
         "zoo": lambda: render_zoo(read_zoo()),
