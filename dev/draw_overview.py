@@ -60,7 +60,9 @@ def draw_negatives(axes: Axes, curves: list[dict]) -> None:
     """Draw the cumulative loss of the negative anchors, figure 4 of the paper."""
     for curve, color in zip(curves, COLORS):
         gamma = curve["curve"].removeprefix("gamma ")
-        axes.plot(curve["fractions"], curve["shares"], color=color, label=f"γ = {gamma}", lw=1.8)
+        axes.plot(
+            curve["fractions"], curve["shares"], color=color, label=rf"$\gamma$ = {gamma}", lw=1.8
+        )
     axes.set_title(f"Loss of {curves[0]['anchors']:,} background anchors", fontsize=11)
     axes.set_xlabel("fraction of the anchors, from easy to hard")
     axes.set_ylabel("cumulative share of the loss")

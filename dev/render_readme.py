@@ -15,7 +15,7 @@ from render_speed import render_headlines, render_speed, render_watch
 
 from focal_det.experiments.records import get_figure
 from focal_det.model_zoo import read_zoo
-from focal_det.report.sweep_results import make_results_table
+from focal_det.report.sweep_results import make_markdown
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("AP", "AP50", "AP75")

@@ -1,31 +1,213 @@
-"""docs/losses.md: every registered component with every argument and its default, and nothing else.
-
-docs/code.md: its own loss trains.
-"""
+"""The pages: their commands run, and their tables have the names and defaults of the code."""
 
 import json
 import math
+import pickle
 import re
-import shlex
+import shutil
+from urllib.parse import urlparse
 
 import pytest
 import yaml
+from detectron2 import model_zoo as detectron2_zoo
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
 
+from focal_det.data.catalog import register_datasets
+from focal_det.data.digits import build_digits, get_digits_root
+from focal_det.env import load_config
 from focal_det.registry import CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY, get_constructor_args
 from tests.conftest import ROOT, run_python
 
-DOCS = (ROOT / "docs" / "losses.md").read_text()
-ROWS = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", DOCS, re.MULTILINE)}
+from .pages import CONTRIBUTING, PAGES, README, name_of, read_blocks, read_commands
+
+DOCS = ROOT / "docs"
+LOSSES = (DOCS / "losses.md").read_text()
+ROWS = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", LOSSES, re.MULTILINE)}
+
+# Commands that are not run as they are, and why.
+NOT_RUN = {
+    r"^pip install \.$": "test_packaging.py builds the wheel and uses it",
+    r"/path/to/detectron2/tools": "test_stock_scripts.py runs Detectron2's own scripts",
+    r"my_loss\.py": "test_file_with_an_own_loss_trains runs it",
+    r"detectron2://": "downloads; test_fine_tuning_starts_from_a_coco_checkpoint has its own file",
+    r"^focal-det reproduce": "needs a stopped run, which tests/faults makes",
+    r"^pytest tests/faults": "is a part of the tests",
+    r"--device cuda": "needs a GPU",
+    r"tools\.train_net --config-file configs/digits": "tests/test_demo.py runs it",
+    r"focal-det report output/demo": "tests/test_demo.py runs it",
+    r"projects/BloodCells/configs": "needs a download, and 13 minutes or a GPU",
+    r"focal-det report output/blood_cells": "needs the run of the command before it",
+    r"--rows projects/Losses": "takes hours; tests/projects has a short one",
+    r"--table 1a 1b 1d 3 prior": "takes hours",
+    r"--base coco --num-gpus 8$": "needs COCO and eight GPUs",
+}
+FEW_STEPS = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.WARMUP_ITERS", "0")
+SMALL = ("SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64")
+SHORTER = {
+    "train": (*FEW_STEPS, *SMALL),
+    "sweep": (*FEW_STEPS, "DATASETS.TRAIN", "('digits_val',)"),
+}
+SLOW = ("weights", "demo", "loss-cdf", "sweep", "bench")
+# Those of CONTRIBUTING.md need the files that it adds; test_strangers.py runs them.
+BLOCKS = [
+    (page, number, commands)
+    for page in PAGES
+    for number, commands in enumerate(read_commands(page))
+    if page != CONTRIBUTING
+]
 
 
-def test_it_has_every_component_and_no_other():
-    assert set(ROWS) == {
+def find_reason(command) -> str:
+    """Why a command is not run; empty if it is."""
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, str(command))), "")
+
+
+def parametrize_blocks():
+    params = []
+    for page, number, commands in BLOCKS:
+        left = [x for x in commands if not find_reason(x)]
+        is_slow = any(x.program in SLOW for x in left)
+        marks = [pytest.mark.slow] if is_slow else []
+        if left:
+            params.append(pytest.param(left, id=f"{name_of(page)}-{number}", marks=marks))
+    return pytest.mark.parametrize("commands", params)
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A clone of the repository with the data of a user: cells.yaml, two JSON files, two folders."""
+    folder = tmp_path / "own data"
+    folder.mkdir()
+    for name in ("configs", "focal_det", "projects"):
+        (folder / name).symlink_to(ROOT / name)
+    (datasets,) = read_blocks(README, "yaml")
+    (folder / "cells.yaml").write_text(datasets)
+    build_digits("val")
+    content = json.loads((get_digits_root() / "val" / "annotations.json").read_text())
+    names = ["zero", "one", "two"]
+    content["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    objects = [x for x in content["annotations"] if x["category_id"] <= 3]
+    (folder / "annotations").mkdir()
+    for split, images in (("train", content["images"][:30]), ("val", content["images"][30:40])):
+        ids = {x["id"] for x in images}
+        of_split = [x for x in objects if x["image_id"] in ids]
+        split_content = {**content, "images": images, "annotations": of_split}
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(split_content))
+        (folder / split).mkdir()
+        for image in images:
+            shutil.copy(get_digits_root() / "val" / "images" / image["file_name"], folder / split)
+    return folder
+
+
+def run_command(command, folder, *more, **env):
+    """Run a command of a page in a folder, without a network; return its output."""
+    nobody = "http://127.0.0.1:9"
+    env = {**dict(command.env), "http_proxy": nobody, "https_proxy": nobody, **env}
+    env |= {"PYTHONPATH": str(ROOT), "DETECTRON2_ENV_MODULE": None}
+    cache = str(get_digits_root().parent)
+    words = [x.replace("~/.cache/focal_det", cache) for x in command.words[1:]]
+    return run_python("-m", "focal_det.tools", *words, *more, env=env, cwd=folder)[1]
+
+
+def find_outputs(command) -> list[str]:
+    """Files and folders that a command says it writes."""
+    outputs = [command.get_value(x) for x in ("--output", "--write", "--fix", "OUTPUT_DIR")]
+    if command.program == "report" and not command.get_value("--output"):
+        outputs.append(f"{command.words[2]}/report.html")
+    return [x for x in outputs if x]
+
+
+@parametrize_blocks()
+def test_commands_run(commands, workplace):
+    for command in commands:
+        assert command.words[0] == "focal-det", f"{command}: neither run here nor in NOT_RUN"
+        shorter = () if "--configs-only" in command.words else SHORTER.get(command.program, ())
+        output = run_command(command, workplace, *shorter)
+        for path in find_outputs(command):
+            assert (workplace / path).exists(), f"{command}: {path}\n{output}"
+        assert "crashed" not in output, output
+
+
+def test_reasons_not_to_run_a_command_are_needed():
+    commands = [str(x) for _, _, of_block in BLOCKS for x in of_block]
+    for pattern in NOT_RUN:
+        assert [x for x in commands if re.search(pattern, x)], pattern
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        x
+        for _, _, of_block in BLOCKS
+        for x in of_block
+        if find_reason(x) and x.get_value("--config-file")
+    ],
+    ids=lambda x: str(x)[:60],
+)
+def test_commands_that_are_not_run_have_a_config_and_its_keys(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if "my_loss.py" in str(command):
+        pytest.skip("its keys are those of the file")
+    words = list(command.words)
+    options = words[words.index("--config-file") + 2 :]
+    while options and options[0].startswith("--"):
+        options = options[2:]
+    load_config(command.get_value("--config-file"), options)
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_coco_checkpoint(workplace, tmp_path):
+    stock = detectron2_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_3x.yaml")
+    stock.MODEL.DEVICE = "cpu"
+    weights = {k: v.numpy() for k, v in build_model(stock).state_dict().items()}
+    # Where Detectron2 keeps what it has downloaded.
+    url = detectron2_zoo.get_checkpoint_url("COCO-Detection/retinanet_R_50_FPN_3x.yaml")
+    file = tmp_path / urlparse(url).path[1:]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(pickle.dumps({"model": weights, "__author__": "Detectron2 Model Zoo"}))
+    commands = [x for of_block in read_commands(DOCS / "train.md") for x in of_block]
+    (command,) = [x for x in commands if "detectron2://" in str(x)]
+    few = (*FEW_STEPS, *SMALL, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0")
+    output = run_command(command, workplace, *few, FVCORE_CACHE=str(tmp_path))
+    assert "Evaluation results for cells_val" in output, output[-3000:]
+    log = (workplace / "output" / "R_50" / "log.txt").read_text()
+    assert "head.cls_score.weight" in log and "head.bbox_pred.weight" not in log
+
+
+@pytest.mark.parametrize(("page", "program"), [("data.md", "check"), ("train.md", "train")])
+def test_flags_in_the_table_are_those_of_the_program(page, program):
+    text = (DOCS / page).read_text()
+    flags = re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)
+    _, usage = run_python("-m", "focal_det.tools", program, "--help")
+    assert flags
+    for flag in flags:
+        assert flag in usage
+
+
+def test_blocks_of_data_sets_are_registered(clean_catalog):
+    for block in read_blocks(DOCS / "data.md", "yaml"):
+        datasets = yaml.safe_load(block)["DATASETS"]
+        register_datasets(datasets, source="docs/data.md")
+        assert {x["name"] for x in datasets} <= set(DatasetCatalog.list())
+
+
+def test_index_has_every_page():
+    index = (DOCS / "index.md").read_text()
+    pages = {x.name for x in DOCS.glob("*.md")} - {"index.md"}
+    assert pages <= set(re.findall(r"\]\((\w+\.md)\)", index))
+
+
+def test_table_has_registered_components_only():
+    registered = {
         name for registry in (CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY) for name, _ in registry
     }
+    assert set(ROWS) <= registered
+    assert len(ROWS) >= 16
 
 
-@pytest.mark.parametrize("name", sorted(dict(CLS_LOSS_REGISTRY)))
-def test_it_has_the_arguments_and_defaults_of_a_loss(name):
+@pytest.mark.parametrize("name", sorted({*ROWS} & {*dict(CLS_LOSS_REGISTRY)}))
+def test_table_has_the_arguments_and_defaults_of_a_loss(name):
     greek = {"gamma": "\N{GREEK SMALL LETTER GAMMA}", "alpha": "\N{GREEK SMALL LETTER ALPHA}"}
     for argument, default in get_constructor_args(CLS_LOSS_REGISTRY.get(name)).items():
         if argument == "num_classes":
@@ -38,21 +220,27 @@ def test_it_has_the_arguments_and_defaults_of_a_loss(name):
         assert re.search(pattern, ROWS[name]), f"{argument} ({default})"
 
 
-def test_the_file_with_an_own_loss_trains(tmp_path):
-    """A step of the command in docs/code.md, in a folder with nothing but the file shown there."""
-    page = (ROOT / "docs" / "code.md").read_text()
-    (code,) = re.findall(r"```python\n(# my_loss\.py\n.*?)```", page, re.DOTALL)
-    (command,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+def test_table_has_the_defaults_of_the_config():
+    text = (DOCS / "config.md").read_text()
+    cfg = load_config("Base-FocalRetinaNet.yaml")
+    for key, default in re.findall(r"^\| `([A-Z_.]+)` \|[^|\n]*\| (.+) \|$", text, re.MULTILINE):
+        full = key if key.startswith("MODEL.") else f"MODEL.FOCAL_DET.{key}"
+        value = cfg
+        for part in full.split("."):
+            value = value[part]
+        assert str(value) == default.strip("`"), key
+
+
+def test_file_with_an_own_loss_trains(tmp_path):
+    """A step of the command in docs/code.md, in a folder with only the file shown there."""
+    (code,) = read_blocks(DOCS / "code.md", "python")
+    assert code.startswith("# my_loss.py\n")
+    ((command,),) = read_commands(DOCS / "code.md")
+    assert [name for name, _ in command.env] == ["FOCAL_DET_ENV_MODULE"]
     (tmp_path / "my_loss.py").write_text(code)
-    variable, focal_det, *words = shlex.split(command.replace("\\\n", " "))
-    name, value = variable.split("=")
-    assert (name, focal_det) == ("FOCAL_DET_ENV_MODULE", "focal-det")
-    few = ["SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", "out"]
-    few += ["DATASETS.TRAIN", "('digits_val',)", "DATASETS.TEST", "()"]
-    env = {name: value, "PYTHONPATH": str(ROOT), "DETECTRON2_ENV_MODULE": None}
-    program, *options = words
-    command = ("-m", "focal_det.tools", program, "--no-check", *options, *few)
-    run_python(*command, env=env, cwd=tmp_path)
+    few = ("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", "out")
+    datasets = ("DATASETS.TRAIN", "('digits_val',)", "DATASETS.TEST", "()")
+    run_command(command, tmp_path, *few, *datasets)
     loss = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["MODEL"]["FOCAL_DET"]
     assert loss["CLS_LOSS"]["NAME"] == "MyLoss"
     assert loss["CLS_LOSS"]["ARGS"]["MyLoss"] == {"threshold": 0.6}
