@@ -185,7 +185,11 @@ def test_flags_in_the_table_are_those_of_the_program(page, program):
         assert flag in usage
 
 
-def test_blocks_of_data_sets_are_registered(clean_catalog):
+def test_blocks_of_data_sets_are_registered(workplace, monkeypatch, clean_catalog):
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (workplace / "VOCdevkit" / "Cells" / folder).mkdir(parents=True)
+    (workplace / "VOCdevkit" / "Cells" / "ImageSets" / "Main" / "test.txt").write_text("")
+    monkeypatch.chdir(workplace)
     for block in read_blocks(DOCS / "data.md", "yaml"):
         datasets = yaml.safe_load(block)["DATASETS"]
         register_datasets(datasets, source="docs/data.md")
