@@ -15,7 +15,7 @@ from render_speed import render_headlines, render_speed, render_watch
 
 from focal_det.experiments.records import get_figure
 from focal_det.model_zoo import read_zoo
-from focal_det.report.sweep_results import make_markdown
+from focal_det.report.sweep_results import make_results_table
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("AP", "AP50", "AP75")
@@ -34,14 +34,14 @@ def render_results(records: Sequence[Path], page: Path) -> str:
             record["dataset"],
             *(f"{get_figure(record, name):.1f}" for name in METRICS),
             str(record["minutes"]),
-            record["device"],
+            f"{record['device']}, {record['threads']} threads",
             f"[json]({os.path.relpath(file, page.parent)})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def render_accuracy(records: list[Path], zoo: dict) -> str:
+def render_accuracy(records: Sequence[Path], zoo: dict) -> str:
     """One row per model: trained here, or by Detectron2 and loaded into ours."""
     lines = ["| config | evaluated on | AP | AP50 | trained |", "|---" * 5 + "|"]
     for file in records:
@@ -58,7 +58,7 @@ def render_accuracy(records: list[Path], zoo: dict) -> str:
     return "\n".join(lines)
 
 
-def render_classes(records: list[Path], page: Path) -> str:
+def render_classes(records: Sequence[Path], page: Path) -> str:
     """One row per record: average precision of each class, with COCO metrics."""
     lines = []
     for file in records:
@@ -69,7 +69,7 @@ def render_classes(records: list[Path], page: Path) -> str:
         if not lines:
             head = [f"AP {x}" for x in classes]
             lines = [f"| record | {' | '.join(head)} |", "|---|" + "---|" * len(classes)]
-        cells = [f"[{file.stem}]({file.relative_to(page.parent)})"]
+        cells = [f"[{file.stem}]({os.path.relpath(file, page.parent)})"]
         cells += [f"{get_figure(record, f'AP-{x}'):.1f}" for x in classes]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -117,20 +117,13 @@ def render_faults(folder: Path) -> str:
 def find_tables(page: Path) -> dict[str, Callable[[], str]]:
     """What renders each table, by the name in its comments `<!-- name -->` ... `<!-- /name -->`.
 
-    `<!-- results -->` and `<!-- classes -->` are of the records of the page's own project, or of all
-    projects; `<!-- losses -->` of projects/Losses, `<!-- zoo -->` of zoo.json, `<!-- accuracy -->`
-    of both records and zoo.json, `<!-- speed -->` and `<!-- headlines -->` of benchmarks/,
-    `<!-- digits 1b -->` of projects/PaperTables/results.
+    "results" and "classes" are of the records of the page's own project, elsewhere of all projects.
     """
-    text = page.read_text()
-    # A project shows its own records, every other page those of all projects.
-    records = sorted(page.parent.glob("records/*.json"))
-    if page.parent.parent.name != "projects":
-        records = sorted(ROOT.glob("projects/*/records/*.json"))
-    comparison = sorted((ROOT / "projects" / "Losses" / "records").glob("*/*.json"))
-    comparison = [
-        x for x in comparison if "retinanet" not in x.stem
-    ]  # what all runs start from is none of them
+    is_project = page.parent.parent.name == "projects"
+    folder = page.parent if is_project else ROOT / "projects"
+    records = sorted(folder.glob("records/*.json" if is_project else "*/records/*.json"))
+    # Not start.json, the run that all losses start from.
+    losses = sorted((ROOT / "projects" / "Losses" / "results").glob("digits_*.json"))
     benchmarks = sorted((ROOT / "benchmarks").glob("*.json"))
     tables = {
         "results": lambda: render_results(records, page),

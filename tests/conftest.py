@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
+from collections.abc import Callable
 
 os.environ["DETECTRON2_ENV_MODULE"] = "focal_det.env"
 os.environ.setdefault("OMP_NUM_THREADS", "2")

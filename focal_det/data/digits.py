@@ -18,7 +18,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Union
 
 import cv2
 import numpy as np
@@ -54,7 +54,7 @@ def get_digits_root() -> Path:
     return Path(cache).expanduser() / f"digits_v{DIGITS_VERSION}"
 
 
-def build_digits(split: str, root: str | Path | None = None) -> tuple[Path, Path]:
+def build_digits(split: str, root: Optional[Union[str, Path]] = None) -> tuple[Path, Path]:
     """Make the files of a split, unless they exist.
 
     They are written to a temporary folder, which is renamed at the end: an interrupted build leaves
@@ -291,7 +291,7 @@ def _get_tight_box(alpha: np.ndarray) -> Box:
     return int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)
 
 
-def _find_place(rng: np.random.Generator, alpha: np.ndarray, taken: list[Box]) -> Box | None:
+def _find_place(rng: np.random.Generator, alpha: np.ndarray, taken: list[Box]) -> Optional[Box]:
     """Place ink on the canvas where it hardly overlaps the `taken` boxes; None if no try does."""
     h, w = (side - 2 * _MARGIN for side in alpha.shape)
     for _ in range(_MAX_TRIES):

@@ -12,7 +12,6 @@ from focal_det.files import open_to_replace
 from focal_det.messages import to_line
 
 ROW_CLASSES = ("error", "warning", "note")
-_DPI = 110
 _STYLE = """\
 body { font: 15px sans-serif; max-width: 1300px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse }
@@ -74,8 +73,9 @@ class Page:
 
     def add_figure(self, figure: Figure, caption: str) -> None:
         """A figure, stored in the page itself, with a caption that also describes it to readers."""
+        # A picture in another file would be lost when the page is sent or moved.
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=_DPI)
+        figure.savefig(picture, format="png")
         data = base64.b64encode(picture.getvalue()).decode("ascii")
         text = _escape(caption)
         self._parts.append(
@@ -102,7 +102,9 @@ class Page:
 def _make_row(tag: str, cells: Sequence[str], row_class: str) -> str:
     if row_class and row_class not in ROW_CLASSES:
         raise ValueError(f"the class of a row must be in {ROW_CLASSES}, got {row_class!r}")
-    attribute = f' class="{row_class}"' if row_class else ""
+    attribute = ""
+    if row_class:
+        attribute = f' class="{row_class}"'
     content = "".join(f"<{tag}>{_escape(cell)}</{tag}>" for cell in cells)
     return f"<tr{attribute}>{content}</tr>"
 

@@ -115,8 +115,8 @@ class Painter:
         except Exception:  # Pillow raises errors of many kinds
             raise ValueError(_describe_unreadable(file)) from None
         if fault:
-            _, kind, advice, place = fault
-            raise ValueError(f"{place}: {kind} cannot be drawn. {advice}")
+            rule, place = fault
+            raise ValueError(f"{place}: {rule.title} cannot be drawn. {rule.advice}")
         return image
 
 

@@ -5,7 +5,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Optional
 
 from focal_det.host import require_detectron2
@@ -45,21 +44,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ImportError as error:  # no Detectron2, which the message says how to get
         print(f"focal-det {name}: {error}", file=sys.stderr)
         return 2
-    try:
-        return module.main(rest)
-    except KeyboardInterrupt:
-        print(f"\nfocal-det {name}: interrupted", file=sys.stderr)
-        return 130
-
-
-def _import_program(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"focal_det.tools.{name.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        # Curves of losses need no Detectron2; for the others, this says how to get it.
-        if error.name and error.name.partition(".")[0] == "detectron2":
-            require_detectron2()
-        raise
+    return module.main(rest)
 
 
 def _describe_version(package: str) -> str:

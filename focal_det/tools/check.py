@@ -15,8 +15,7 @@ from focal_det.check.fix import write_fixed
 from focal_det.check.rules import INTERRUPTED_CHECK
 from focal_det.check.run import load_checked_config, run_checks
 from focal_det.config import find_config_file
-from focal_det.imbalance.config_file import warn_unread
-from focal_det.imbalance.suggested_config import write_suggestion
+from focal_det.imbalance.config_file import warn_unread, write_suggestion
 from focal_det.report.check_page import write_check_page
 from focal_det.report.findings import print_results, to_json
 

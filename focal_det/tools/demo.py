@@ -65,79 +65,14 @@ def _run(args: argparse.Namespace) -> int:
     return FAILED if painter.faults else 0
 
 
-def _draw_pictures(
-    detector: Detector, pictures: dict[Path, Path], batch: int, counts: Counter
-) -> list[str]:
-    """Draw each image to its file; return what is wrong with those that are refused."""
-    faults = []
-    with tqdm(total=len(pictures), unit="image") as progress:
-        for some in _chunk(pictures.items(), batch):
-            images = {}
-            for file, out_file in some:
-                try:
-                    images[out_file] = _read_picture(detector, file)
-                except ValueError as error:
-                    faults.append(str(error))
-            for out_file, drawn in zip(
-                images, detector.draw(list(images.values()), counts) if images else []
-            ):
-                out_file.parent.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(out_file), drawn)
-            progress.update(len(some))
-    return faults
-
-
-def _draw_video(
-    detector: Detector, file: Path, out_file: Path, batch: int, counts: Counter
-) -> list[str]:
-    """Draw a video to an mp4, a batch of frames in memory at a time; return what is wrong with it."""
-    video, writer = cv2.VideoCapture(str(file)), None
-    num_frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    with tqdm(total=max(num_frames, 0) or None, unit="frame", desc=file.name) as progress:
-        for some in _chunk(_read_frames(video), batch):
-            for drawn in detector.draw([detector.convert_frame(x) for x in some], counts):
-                if writer is None:
-                    out_file.parent.mkdir(parents=True, exist_ok=True)
-                    code, rate = cv2.VideoWriter_fourcc(*"mp4v"), video.get(cv2.CAP_PROP_FPS) or 25
-                    writer = cv2.VideoWriter(str(out_file), code, rate, drawn.shape[1::-1])
-                writer.write(np.ascontiguousarray(drawn))
-            progress.update(len(some))
-    video.release()
-    if writer is None:
-        return [_describe_unreadable(file)]
-    writer.release()
-    return []
-
-
-def _read_picture(detector: Detector, file: Path) -> np.ndarray:
-    """The image as in training; ValueError if `focal-det check` refuses it."""
-    try:
-        fault = find_value_fault(file)
-        image = detector.read(file)
-    except Exception:  # Pillow has many ways to say it
-        raise ValueError(_describe_unreadable(file)) from None
-    if fault:
-        rule, place = fault
-        raise ValueError(f"{place}: {rule.title} cannot be drawn. {rule.advice}")
-    return image
-
-
-def _describe_unreadable(file: Path) -> str:
-    return f"{file} cannot be read: it is damaged, or no image or video that OpenCV knows"
-
-
-def _read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    while True:
-        is_frame, frame = video.read()
-        if not is_frame:
-            return
-        yield frame
-
-
-def _chunk(items: Iterable, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
+def _write_video(painter: Painter, file: Path, out_file: Path, batch: int) -> None:
+    writer = None
+    for picture in painter.paint_video(file, batch):
+        if writer is None:
+            out_file.parent.mkdir(parents=True, exist_ok=True)
+            rate = get_frame_rate(file)
+            writer = cv2.VideoWriter(str(out_file), _MP4, rate, picture.shape[1::-1])
+        writer.write(picture)
 
 
 if __name__ == "__main__":

@@ -10,25 +10,10 @@ from collections.abc import Sequence
 from typing import Optional
 
 from focal_det.check.run import run_checks
-from focal_det.checkpoint.checkpointer import load_all_weights
-from focal_det.checkpoint.last import find_last_checkpoint
-from focal_det.checkpoint.weights_file import WeightsError
-from focal_det.config import find_config_file
-from focal_det.data.catalog import register_datasets
-from focal_det.engine.output_dir import (
-    find_all_run_files,
-    find_changes,
-    find_run_files,
-    read_earlier_config,
-)
-from focal_det.engine.processes import end_children_on_error, end_with_parent
-from focal_det.engine.step_guard import DIVERGED, DivergedError
-from focal_det.engine.trainer import Trainer
-from focal_det.env import load_config
-from focal_det.files import DiskFullError, is_disk_full, open_to_replace
-from focal_det.host import LOGGER_NAME, keep_log_files_plain
-from focal_det.messages import describe_error, shorten
+from focal_det.engine.launch import StoppedError, launch_run, prepare_run
+from focal_det.engine.run import RunPlan
 from focal_det.report.findings import print_findings
+from focal_det.tools._program import REFUSED, run_program
 
 _CHECKED_IMAGES = 200  # of each data set: decoding all of a large one takes minutes
 

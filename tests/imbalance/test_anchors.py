@@ -186,9 +186,7 @@ def test_fitting_anchors_stay_and_long_boxes_get_long_ones(setup):
 
 
 def test_labels_of_one_image_come_with_its_objects(setup):
-    objects, anchors, labels, _, best_iou = label_record(make_record([10, 10, 42, 42]), setup)
-    assert (
-        len(objects) == len(best_iou) == 1
-        and len(labels) == sum(map(len, anchors))
-        and (labels == 0).any()
-    )
+    image = label_record(make_record([10, 10, 42, 42]), setup)
+    assert len(image.objects) == len(image.best_iou) == 1
+    assert len(image.labels) == sum(map(len, image.anchors))
+    assert (image.labels == 0).any()

@@ -17,7 +17,7 @@ from focal_det.imbalance.anchors import build_anchor_setup, label_record
 from focal_det.imbalance.first_loss import compute_expected_loss
 from focal_det.model_zoo import get_config_file
 from focal_det.registry import CLS_LOSS_REGISTRY
-from focal_det.report.detections import draw_boxes, make_ground_truth_figure
+from focal_det.report.detections import draw_boxes, draw_ground_truth
 from focal_det.tools.__main__ import main as focal_det_main
 from focal_det.tools.check import main
 from focal_det.tools.train import main as train
@@ -636,7 +636,7 @@ def test_only_some_of_very_many_boxes_are_drawn(tmp_path, monkeypatch):
         return draw_boxes(image, boxes, *args, **kwargs)
 
     monkeypatch.setattr("focal_det.report.detections.draw_boxes", draw)
-    make_ground_truth_figure([record], CLASSES)
+    draw_ground_truth([record], CLASSES, tmp_path / "images.png")
     assert drawn == [200]
 
 
