@@ -6,7 +6,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from .config_file import get_weight_values, write_config
+from .class_weights import get_weight_values
+from .config_file import write_config
 from .weights_report import WeightsReport, describe_method, make_table
 
 _FIRST_LINE = "Class weights of"

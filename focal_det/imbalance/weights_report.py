@@ -17,8 +17,9 @@ from .class_weights import (
     compute_class_alphas,
     compute_class_priors,
     count_objects,
+    round_weight,
 )
-from .config_file import round_weight
+
 from .describe import describe_imbalance
 from .read import get_class_names, get_middle_size, read_training_set
 

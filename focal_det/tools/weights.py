@@ -9,8 +9,8 @@ from typing import Optional
 
 from focal_det.config import find_config_file
 from focal_det.env import load_config
-from focal_det.imbalance.class_weights import WEIGHT_METHODS
-from focal_det.imbalance.config_file import MAX_ALPHA, to_command_line, warn_unread
+from focal_det.imbalance.class_weights import MAX_ALPHA, WEIGHT_METHODS
+from focal_det.imbalance.config_file import to_command_line, warn_unread
 from focal_det.imbalance.weights_config import check_files, write_weights
 from focal_det.imbalance.weights_report import (
     WeightOptions,
