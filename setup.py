@@ -33,8 +33,7 @@ setup(
         "focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"],
         "focal_det.model_zoo": ["*.json", "*.pth"],
     },
-    # Without Detectron2, which is not on the package index under its own name: the README says how
-    # to get it.
+    # Detectron2 is not on the package index under its name: see "Install" in the README.
     install_requires=[
         "fvcore",
         "matplotlib",

@@ -76,7 +76,7 @@ def parametrize_blocks():
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A clone of the repository with the data of a user: cells.yaml, two JSON files, two folders."""
+    """A clone with the data of a user: cells.yaml, two JSON files and two folders of images."""
     folder = tmp_path / "own data"
     folder.mkdir()
     for name in ("configs", "focal_det", "projects"):
