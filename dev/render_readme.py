@@ -48,7 +48,7 @@ def render_accuracy(records: Sequence[Path], zoo: dict) -> str:
         record = json.loads(file.read_text())
         cells = [f"`{Path(record['config_file']).stem}`", record["dataset"]]
         cells += [f"{get_figure(record, name):.1f}" for name in ("AP", "AP50")]
-        cells.append(f"here, {record['minutes']} minutes, {record['device']}")
+        cells.append(f"here, {record['minutes']} minutes on {record['device']}")
         lines.append(f"| {' | '.join(cells)} |")
     for config, entry in zoo.items():
         if entry["origin"] == "Detectron2 zoo":
@@ -117,12 +117,13 @@ def render_faults(folder: Path) -> str:
 def find_tables(page: Path) -> dict[str, Callable[[], str]]:
     """What renders each table, by the name in its comments `<!-- name -->` ... `<!-- /name -->`.
 
-    "results" and "classes" are of the records of the page's own project, elsewhere of all projects.
+    "results" and "classes" are of the records of the page's own project, elsewhere of all projects;
+    "accuracy" is of all records and the model zoo.
     """
-    is_project = page.parent.parent.name == "projects"
-    folder = page.parent if is_project else ROOT / "projects"
-    records = sorted(folder.glob("records/*.json" if is_project else "*/records/*.json"))
-    # Not start.json, the run that all losses start from.
+    is_project = page.parent.parent == ROOT / "projects"
+    records = sorted(page.parent.glob("records/*.json"))
+    if not is_project:
+        records = sorted(ROOT.glob("projects/*/records/*.json"))
     losses = sorted((ROOT / "projects" / "Losses" / "results").glob("digits_*.json"))
     benchmarks = sorted((ROOT / "benchmarks").glob("*.json"))
     tables = {

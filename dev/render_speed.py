@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 OURS = "focal_det"
-# The copy is a lower bound, and the plain path is ours.
 NO_PEERS = (OURS, "copy of the logits", "plain path")
 ORDER = ("loss", "labels", "step", "infer")
 WATCHED = {
@@ -31,18 +30,13 @@ def render_speed(files: Sequence[Path], page: Path) -> str:
     return "\n".join(lines)
 
 
-def render_headlines(files: list[Path]) -> str:
-    """Five cases for the README, without spread and records; boxes as many as COCO's images have."""
+def render_headlines(files: Sequence[Path]) -> str:
+    """Five cases for the README, without spread; as many boxes as an image of COCO has."""
     lines = [
         "| what | focal_det | fastest peer | takes | memory | peer's memory |",
         "|---" * 6 + "|",
     ]
-    contents = sorted(
-        (json.loads(file.read_text()) for file in files), key=lambda x: ORDER.index(x["benchmark"])
-    )
-    for case in (
-        case for content in contents for case in content["results"] if not case.get("scaling")
-    ):
+    for _, case in _read_cases(files):
         if case.get("gamma", 2) == 2 and case.get("boxes", 5) == 5:
             what, ours, peer, takes, _, *memory = _get_cells(case)
             lines.append(f"| {' | '.join([what, ours, peer, takes, *memory])} |")
