@@ -190,13 +190,12 @@ def is_area(value: Any) -> bool:
 def _find_outline_fault(annotation: dict[str, Any]) -> Optional[tuple[Rule, str]]:
     outline = annotation.get("segmentation")
     keypoints = annotation.get("keypoints")
-    shown = f"segmentation {str(outline)[:_MAX_SHOWN_OUTLINE]}"
     if isinstance(outline, list) and all(isinstance(x, list) for x in outline):
         # A polygon is a list of x and y; three points are six numbers.
         if outline and not any(len(x) % 2 == 0 and len(x) >= 6 for x in outline):
-            return INVALID_OUTLINE, shown
+            return INVALID_OUTLINE, f"segmentation {str(outline)[:_MAX_SHOWN_OUTLINE]}"
     elif outline and not _is_rle(outline):
-        return INVALID_SEGMENTATION, shown
+        return INVALID_SEGMENTATION, f"segmentation {str(outline)[:_MAX_SHOWN_OUTLINE]}"
     if keypoints and not (isinstance(keypoints, list) and all(is_number(x) for x in keypoints)):
         return INVALID_KEYPOINTS, f"keypoints {str(keypoints)[:_MAX_SHOWN_OUTLINE]}"
     return None

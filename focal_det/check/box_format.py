@@ -99,6 +99,7 @@ def _check_format(
             place = f"{file}: {out}; none do as {form}"
             findings.add(OTHER_BOX_FORMAT, place, severity=severity, form=form)
             return
+    # No known format explains them.
     if num_outside >= _MANY_OUTSIDE * len(boxes):
         place = f"{file}: {num_outside} of {len(boxes)} boxes are outside their image"
         findings.add(BOXES_OF_OTHER_IMAGES, place)
@@ -109,6 +110,7 @@ def _check_shift(class_ids: Sequence[int], names: dict, file: Path, findings: Fi
     used = set(class_ids)
     num_unknown = sum(x not in names for x in class_ids)
     few = max(_FEW_SHIFTED, _FEW_SHIFTED_SHARE * len(class_ids))
+    # A single class fits any shift.
     if num_unknown < few or len(used) < 2:
         return
     for shift, words in _ALL_FIT_WITH.items():

@@ -149,6 +149,7 @@ def check_coco_categories(
     if twice:
         findings.add(DUPLICATE_CATEGORY_NAME, f"{file}: {shorten(twice)}")
     ids = sorted(names)
+    # Detectron2 maps other ids with a warning that lacks the mapping.
     if ids != list(range(1, len(ids) + 1)):
         mapping = [f"{old} ({names[old]}) -> {new}" for new, old in enumerate(ids)]
         findings.add(CATEGORY_ID_GAPS, str(file), mapping=shorten(mapping))

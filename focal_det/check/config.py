@@ -73,6 +73,7 @@ def check_numbers(plan: Plan, findings: Findings) -> None:
     solver = plan.cfg.SOLVER
     for key in ("BASE_LR", "IMS_PER_BATCH", "MAX_ITER"):
         if solver[key] <= 0:
+            # The other checks divide by these numbers.
             findings.add(NUMBER_NOT_POSITIVE, f"SOLVER.{key} {solver[key]}")
             return
     _check_schedule(plan, findings)
@@ -138,6 +139,7 @@ def check_machine(plan: Plan, findings: Findings) -> None:
     """Check that this machine has the GPU and the folder that training needs."""
     device = plan.cfg.MODEL.DEVICE
     if device.startswith("cuda") and not torch.cuda.is_available():
+        # None leaves the severity of the rule.
         severity = "error" if plan.is_training else None
         findings.add(NO_GPU, f"MODEL.DEVICE {device}", severity=severity)
     if plan.is_training:

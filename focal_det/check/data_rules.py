@@ -9,9 +9,11 @@ MISSING_ANNOTATION_FILE = add_rule(
     "CHK100", "error", "missing annotation file", "Put it there, or correct the path."
 )
 COMPRESSED_FILE = add_rule("CHK101", "error", "compressed annotation file", "Unpack it.")
+# pycocotools opens files in the encoding of the system.
 NOT_UTF8 = add_rule(
     "CHK102", "error", "annotation file in another encoding than UTF-8", "Save it as UTF-8."
 )
+# json.load refuses it, and editors on Windows write it.
 BYTE_ORDER_MARK = add_rule(
     "CHK103",
     "error",
@@ -33,12 +35,14 @@ DAMAGED_JSON = add_rule(
     "damaged annotation file",
     "It is not complete JSON: get the file again, or correct the program that writes it.",
 )
+# Python's parser ends in a RecursionError.
 DEEPLY_NESTED = add_rule(
     "CHK107",
     "error",
     "annotation file that is nested too deeply",
     "COCO annotations need fewer than ten levels: correct the program that writes the file.",
 )
+# A test set may come without annotations, which are kept by a benchmark.
 MISSING_LIST = add_rule(
     "CHK108",
     "error",
@@ -69,6 +73,7 @@ DUPLICATE_CATEGORY_NAME = add_rule(
     "duplicate category name",
     "They train as different classes: merge them, or give them different names.",
 )
+# COCO itself has gaps; Detectron2 maps the ids, which predictions must undo.
 CATEGORY_ID_GAPS = add_rule(
     "CHK122", "note", "category ids other than 1 to K", "Class ids are {mapping}."
 )
@@ -86,6 +91,7 @@ NOTHING_TO_EVALUATE_ON = add_rule(
     "test set without a usable annotation",
     "Detections are written, but no metrics are computed.",
 )
+# Detectron2's default.
 EMPTY_IMAGES_DROPPED = add_rule(
     "CHK132",
     "note",
@@ -106,6 +112,7 @@ EMPTY_IMAGES_TESTED = add_rule(
 )
 
 # Images: their entries in a COCO JSON.
+# Detectron2's loader sorts the ids, which fails for int and str together.
 MIXED_IMAGE_IDS = add_rule(
     "CHK200", "error", "image ids of different types", "Renumber the images."
 )
@@ -122,12 +129,14 @@ INVALID_IMAGE_SIZE = add_rule(
     "invalid image file name or size",
     "file_name is text, width and height are pixels.",
 )
+# A NUL, or half of a surrogate pair.
 IMPOSSIBLE_FILE_NAME = add_rule(
     "CHK204",
     "error",
     "file name that no file can have",
     "Correct the name, or remove the image.",
 )
+# pycocotools keeps the last image of an id, without a message.
 DUPLICATE_IMAGE_ID = add_rule(
     "CHK205",
     "error",
@@ -140,6 +149,7 @@ DUPLICATE_IMAGE_FILE = add_rule(
     "image file listed more than once",
     "Merge its annotations under one id; the objects of one entry are background in the other.",
 )
+# It works here, and fails where the data set is copied to.
 FILE_OUTSIDE_FOLDER = add_rule(
     "CHK207",
     "warning",
@@ -160,6 +170,7 @@ INVALID_RECORD_ID = add_rule(
     "image id that is neither int nor str",
     "Evaluation looks images up by id: correct the code that loads the data set.",
 )
+# In a training set it is a way to show an image more often.
 REPEATED_IMAGE = add_rule(
     "CHK212",
     "error",
@@ -181,12 +192,14 @@ OTHER_IMAGE_SIZE = add_rule(
     "Training would stop at it: correct width and height in the annotations, and check that the "
     "boxes fit.",
 )
+# A 16-bit image would become white nearly everywhere.
 DEEP_PIXELS = add_rule(
     "CHK224",
     "error",
     "image of more than 8 bits",
     "Detectron2 cuts values to whole numbers from 0 to 255: convert the image.",
 )
+# Some are normal, such as black frames; many are a fault of a conversion.
 FLAT_IMAGE = add_rule(
     "CHK225",
     "note",
@@ -218,12 +231,14 @@ TEST_IMAGE_TRAINED_ON = add_rule(
 DUPLICATE_ANNOTATION_ID = add_rule(
     "CHK300", "error", "duplicate annotation id", f"It makes COCO evaluation miscount. {_FIX}"
 )
+# In COCOeval, a match is the id of an annotation, and 0 is no match.
 ANNOTATION_ID_ZERO = add_rule(
     "CHK301",
     "warning",
     "annotation with id 0",
     f"pycocotools takes 0 for 'not found' and counts each detection of it as false. {_FIX}",
 )
+# Detectron2's loader needs neither of them, pycocotools' evaluation both.
 NO_CROWD_OR_AREA = add_rule(
     "CHK302",
     "error",
@@ -287,6 +302,7 @@ BOX_CUT = add_rule(
     "box that extends beyond the image",
     f"Training cuts it at the edge, evaluation does not. {_FIX}",
 )
+# load_coco_json skips such objects, though RetinaNet needs their boxes only.
 INVALID_OUTLINE = add_rule(
     "CHK314",
     "warning",
@@ -317,6 +333,7 @@ BOXES_AS_FRACTIONS = add_rule(
     "boxes as fractions of the image",
     "COCO boxes are in pixels: multiply by width and height of the image.",
 )
+# Corners are the form of VOC and of most detectors, centres that of YOLO.
 OTHER_BOX_FORMAT = add_rule(
     "CHK322",
     "error",
@@ -345,6 +362,7 @@ UNKNOWN_CLASS = add_rule(
     "object of an unknown class",
     "Class ids are 0 to {last}, one for each of thing_classes.",
 )
+# BoxMode.convert takes an array for (N, 4) boxes, and a list or tuple for one.
 BOX_AS_ARRAY = add_rule(
     "CHK332",
     "error",

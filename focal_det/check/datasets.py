@@ -50,6 +50,7 @@ def _check_json(dataset: DataSet, findings: Findings) -> None:
     image_root = Path(metadata.get("image_root", ""))
     for image in check_coco(content, file, findings, dataset.use):
         dataset.images.append({**image, "file_name": str(image_root / image["file_name"])})
+    # The order in which Detectron2 numbers the classes.
     categories = [x for x in content["categories"] if is_whole(x.get("id"))]
     categories.sort(key=lambda x: x["id"])
     dataset.classes = [str(x.get("name")) for x in categories]
@@ -70,6 +71,7 @@ def _check_without_json(dataset: DataSet, plan: Plan, findings: Findings) -> Non
     records = _read_records(dataset, plan, findings)
     dataset.images = [x for x in records if x.get("file_name")]
     dataset.classes = list(metadata.get("thing_classes", []))
+    # Where nobody says how many classes there are, every id is known.
     num_classes = len(dataset.classes) or plan.settings.num_classes or sys.maxsize
     check_records(records, dataset.name, num_classes, findings, dataset.use)
     is_voc = metadata.get("evaluator_type") == "pascal_voc" and metadata.get("dirname")

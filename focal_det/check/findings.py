@@ -40,6 +40,7 @@ class Finding:
     @property
     def shown(self) -> list[str]:
         """The places, and how many more there are."""
+        # Thousands of places would hide the other findings.
         more = self.count - len(self.places)
         if not more:
             return self.places
@@ -117,6 +118,7 @@ class Findings:
     @property
     def exit_code(self) -> int:
         """0 without errors and warnings, 1 with warnings, 2 with errors."""
+        # The codes of shell programs: a script can go on with warnings alone.
         if self.get("error"):
             return 2
         return int(bool(self.get("warning")))

@@ -86,6 +86,7 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         ValueError: all annotations share a fault, or more than a fifth (and more than five) of them
             would be removed.
     """
+    # The caller may compare the copy with the original.
     fixed = copy.deepcopy(content)
     annotations = fixed["annotations"]
     changes = _Changes()
@@ -194,6 +195,7 @@ def _refuse_large_losses(changes: _Changes, num_annotations: int) -> None:
 def _number(annotations: list[dict[str, Any]], changes: _Changes) -> None:
     """Give new ids to annotations with a duplicate id, or with none above 0."""
     ids = Counter(x["id"] for x in annotations)
+    # Ids above all others cannot collide, and start at 1 in a file without any.
     free = int(max((*ids, 0)))
     for annotation in annotations:
         if ids[annotation["id"]] > 1 or annotation["id"] <= 0:

@@ -55,6 +55,7 @@ def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optio
 
 
 def _parse(file: Path, findings: Findings) -> Optional[Any]:
+    # Before decoding, as packed bytes may happen to be valid text.
     with file.open("rb") as opened:
         start = opened.read(max(map(len, _COMPRESSED)))
     for signature, kind in _COMPRESSED.items():

@@ -39,6 +39,7 @@ def check_model(plan: Plan, findings: Findings) -> None:
         findings.add(MODEL_NOT_BUILT, f"{type(error).__name__}: {describe_error(error)}")
         return
     weights = plan.cfg.MODEL.WEIGHTS
+    # A download may take longer than all other checks.
     if weights and "://" not in weights:
         _check_weights(weights, model, findings)
 

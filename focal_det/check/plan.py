@@ -111,6 +111,7 @@ class Plan:
         names = [self.only] if self.only else dict.fromkeys((*train, *test))
         datasets = []
         for name in names:
+            # check_names reports it.
             if name not in DatasetCatalog.list():
                 continue
             # A data set that the config does not use must be good for both uses.

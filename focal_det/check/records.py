@@ -53,6 +53,7 @@ def _check_ids(records: Sequence[Mapping[str, Any]], name: str, findings: Findin
     for record in records:
         image_id = record.get("image_id")
         file = str(record.get("file_name"))
+        # All evaluators use them as keys of a dict.
         if not isinstance(image_id, (int, str)):
             kind = type(image_id).__name__
             findings.add(INVALID_RECORD_ID, f"{name}: {file}: {image_id!r} is a {kind}")

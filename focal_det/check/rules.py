@@ -74,6 +74,7 @@ def add_rule(rule_id: str, severity: str, title: str, advice: str, *, otherwise:
 INTERRUPTED_CHECK = add_rule(
     "CHK000", "warning", "interrupted check", "The rest was not checked: run it again."
 )
+# Names may be missing because of this one, so nothing else is checked after it.
 INVALID_DATASET_BLOCK = add_rule(
     "CHK001", "error", "invalid data set block", "Correct MODEL.FOCAL_DET.DATASETS."
 )
@@ -83,6 +84,7 @@ UNREGISTERED_DATASET = add_rule(
     "unregistered data set",
     "Register it in FOCAL_DET_DATASETS ({file}), in MODEL.FOCAL_DET.DATASETS or in your own code.",
 )
+# build_evaluator knows these types; Detectron2 fails after training for others.
 NO_EVALUATOR = add_rule(
     "CHK003",
     "error",
@@ -93,6 +95,7 @@ NO_TRAINING_SET = add_rule("CHK004", "error", "no training set", "Name one in DA
 UNREGISTERED_ARCHITECTURE = add_rule(
     "CHK005", "error", "unregistered architecture", "Import the code that defines it."
 )
+# Tutorials set MODEL.ROI_HEADS.NUM_CLASSES, which has no effect on a RetinaNet.
 FOREIGN_KEY = add_rule(
     "CHK006",
     "warning",
@@ -105,6 +108,7 @@ NON_FINITE_NUMBER = add_rule("CHK010", "error", "non-finite number", "Set the ke
 NUMBER_NOT_POSITIVE = add_rule(
     "CHK011", "error", "number that must be positive", "Set the key to a number above 0."
 )
+# Schedules that are copied from a longer run never lower the rate.
 LATE_STEP = add_rule(
     "CHK012",
     "warning",
@@ -117,6 +121,7 @@ LONG_WARMUP = add_rule(
     "warm-up longer than training",
     "The learning rate is never reached: lower SOLVER.WARMUP_ITERS.",
 )
+# The linear rule of arXiv 1706.02677, section 2.1.
 UNUSUAL_LEARNING_RATE = add_rule(
     "CHK014",
     "warning",
@@ -129,6 +134,7 @@ SHORT_WARMUP = add_rule(
     "short warm-up for a high learning rate",
     "Set SOLVER.WARMUP_ITERS to 500 or more.",
 )
+# torchvision's models take images from 0 to 1.
 SMALL_PIXEL_MEAN = add_rule(
     "CHK016",
     "warning",
@@ -138,6 +144,7 @@ SMALL_PIXEL_MEAN = add_rule(
 )
 
 # Machine.
+# A config may be checked on a laptop and trained elsewhere.
 NO_GPU = add_rule(
     "CHK020",
     "note",
@@ -155,6 +162,7 @@ MISSING_WEIGHTS = add_rule("CHK031", "error", "weights that do not exist", "Corr
 UNLOADABLE_WEIGHTS = add_rule(
     "CHK032", "error", "weights that cannot be loaded", "Correct MODEL.WEIGHTS."
 )
+# Weights without any match are refused when they are loaded, as CHK032.
 FEW_WEIGHTS = add_rule(
     "CHK033",
     "warning",
@@ -172,6 +180,7 @@ OTHER_CLASSES = add_rule(
     "data set with other classes than the training set",
     "Detections would count for other classes: use the same categories, in the same order of ids.",
 )
+# Too few classes crash in the loss, too many only in the evaluation.
 OTHER_NUMBER_OF_CLASSES = add_rule(
     "CHK401",
     "error",
@@ -184,12 +193,14 @@ FAILING_EVALUATION = add_rule(
     "test set whose evaluation fails",
     "It would fail after training, too: correct the data set.",
 )
+# Detectron2 keeps the JSON that it converts VOC data to, and never renews it.
 STALE_CACHE = add_rule(
     "CHK411",
     "warning",
     "outdated cache of annotations",
     "Detectron2 would evaluate with it: delete it, as focal-det train does.",
 )
+# Its parser needs fields that training does not.
 UNREADABLE_FOR_VOC = add_rule(
     "CHK412",
     "error",
@@ -207,6 +218,7 @@ ABSENT_CLASS = add_rule(
     "class without objects in the training set",
     "It cannot be learned, and evaluation leaves it out or counts it as missed.",
 )
+# A ratio that the samplers and losses for long tails are made for.
 RARE_CLASS = add_rule(
     "CHK502",
     "note",
@@ -222,6 +234,7 @@ UNREACHED_BOXES = add_rule(
     "With an IoU below {iou_thresh} they train on their best anchor only, or on none. --write "
     "FILE.yaml writes anchors that fit better; where there are none, use larger images.",
 )
+# Only when nearly all boxes are reached already; else CHK503 says the same.
 BETTER_ANCHORS = add_rule(
     "CHK504",
     "note",

@@ -78,8 +78,8 @@ def run_checks(
         return findings, None
     plan = Plan(cfg, num_decoded=images, only=dataset, suggest=suggest, is_training=is_training)
     for stage in Stage:
-        needs_good_data = stage >= Stage.MODEL
-        if needs_good_data and (dataset or findings.get("error")):
+        # Building a model from broken data only repeats their faults in other words.
+        if stage >= Stage.MODEL and (dataset or findings.get("error")):
             break
         _run_stage(stage, plan, findings)
     return findings, plan.report

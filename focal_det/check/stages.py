@@ -58,5 +58,6 @@ def load_checks() -> None:
 
 def get_checks(stage: Stage) -> list["Check"]:
     """The checks of a stage, by module, so that it does not matter which was imported first."""
+    # Read at each run: a file of the user's may have added some since.
     checks = [check for other, check in CHECKS if other == stage]
     return sorted(checks, key=lambda check: check.__module__)

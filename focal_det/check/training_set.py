@@ -36,6 +36,7 @@ def check_training_set(plan: Plan, findings: Findings) -> None:
     """Measure the training set of a RetinaNet; leaves the report in the plan."""
     if not plan.settings.is_dense:
         return
+    # More images hardly change the measures, and take minutes.
     num_images = min(plan.num_decoded or LABELLED_IMAGES, LABELLED_IMAGES)
     plan.report = measure_training_set(plan.cfg, plan.get_records, num_images, suggest=plan.suggest)
     _check_classes(plan.report, findings)

@@ -32,6 +32,7 @@ def print_findings(findings: Findings) -> None:
     )
     for finding in findings:
         severity = f"{finding.severity:<{len(_INDENT)}}"
+        # One line each, for grep and logs.
         if not sys.stdout.isatty():
             print(f"{severity}{finding}")
             continue
