@@ -95,7 +95,7 @@ NO_TRAINING_SET = add_rule("CHK004", "error", "no training set", "Name one in DA
 UNREGISTERED_ARCHITECTURE = add_rule(
     "CHK005", "error", "unregistered architecture", "Import the code that defines it."
 )
-# Tutorials set MODEL.ROI_HEADS.NUM_CLASSES, which has no effect on a RetinaNet.
+# Tutorials set the number of classes of another head, which a RetinaNet does not read.
 FOREIGN_KEY = add_rule(
     "CHK006",
     "warning",
