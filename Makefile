@@ -41,9 +41,11 @@ demo: env ## train on digits for some minutes, evaluate, draw: output/demo
 	$(PYTHON) -m $(TRAIN) --config-file configs/digits/focal_retinanet_tiny.yaml OUTPUT_DIR output/demo
 	$(PYTHON) -m focal_det.tools report output/demo
 
+# Two processes share the tests, and one takes over what the other has left. A thread each: the
+# models of the tests are too small for more.
 .PHONY: test
 test: env ## the tests that take minutes in all
-	$(PYTHON) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 
 .PHONY: test-slow
 test-slow: env ## the tests that train for minutes

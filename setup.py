@@ -12,7 +12,7 @@ VERSION = re.search(
 
 DIGITS = ["scikit-learn"]
 SLURM = ["submitit"]
-DEV = [*DIGITS, *SLURM, "hypothesis", "mypy", "pytest", "ruff", "types-PyYAML"]
+DEV = [*DIGITS, *SLURM, "hypothesis", "pytest", "pytest-xdist", "ruff"]
 
 setup(
     name="focal-det",
