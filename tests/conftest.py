@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
-from collections.abc import Callable
 
 os.environ["DETECTRON2_ENV_MODULE"] = "focal_det.env"
 os.environ.setdefault("OMP_NUM_THREADS", "2")

@@ -1,4 +1,4 @@
-"""The page of `focal-det check`: the findings, and what was measured of the training set."""
+"""The page of `focal-det check`: the findings, and the training set in words and pictures."""
 
 from pathlib import Path
 from typing import Optional
@@ -7,6 +7,9 @@ from focal_det.check.findings import Findings
 from focal_det.imbalance.describe import describe
 from focal_det.imbalance.measure import TrainingSetReport
 
+from .anchors import make_anchor_figure
+from .class_weights import make_class_weights_figure
+from .detections import make_ground_truth_figure
 from .findings import summarize
 from .page import Page
 
@@ -31,6 +34,19 @@ def write_check_page(
         [x.severity for x in findings],
     )
     if report:
-        page.add_heading("Training set")
-        page.add_text("\n".join(describe(report)))
+        _add_training_set(page, report)
     page.write(file)
+
+
+def _add_training_set(page: Page, report: TrainingSetReport) -> None:
+    page.add_heading("Training set")
+    page.add_text("\n".join(describe(report)))
+    images = make_ground_truth_figure(report.sample, report.class_names)
+    page.add_figure(images, "images with their boxes")
+    fits = {"now": report.fit}
+    if report.fit_after:
+        fits["suggested"] = report.fit_after
+    anchors = make_anchor_figure(fits, report.weights.labels, report.level_names)
+    page.add_figure(anchors, "boxes that the anchors reach, by size, IoU and class")
+    weights = make_class_weights_figure(report.weights, "objects, alpha and pi of each class")
+    page.add_figure(weights, "objects of each class, and the alpha and pi they ask for")

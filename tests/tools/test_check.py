@@ -1,8 +1,12 @@
 """`focal-det check`: faults of data and config, an exit code, a page and a corrected copy."""
 
+import base64
 import functools
 import json
+import re
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,7 +21,7 @@ from focal_det.imbalance.anchors import build_anchor_setup, label_record
 from focal_det.imbalance.first_loss import compute_expected_loss
 from focal_det.model_zoo import get_config_file
 from focal_det.registry import CLS_LOSS_REGISTRY
-from focal_det.report.detections import draw_boxes, draw_ground_truth
+from focal_det.report.detections import draw_boxes, make_ground_truth_figure
 from focal_det.tools.__main__ import main as focal_det_main
 from focal_det.tools.check import main
 from focal_det.tools.train import main as train
@@ -49,6 +53,12 @@ def write_config(folder, block, **changes):
 
 def run(config, *words):
     return main(["--config-file", str(config), *words])
+
+
+def read_pictures(page):
+    """The pictures in a page, (H, W, 3) each."""
+    codes = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
+    return [cv2.imdecode(np.frombuffer(base64.b64decode(x), np.uint8), 1) for x in codes]
 
 
 def test_correct_data_and_config_pass(config, capsys):
@@ -528,6 +538,7 @@ def test_broken_image_that_was_not_decoded_spares_the_page(config, tmp_path, cap
     assert run(config, "--images", "1", "--output", str(page)) == 0
     assert "CHK226 data set that was decoded in part" in capsys.readouterr().out
     assert "training set: 4 images" in page.read_text(encoding="utf-8")
+    assert len(read_pictures(page)) == 3
 
 
 def rename_classes(config, *names):
@@ -559,6 +570,8 @@ def test_long_class_names_are_shortened_on_the_page(config, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert run(config, "--output", str(page)) == 0
     assert 1000 * "a" not in page.read_text(encoding="utf-8")
+    for height, width, _ in (x.shape for x in read_pictures(page)):
+        assert height * width < 4e6
     assert len(capsys.readouterr().out) < 10_000
     assert run(config, "--json") == 0
     figures = json.loads(capsys.readouterr().out)["training_set"]
@@ -636,16 +649,17 @@ def test_only_some_of_very_many_boxes_are_drawn(tmp_path, monkeypatch):
         return draw_boxes(image, boxes, *args, **kwargs)
 
     monkeypatch.setattr("focal_det.report.detections.draw_boxes", draw)
-    draw_ground_truth([record], CLASSES, tmp_path / "images.png")
+    make_ground_truth_figure([record], CLASSES)
     assert drawn == [200]
 
 
-def test_page_has_findings_and_measures(small_boxes, tmp_path, capsys):
+def test_page_has_findings_measures_and_pictures(small_boxes, tmp_path, capsys):
     page = tmp_path / "pages" / "check.html"
     assert run(small_boxes, "--output", str(page)) == 1
     text = page.read_text(encoding="utf-8")
     assert "CHK503 boxes that no anchor overlaps enough" in text
     assert "training set: 4 images, 4 objects" in text
+    assert [picture.std() > 10 for picture in read_pictures(page)] == 3 * [True]
     assert [x.name for x in page.parent.iterdir()] == ["check.html"]
     assert f"page:    {page}" in capsys.readouterr().out
 
