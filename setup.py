@@ -12,7 +12,16 @@ VERSION = re.search(
 
 DIGITS = ["scikit-learn"]
 SLURM = ["submitit"]
-DEV = [*DIGITS, *SLURM, "hypothesis", "pytest", "pytest-xdist", "ruff"]
+DEV = [
+    *DIGITS,
+    *SLURM,
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "types-PyYAML",
+]
 
 setup(
     name="focal-det",
