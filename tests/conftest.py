@@ -1,4 +1,7 @@
-"""Fixtures shared by all tests: the environment a user sets, a small model and a batch with every kind of anchor."""
+"""What all tests share: the environment of a user, a small model, a batch, processes.
+
+Each test starts from seed 0 and with the log handlers that the session started with.
+"""
 
 import json
 import logging
@@ -58,7 +61,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
 def pytest_report_header() -> str:
     import detectron2
 
-    return f"detectron2 {detectron2.__version__} at {Path(detectron2.__file__).parent}, torch {torch.__version__}"
+    folder = Path(detectron2.__file__).parent
+    return f"detectron2 {detectron2.__version__} at {folder}, torch {torch.__version__}"
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +86,7 @@ def loggers():
 
 @pytest.fixture
 def make_cfg():
-    """A function that returns the config of a small five-class FocalRetinaNet, with overrides as for the command line."""
+    """A function from KEY, VALUE, ... to the config of a small five-class FocalRetinaNet."""
     from detectron2.config import get_cfg
 
     from focal_det.model_zoo import get_config_file
@@ -157,7 +161,15 @@ def small_disk(tmp_path):
 
 
 def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:
-    """Inputs of a model in training: random images with the given XYXY boxes, whose classes go round."""
+    """Inputs of a model in training: a random image for each list of XYXY boxes.
+
+    Args:
+        boxes_per_image: boxes in pixels; their classes are 0, 1, ... up to `num_classes`.
+        size: height and width of the images.
+
+    Returns:
+        dicts with `image` (3, size, size) float32 in [0, 256) and `instances`.
+    """
     from detectron2.structures import Boxes, Instances
 
     generator = torch.Generator().manual_seed(0)
@@ -230,7 +242,15 @@ def run_ranks(function: Callable[..., None], *args: Any, num_processes: int) -> 
 def run_python(
     *args: str, env: Optional[dict] = None, check: bool = True, cwd=None, timeout: int = 600
 ):
-    """Run the tests' interpreter in a process of its own; with `check`, show its output if it fails."""
+    """Run the tests' interpreter in a process of its own.
+
+    Args:
+        env: changes of the environment; None takes a variable away.
+        check: whether an exit code other than 0 fails the test and shows the output.
+
+    Returns:
+        the exit code, and stdout followed by stderr.
+    """
     environ = {**os.environ, "PYTHONWARNINGS": "ignore", **(env or {})}
     environ = {k: v for k, v in environ.items() if v is not None}
     command = [sys.executable, *map(str, args)]

@@ -195,7 +195,8 @@ dataloader.test.num_workers = 0
 dataloader.train.dataset.names = dataloader.test.dataset.names = "shapes_train"
 dataloader.train.mapper.augmentations = []
 dataloader.test.mapper.augmentations = []
-train.update(init_checkpoint="", device="cpu", max_iter=2, eval_period=2, log_period=1, output_dir={str(tmp_path / "out")!r})
+train.update(init_checkpoint="", device="cpu", max_iter=2, eval_period=2, log_period=1)
+train.output_dir = {str(tmp_path / "out")!r}
 dataloader.evaluator.output_dir = train.output_dir
 optimizer.lr = 0.0001
 """

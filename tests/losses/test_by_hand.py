@@ -28,7 +28,8 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
 @pytest.mark.parametrize(
     ("name", "args", "want"),
     [
-        # The object's class: p_t = 3/4, so 1/4 * (1/4)^2 * log(4/3); the other: p_t = 1/2, so 3/4 * (1/2)^2 * log 2.
+        # The object's class: p_t = 3/4, so 1/4 * (1/4)^2 * log(4/3); the other: p_t = 1/2, so 3/4 *
+        # (1/2)^2 * log 2.
         ("FocalLoss", {"alpha": 0.25, "gamma": 2}, math.log(4 / 3) / 64 + 3 / 16 * LOG2),
         # alpha 0.5 and gamma 1 for the object's class, alpha 0.2 and gamma 3 for the other.
         (
@@ -65,7 +66,8 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
         ),
         # One anchor is mined, and its mean is its cross entropy.
         ("OHEMLoss", {"batch": 1}, math.log(4 / 3) + LOG2),
-        # Gradient norms 1/4 and 1/2 are in regions of their own, each with one term: density 1 times two regions.
+        # Gradient norms 1/4 and 1/2 are in regions of their own, each with one term: density 1
+        # times two regions.
         ("GHMCLoss", {"num_bins": 30}, (math.log(4 / 3) + LOG2) / 2),
         # One region with both terms: density 2 times one region.
         ("GHMCLoss", {"num_bins": 1}, (math.log(4 / 3) + LOG2) / 2),
@@ -85,7 +87,8 @@ def test_softmax_over_two_classes_and_background():
 
 
 def test_quality_and_varifocal_with_an_iou_of_one_half():
-    # Of the object's class, |1/2 - 3/4|^2 times the cross entropy (log(4/3) + log 4) / 2; of the other, (1/2)^2 log 2.
+    # Of the object's class, |1/2 - 3/4|^2 times the cross entropy (log(4/3) + log 4) / 2; of the
+    # other, (1/2)^2 log 2.
     cross_entropy = (math.log(4 / 3) + math.log(4)) / 2
     assert evaluate("QualityFocalLoss", {"beta": 2}, iou=0.5)[0] == pytest.approx(
         cross_entropy / 16 + LOG2 / 4, rel=1e-5
@@ -98,8 +101,9 @@ def test_quality_and_varifocal_with_an_iou_of_one_half():
 
 
 def test_equalized_focal_grows_gamma_of_a_rare_class():
-    # gamma = 1, no alpha. Class 0 has a positive with p_t = 3/4 only, class 1 a negative with p = 1/2 only: g is 1 (no negative
-    # gradient yet) and 0. So from the second step on class 1 has gamma 1 + 2 and weight 3: 3 (1/2)^3 log 2.
+    # gamma = 1, no alpha. Class 0 has a positive with p_t = 3/4 only, class 1 a negative with p =
+    # 1/2 only: g is 1 (no negative gradient yet) and 0. So from the second step on class 1 has
+    # gamma 1 + 2 and weight 3: 3 (1/2)^3 log 2.
     args = {"alpha": -1, "gamma": 1, "scale": 2}
     assert evaluate("EqualizedFocalLoss", args, steps=1)[0] == pytest.approx(
         math.log(4 / 3) / 4 + LOG2 / 2, rel=1e-5
@@ -110,8 +114,9 @@ def test_equalized_focal_grows_gamma_of_a_rare_class():
 
 
 def test_ghm_counts_per_image_and_averages_over_steps():
-    # Two images, the second of two anchors that are ignored and background: terms with g = 1/4, 1/2 | 3/4, 1/2. Per image the
-    # regions of 1/4 and 3/4 hold half a term, that of 1/2 holds one; the density is that times the three regions.
+    # Two images, the second of two anchors that are ignored and background: terms with g = 1/4, 1/2
+    # | 3/4, 1/2. Per image the regions of 1/4 and 3/4 hold half a term, that of 1/2 holds one; the
+    # density is that times the three regions.
     logits, labels = OBJECT.expand(2, 2, 2), ((0, -1), (-1, 2))
     want = [math.log(4 / 3) / 1.5 + LOG2 / 3, math.log(4) / 1.5 + LOG2 / 3]
     assert evaluate("GHMCLoss", {"num_bins": 4}, logits, labels) == pytest.approx(want, rel=1e-5)
@@ -121,16 +126,16 @@ def test_ghm_counts_per_image_and_averages_over_steps():
 
 
 def test_ghm_has_a_density_and_a_mean_for_each_level():
-    # One anchor a level: terms with g = 1/4 and 1/2 on the first, and twice 1/2 on the second, which
-    # is one region of two terms.
+    # One anchor a level: terms with g = 1/4 and 1/2 on the first, and twice 1/2 on the second,
+    # which is one region of two terms.
     logits = [OBJECT, torch.zeros(1, 1, 2)]
     labels = torch.tensor([[0, 2]])
     targets = DenseTargets.build(labels, torch.zeros(1, 2, 4), 2)
     loss = CLS_LOSS_REGISTRY.build("GHMCLoss", {"momentum": 0.5}, num_classes=2)
     want = [(math.log(4 / 3) + LOG2) / 2 + LOG2]
     assert loss(logits, targets).tolist() == pytest.approx(want, rel=1e-5)
-    # The levels change places: on the first, the average of the region of 1/2 is (1 + 2) / 2; on the
-    # second, that of 1/4 is (0 + 1) / 2 and that of 1/2 is (2 + 1) / 2.
+    # The levels change places: on the first, the average of the region of 1/2 is (1 + 2) / 2; on
+    # the second, that of 1/4 is (0 + 1) / 2 and that of 1/2 is (2 + 1) / 2.
     targets = DenseTargets.build(labels.flip(1), torch.zeros(1, 2, 4), 2)
     want = [2 * LOG2 / 1.5 + (math.log(4 / 3) / 0.5 + LOG2 / 1.5) / 2]
     assert loss(logits[::-1], targets).tolist() == pytest.approx(want, rel=1e-5)
@@ -150,7 +155,8 @@ def test_more_levels_than_ghm_keeps_are_refused():
 
 
 def test_ohem_drops_what_a_harder_anchor_overlaps():
-    # Cross entropies log 2 each for background anchors with p = 1/2 in one class and nearly 0 in the other.
+    # Cross entropies log 2 each for background anchors with p = 1/2 in one class and nearly 0 in
+    # the other.
     logits = torch.tensor([[[0.0, -50.0], [LOG3, -50.0], [-LOG3, -50.0]]])
     got = evaluate("OHEMLoss", {"batch": 2}, logits, ((2, 2, 2),))
     assert got[0] == pytest.approx((math.log(4) + LOG2) / 2, rel=1e-5)

@@ -89,7 +89,7 @@ def avoid_kinks(logits, name, args):
 
 
 def make_scene(name, args, size=30.0, dtype=torch.float32, num_classes=NUM_CLASSES):
-    """A loss, logits (3, 18, C) in [-size, size] of one level, and targets with every kind of label.
+    """A loss, logits (3, 18, C) in [-size, size], and targets with every kind of label.
 
     The logits are float32 numbers whatever their dtype.
     """

@@ -1,4 +1,4 @@
-"""Focal loss: against a float64 reference written from the formula, fvcore and torchvision, and where those break."""
+"""Focal loss against a float64 reference, fvcore and torchvision, and where those break."""
 
 import math
 
@@ -19,7 +19,7 @@ ALPHAS = [-1, 0, 0.25, 0.75, 1]
 
 
 def reference(logits, is_positive, alpha, gamma):
-    """Eq. 5 of arXiv 1708.02002 per logit in float64, in the form of the text: p_t, alpha_t, then the product."""
+    """Eq. 5 of arXiv 1708.02002 per logit in float64, as the text has it: p_t, then alpha_t."""
     x_t = torch.where(is_positive, logits, -logits).double()
     p_t = 1 / (1 + torch.exp(-x_t))
     not_p_t = 1 / (1 + torch.exp(x_t))  # 1 - p_t without cancellation
@@ -136,7 +136,8 @@ def test_sum_from_labels_equals_the_formula(alpha, gamma):
 
 
 def test_easy_classes_keep_precision_beside_a_wrong_one():
-    # The class itself costs 30 nats, wrongly as background and rightly 1e-39: nothing of the former may leak into the sum.
+    # The class itself costs 30 nats, wrongly as background and rightly 1e-39: nothing of the former
+    # may leak into the sum.
     logits, labels = torch.tensor([[30.0, -20.0]]), torch.tensor([0])
     want = reference(logits, one_hot(labels, 2), 0.25, 2).sum()
     torch.testing.assert_close(

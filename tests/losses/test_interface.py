@@ -1,4 +1,4 @@
-"""A second loss that differs in everything the interface lets it: the detector asks the loss, and never its class."""
+"""A second loss that differs in all that the interface allows: the detector asks the loss."""
 
 import math
 
@@ -105,7 +105,8 @@ def test_its_scores_are_those_of_the_classes(toy_cfg, num_classes):
     ).eval()
     with torch.no_grad():
         model.head.cls_score.weight.zero_()
-        # Class K-1 of each anchor scores highest: a reshape with the wrong number of outputs would mix classes and anchors.
+        # Class K-1 of each anchor scores highest: a reshape with the wrong number of outputs would
+        # mix classes and anchors.
         model.head.cls_score.bias.copy_(
             torch.tensor([0.0] * (num_classes - 1) + [3.0, 1.0]).repeat(9)
         )

@@ -140,7 +140,8 @@ def test_one_gradient_bin_is_the_mean_cross_entropy(seed):
 @few
 @given(seeds, gammas)
 def test_softmax_of_one_class_is_focal_of_the_difference(seed, gamma):
-    # With one class, softmax over (x, b) is the sigmoid of x - b; binary focal loss then has one term for each anchor.
+    # With one class, softmax over (x, b) is the sigmoid of x - b; binary focal loss then has one
+    # term for each anchor.
     torch.manual_seed(seed)
     logits, labels = torch.randn(2, 30, 2, dtype=torch.float64) * 4, torch.randint(-1, 2, (2, 30))
     targets = make_targets(labels, 1)

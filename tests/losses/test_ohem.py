@@ -1,4 +1,4 @@
-"""Hard example mining: growing the candidates gives what NMS over all anchors gives, ties included."""
+"""Hard example mining: growing candidates gives what NMS over all anchors gives."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Labels: Detectron2's, but a box that overlaps no anchor gets none, and a class id without an output is refused."""
+"""Labels: Detectron2's, but a box without an anchor gets none and a bad class id is refused."""
 
 import math
 
@@ -68,7 +68,7 @@ def assert_labels_are_detectron2s(anchors, gt, matcher):
 
 @st.composite
 def matchers(draw):
-    """With any thresholds and labels that Detectron2 takes, equal thresholds and positive far anchors included."""
+    """With any thresholds and labels that Detectron2 takes, equal thresholds included."""
     thresholds = sorted(
         draw(
             st.lists(
@@ -87,7 +87,7 @@ def matchers(draw):
 
 
 def on_grid(step):
-    """Up to 8 boxes with sides and corners that are multiples of `step`; with 8 px, that of the anchors, many IoUs tie."""
+    """Up to 8 boxes on a grid of `step` px; with 8 px, that of the anchors, many IoUs tie."""
     size = st.integers(1, 96 // step)
     xywh = st.tuples(*[st.integers(-10 // step, 140 // step)] * 2, size, size)
     box = xywh.map(lambda x: [step * v for v in (x[0], x[1], x[0] + x[2], x[1] + x[3])])
@@ -178,7 +178,7 @@ def test_the_model_reports_such_a_box_and_counts_it(make_cfg, caplog):
 
 
 def test_low_quality_matches_are_a_key(make_cfg):
-    """A box that overlaps no anchor at the threshold gets anchors as in Detectron2, or none as in the paper."""
+    """A box below the threshold gets anchors as in Detectron2, or none as in the paper."""
     (image,) = make_batch([[40, 40, 50, 50]])
     nums_pos = {}
     for allowed in (True, False):
@@ -198,7 +198,8 @@ def test_a_class_id_without_an_output_names_image_and_key(make_cfg, wrong):
     image["instances"].gt_classes[:] = wrong
     with pytest.raises(
         ValueError,
-        match=f"cells/7.png has an object of class id {wrong}, but MODEL.RETINANET.NUM_CLASSES is 5",
+        match=f"cells/7.png has an object of class id {wrong}, "
+        "but MODEL.RETINANET.NUM_CLASSES is 5",
     ):
         model([{**image, "file_name": "cells/7.png"}])
 

@@ -1,4 +1,4 @@
-"""The box loss per image: its sum is Detectron2's dense box regression loss; no positives give zero with a gradient."""
+"""The box loss per image, whose sum is Detectron2's dense box regression loss."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
-"""A training step waits for the GPU once, to learn how many positives there are. Fake tensors say so without one.
+"""A training step waits for the GPU once, to learn the number of positives.
 
-A fake tensor has a device and a shape, and no values: what needs a value, raises. (The backward pass needs a real GPU.)
+Fake tensors show it without a GPU: they have a device and a shape but no values, and an operation
+that needs a value raises. The backward pass needs a real GPU.
 """
 
 import traceback
@@ -33,7 +34,7 @@ class RecordShapesFromValues(TorchDispatchMode):
 
     @staticmethod
     def is_ours():
-        """Whether focal_det itself asked for it: torchvision's IoU losses, for one, index by masks."""
+        """Whether focal_det itself asked for it: torchvision's IoU losses index by masks."""
         for frame in reversed(traceback.extract_stack()):
             if frame.filename.startswith(OURS):
                 return True
@@ -54,7 +55,7 @@ class RecordShapesFromValues(TorchDispatchMode):
 
 @pytest.fixture
 def step(make_cfg, monkeypatch):
-    """A function that makes labels and losses of a model on a GPU that is not there; returns what was waited for."""
+    """A function that makes labels and losses on a pretended GPU; returns what it waited for."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr("focal_det.losses.kernels._can_launch", lambda: True)
 
@@ -76,7 +77,8 @@ def step(make_cfg, monkeypatch):
             ]
             deltas = [torch.empty(2, n, 4, device="cuda", requires_grad=True) for n in numbers]
             gt = [make_instances(3), make_instances(0)]
-            # Without one, nothing is recorded: the number of positives, which a storage wants, is known to the real step by then.
+            # Without one, nothing is recorded: the number of positives, which a storage wants, is
+            # known to the real step by then.
             storage = nullcontext() if iteration is None else EventStorage(iteration)
             with RecordShapesFromValues() as waits, storage:
                 without_anchor = []

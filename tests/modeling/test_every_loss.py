@@ -74,7 +74,8 @@ def test_its_first_loss_is_near_that_of_the_prior(name, make_cfg, batch, caplog)
 
 
 def test_the_loss_at_the_prior_is_that_of_the_formula(make_cfg, batch, caplog):
-    # pi = 0.5: every term is -0.25 log(0.5) times alpha_t; 1 - alpha_t for all but the positives' own class.
+    # pi = 0.5: every term is -0.25 log(0.5) times alpha_t; 1 - alpha_t for all but the positives'
+    # own class.
     cfg = make_cfg(
         "MODEL.RETINANET.PRIOR_PROB", 0.5, "MODEL.FOCAL_DET.NORMALIZER.NAME", "GlobalPosCount"
     )

@@ -1,4 +1,4 @@
-"""Matches: bit for bit what the matrix of Detectron2's `pairwise_iou` says, in little memory, and on a GPU without waiting."""
+"""Matches equal Detectron2's `pairwise_iou` matrix, in little memory and without waiting."""
 
 import math
 
@@ -82,7 +82,7 @@ def lists_of_boxes(draw):
 
 
 def read_matrix(anchors, boxes):
-    """The definition. Two areas of inf give Detectron2 a NaN, which its Matcher refuses; here they overlap nothing."""
+    """The definition. Two areas of inf, a NaN that Detectron2 refuses, overlap nothing here."""
     iou = pairwise_iou(Boxes(boxes), Boxes(anchors)).nan_to_num(nan=0.0)
     max_iou_of_box = iou.amax(dim=1)
     reachable = max_iou_of_box > 0
@@ -169,7 +169,7 @@ def test_peak_bytes_are_those_of_the_matrix_for_detectron2(layouts):
 
 @pytest.mark.parametrize("match, max_megabytes", [(_match_near_pairs, 20), (_match_all_pairs, 100)])
 def test_memory_does_not_grow_with_the_number_of_boxes(match, max_megabytes):
-    """The matrix alone of the 300 boxes would have 196 MB; the worst box, as large as the image, is there both times."""
+    """The matrix of the 300 boxes alone has 196 MB; a box as large as the image is in both."""
     anchors, boxes = make_retinanet_anchors(800, 1088), make_boxes(300, 800, 1088)
     boxes[0] = torch.tensor([0.0, 0, 1088, 800])
     few, many = (

@@ -1,4 +1,4 @@
-"""Stock RetinaNet and FocalRetinaNet with the same weights: the same names, losses, detections and checkpoints."""
+"""FocalRetinaNet with the weights of stock RetinaNet: the same names, losses and detections."""
 
 import copy
 import logging
@@ -114,7 +114,8 @@ def test_losses_are_equal_over_three_optimizer_steps(pair, batch, loss_type, bet
         "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
         beta,
     )
-    # In float64, as batch norm makes a large difference after three steps from float32's rounding before them.
+    # In float64, as batch norm makes a large difference after three steps from float32's rounding
+    # before them.
     stock, ours = (model.double() for model in pair(*overrides))
     features = [torch.zeros(1, 1, s, s) for s in (16, 8, 4, 2, 1)]
     anchors = ours.anchor_generator(features)
@@ -153,7 +154,8 @@ def test_detections_are_equal_on_trained_weights(pair, batch):
 def test_detections_are_equal_at_threshold_zero(pair, batch):
     stock, ours = pair("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0)
     train(stock, batch, 3)
-    # Scores far enough apart that rounding decides neither which survives NMS nor which is the 100th.
+    # Scores far enough apart that rounding decides neither which survives NMS nor which is the
+    # 100th.
     with torch.no_grad():
         stock.head.cls_score.weight.mul_(30)
     ours.load_state_dict(stock.state_dict())

@@ -1,4 +1,4 @@
-"""FocalRetinaNet does nothing twice and copies nothing it need not: the layout of the images, and the anchors."""
+"""FocalRetinaNet neither computes nor copies twice: the layout of images, and the anchors."""
 
 import pytest
 import torch

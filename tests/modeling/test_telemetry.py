@@ -1,4 +1,4 @@
-"""Telemetry: each figure by its definition, at the iterations that the writers see and at no other, and pictures of training."""
+"""Telemetry: each figure by its definition, when the writers write, and pictures."""
 
 import copy
 import json

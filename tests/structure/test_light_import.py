@@ -90,20 +90,17 @@ def test_import_changes_nothing_of_detectron2():
     run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
 
 
-def test_names_of_the_package_are_lazy():
-    code = (
-        "import focal_det, sys\n"
-        "assert 'torch' not in sys.modules\n"
-        "for name in dir(focal_det): getattr(focal_det, name)\n"
-        "try: focal_det.FocalRetinaNets\n"
-        "except AttributeError as e: print(e)"
-    )
+def test_names_of_the_package_are_found_lazily():
+    code = "import focal_det, sys\nassert 'torch' not in sys.modules\n"
+    code += "for name in dir(focal_det): getattr(focal_det, name)\n"
+    code += "try: focal_det.FocalRetinaNets\nexcept AttributeError as e: print(e)"
     _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
     assert "no attribute 'FocalRetinaNets'" in output
 
 
 def test_the_environment_module_can_be_imported_first():
-    code = "from focal_det import FocalRetinaNetHead, add_focal_det_config\nfrom detectron2.config import get_cfg\n"
+    code = "from focal_det import FocalRetinaNetHead, add_focal_det_config\n"
+    code += "from detectron2.config import get_cfg\n"
     run_python("-c", code + "assert get_cfg().MODEL.FOCAL_DET")
     run_python("-c", "import focal_det.modeling.retinanet_head")
     code, output = run_python("-c", "import focal_det.config", check=False)

@@ -1,4 +1,4 @@
-"""The wheel: it has the configs, finds them, and does not ask for a Detectron2 from the package index."""
+"""The wheel: it finds its configs and does not require Detectron2 from the package index."""
 
 import shutil
 import zipfile

@@ -1,4 +1,4 @@
-"""The operator of the fast paths: what autograd, torch.compile and mixed precision do with it, and what it keeps in memory."""
+"""The operator of the fast paths under autograd, torch.compile and mixed precision."""
 
 import pytest
 import torch
@@ -91,7 +91,8 @@ def test_without_gradients_nothing_is_kept(scene):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_of_easy_negatives_survive_half_precision(dtype):
-    # p = 1.2e-4: the gradient p^3 = 1.8e-12 is far below float16's smallest number; times a loss scale of 2^20 it is not.
+    # p = 1.2e-4: the gradient p^3 = 1.8e-12 is far below float16's smallest number; times a loss
+    # scale of 2^20 it is not.
     logits = torch.full((1, 8, 3), -9.0, dtype=dtype, requires_grad=True)
     labels, scale = torch.full((1, 8), 3), 2.0**20
     (
@@ -155,7 +156,8 @@ def test_pieces_of_any_size_give_the_plain_sums(loss, dtype, num_classes, monkey
 
 
 def test_a_large_wrong_term_leaves_no_trace_in_the_sum():
-    # As background the first logit costs 30; it is the anchor's class, which costs 1e-13. The second costs 4e-9.
+    # As background the first logit costs 30; it is the anchor's class, which costs 1e-13. The
+    # second costs 4e-9.
     logits, labels = torch.tensor([[30.0, -20.0]]), torch.tensor([0])
     want = torch.nn.functional.softplus(torch.tensor([-30.0, -20.0], dtype=torch.float64)).sum()
     got = focal_loss_from_labels(logits, labels, alpha=-1, gamma=0)

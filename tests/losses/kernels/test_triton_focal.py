@@ -111,7 +111,7 @@ def compute_plain(logits, labels, form, alpha):
 
 
 def assert_close(got, want, rounding=0.0, step=0.0):
-    """Within a relative error of 1e-5 above 1e-30, and within 1e-30 below, beside the rounding to a dtype."""
+    """Within a relative 1e-5 above 1e-30 and 1e-30 below, beside the rounding to a dtype."""
     error = (got.double() - want).abs()
     allowed = torch.where(want.abs() > 1e-30, (1e-5 + rounding) * want.abs(), 1e-30) + step
     worst = (error - allowed).argmax()
@@ -248,7 +248,8 @@ def test_logits_may_have_any_strides(num_classes, dtype):
     logits, labels = make_scene(3, 2 * 5 * 7, num_classes, dtype)
     want = run(logits, labels, {"gamma": 1.5})
     logits = logits.to(DEVICE)
-    # The permutation of Detectron2, as a view of a channels-last output of a head with two anchors a cell.
+    # The permutation of Detectron2, as a view of a channels-last output of a head with two anchors
+    # a cell.
     head = logits.view(3, 5, 7, 2 * num_classes).permute(0, 3, 1, 2)
     view = head.view(3, 2, num_classes, 5, 7).permute(0, 3, 4, 1, 2).reshape(3, -1, num_classes)
     assert (
@@ -333,7 +334,8 @@ def test_without_triton_only_this_module_fails():
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import focal_det.losses\n"
-        "try:\n    import focal_det.losses.kernels.triton_focal\nexcept ImportError:\n    print('refused')"
+        "try:\n    import focal_det.losses.kernels.triton_focal\n"
+        "except ImportError:\n    print('refused')"
     )
     assert "refused" in run_python("-c", code, cwd=ROOT)[1]
 
@@ -407,7 +409,8 @@ def test_compiled_code_moves_vectors_of_16_bytes(compiler, dtype, num_classes, f
 def test_every_vector_length_compiles(compiler, num_classes, unit, power):
     for dtype, with_grad in ((torch.float32, False), (torch.bfloat16, True)):
         ptx = compile_for_gpu(dtype, num_classes, unit, with_grad=with_grad, power=power)
-        # Labels and logits are each read at most once per logit; beside the gradient one sum is written.
+        # Labels and logits are each read at most once per logit; beside the gradient one sum is
+        # written.
         assert 1 < count(r"ld\.global", ptx) <= 32
         assert (count(r"st\.global", ptx) > 1) == with_grad
 
