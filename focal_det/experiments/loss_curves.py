@@ -68,8 +68,9 @@ def compute_loss_curves(loss: ClsLoss, *, iou: float = 1.0) -> LossCurves:
         raise ValueError(f"iou must be in [0, 1], got {iou}")
     # A stateful loss changes when it is evaluated.
     loss = copy.deepcopy(loss)
-    x_t = torch.linspace(-X_MAX, X_MAX, NUM_POINTS)
-    y = torch.tensor([[1.0], [-1.0]])
+    # In float64, which has no fast path: those sum image by image, and here each has one anchor.
+    x_t = torch.linspace(-X_MAX, X_MAX, NUM_POINTS, dtype=torch.float64)
+    y = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     x = (y * x_t).requires_grad_()
     logits = F.pad(x.reshape(-1, 1, 1), (0, loss.num_outputs(1) - 1))
     values = loss([logits], _make_targets(iou, loss.needs))
