@@ -150,7 +150,7 @@ def test_focal_det_train_checks_first(tmp_path):
     config = make_config(tmp_path, MODEL=model, DATASETS={"TRAIN": ["shapes"], "TEST": []})
     command = ["-m", "focal_det.tools", "train", "--config-file", config]
     code, output = run_python(*command, check=False)
-    assert code != 0 and "images that cannot be decoded" in output and "3.png" in output
+    assert code != 0 and "CHK222 image that cannot be decoded" in output and "3.png" in output
     assert "nothing was trained" in output and "Starting training" not in output
     _, output = run_python(*command, "--no-check", "SOLVER.MAX_ITER", "1", check=False)
     assert "Starting training from iteration 0" in output

@@ -350,7 +350,9 @@ def test_findings_are_logged(digits):
     digits.content["annotations"][0]["bbox"][2] = 0
     digits.save()
     train(["--config-file", str(digits.write_config())])
-    assert "check: warning: boxes without area" in (digits.folder / "out" / "log.txt").read_text()
+    assert (
+        "check: warning: CHK311 box without area" in (digits.folder / "out" / "log.txt").read_text()
+    )
 
 
 def test_image_that_breaks_after_the_check_is_named(digits):

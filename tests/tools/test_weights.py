@@ -369,7 +369,7 @@ def test_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch):
         ),
         (
             ["DATASETS.TRAIN", "('no_names',)", "MODEL.RETINANET.NUM_CLASSES", "7"],
-            "no_names has 2 classes, but .*NUM_CLASSES is 7",
+            r"no_names has 2 classes \(a, b\), but .*NUM_CLASSES is 7",
         ),
         (
             ["MODEL.RETINANET.NUM_CLASSES", "3"],
