@@ -111,7 +111,7 @@ class _SafeYaml(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        package = Path(importlib.import_module("detectron2").__file__).parent
+        package = Path(importlib.import_module("detectron2").__path__[0])
         # The folder of the configs is a link in an editable install.
         own = {package.resolve(), (package / "model_zoo" / "configs").resolve()}
         is_detectron2s = not own.isdisjoint(Path(filename).resolve().parents)

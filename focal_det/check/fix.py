@@ -131,7 +131,7 @@ def _fill_in(annotation: dict[str, Any], images: dict, changes: _Changes) -> Non
         annotation["id"] = 0
     image_id = annotation.get("image_id")
     image = images.get(image_id) if is_id(image_id) else None
-    box = annotation.get("bbox")
+    box: Any = annotation.get("bbox")
     has_box = image is not None and is_usable(box, (image["width"], image["height"]))
     if has_box and not is_area(annotation.get("area")):
         annotation["area"] = box[2] * box[3]

@@ -82,7 +82,9 @@ def _check_record(
         rule, value = fault
         size = f"{record['width']} x {record['height']}"
         place = f"{where} (image {record.get('image_id')}, {size}), object {index}: {value}"
-        fields = {"last": num_classes - 1} if rule is UNKNOWN_CLASS else {}
+        fields: dict[str, Any] = {}
+        if rule is UNKNOWN_CLASS:
+            fields["last"] = num_classes - 1
         findings.add(rule, place, **fields)
     return num_usable
 

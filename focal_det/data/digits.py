@@ -183,7 +183,7 @@ def _sample_labels(rng: np.random.Generator, probs: np.ndarray) -> list[int]:
     """Draw 0 to 6 classes in 0..K-1, before anything else of a canvas is drawn."""
     num_digits = 0
     if rng.random() >= _EMPTY_FRACTION:
-        num_digits = rng.integers(1, _MAX_DIGITS + 1)
+        num_digits = int(rng.integers(1, _MAX_DIGITS + 1))
     return rng.choice(len(probs), size=num_digits, p=probs).tolist()
 
 
@@ -234,7 +234,7 @@ def _draw_background(rng: np.random.Generator) -> np.ndarray:
     """(S, S, 3) uint8 smooth gradient with strokes, arcs and blobs blended in."""
     grid = rng.uniform(50, 205, 3) + rng.normal(0, 22, (3, 3, 3))
     gradient = cv2.resize(grid, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
-    image = gradient.clip(0, 255).astype(np.uint8)
+    image: np.ndarray = gradient.clip(0, 255).astype(np.uint8)
     for _ in range(rng.integers(4, 13)):
         shape = rng.choice(["stroke", "arc", "blob"], p=[0.45, 0.35, 0.2])
         layer = image.copy()

@@ -169,11 +169,10 @@ def _read_image(root: Path, image_id: str, classes: Sequence[str]) -> dict[str, 
     if not annotation_file.is_file():
         raise FileNotFoundError(f"{annotation_file} does not exist, but {image_id} is listed")
     try:
-        tree = ElementTree.parse(annotation_file)
-        size = {key: int(tree.find(f"size/{key}").text) for key in ("height", "width")}
-        objects = [_read_object(node) for node in tree.findall("object")]
-    # AttributeError and TypeError: `find` or `text` is None, as a part is missing.
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        root_node = ElementTree.parse(annotation_file).getroot()
+        size = {key: int(_read_text(root_node, f"size/{key}")) for key in ("height", "width")}
+        objects = [_read_object(node) for node in root_node.findall("object")]
+    except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(
             f"{annotation_file} is not a VOC annotation ({error}): it needs size/width, "
             "size/height and, per object, name and bndbox with xmin, ymin, xmax, ymax"
@@ -199,9 +198,17 @@ def _find_image(folder: Path, image_id: str) -> Path:
 
 def _read_object(node: ElementTree.Element) -> tuple[str, list[float]]:
     """Class name and XYXY box of an object."""
-    name = node.find("name").text.strip()
-    box = node.find("bndbox")
-    return name, [float(box.find(key).text) for key in _CORNERS]
+    name = _read_text(node, "name").strip()
+    return name, [float(_read_text(node, f"bndbox/{key}")) for key in _CORNERS]
+
+
+def _read_text(node: ElementTree.Element, path: str) -> str:
+    """Text of the first element at a path below the node."""
+    text = node.findtext(path)
+    # "" is an element without text.
+    if not text:
+        raise ValueError(f"no {path}")
+    return text
 
 
 def is_file_name(name: str) -> bool:

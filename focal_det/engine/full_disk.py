@@ -32,7 +32,9 @@ def report_full_disk_once(folder: Path) -> Iterator[None]:
     _silence_threads()
     logger.addFilter(_is_about_something_else)
     for handler in handlers:
-        handler.handleError = functools.partial(_handle_error, handler)
+        # On the handler, not on its class: other handlers of the process report as before.
+        report = functools.partial(_handle_error, handler)
+        handler.handleError = report  # type: ignore[method-assign]  # no other hook
     try:
         yield
     except OSError as error:

@@ -73,7 +73,8 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     content = _read_step(file)
     model = _build_model(content, file)
     batch = [from_plain(x) for x in content["batch"]]
-    with torch.autocast(model.device.type, enabled=content["config"].SOLVER.AMP.ENABLED):
+    cfg = content["config"]
+    with torch.autocast(torch.device(cfg.MODEL.DEVICE).type, enabled=cfg.SOLVER.AMP.ENABLED):
         largest = compute_largest_outputs(model, batch)
         losses = model(batch)
     sum(losses.values()).backward()
@@ -159,12 +160,13 @@ def compute_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -
     The model is in evaluation mode meanwhile, so that its buffers stay and no process waits for
     another.
     """
-    if not hasattr(model, "predict"):
+    predict = getattr(model, "predict", None)
+    if predict is None:
         return {}
     was_training = model.training
     model.eval()
     try:
-        _, _, *outputs = model.predict(batch)
+        _, _, *outputs = predict(batch)
     finally:
         model.train(was_training)
     # `amax` propagates NaN; Python's `max` would depend on the order of the levels.

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 
@@ -35,13 +35,17 @@ class Trainer(DefaultTrainer):
     `skip_trained_data` for the rest. `cfg.SEED` must be the one the run was started with.
     """
 
+    # Detectron2 sets these attributes, without annotations.
+    checkpointer: HealthyCheckpointer
+    _hooks: list[HookBase]
+
     def __init__(self, cfg: CfgNode) -> None:
         # Detectron2 may scale batch size and learning rate to the number of processes. A checkpoint
         # keeps the config as given, because a resume compares it with the one it is given.
         self._given_config = cfg.dump()
         super().__init__(cfg)
 
-    def build_hooks(self) -> list:
+    def build_hooks(self) -> list[HookBase]:
         checkpointables = dict(self.checkpointer.checkpointables)
         # Before main, Detectron2's checkpoints lack the optimizer, and with it the momentum.
         if "state_dict" not in vars(DefaultTrainer):

@@ -129,8 +129,8 @@ def make_loss_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Be
     for gamma in (2.0, 1.5, 1.0, 0.3):
         yield _make_loss_case(device, dtype, num_anchors, 80, gamma)
     # 1203 are the classes of LVIS, 365 those of Objects365.
-    counts = (12_500, 50_000, 200_000, 400_000)
-    num_classes = (5, 20, 80, 365, 1203)
+    counts: tuple[int, ...] = (12_500, 50_000, 200_000, 400_000)
+    num_classes: tuple[int, ...] = (5, 20, 80, 365, 1203)
     if quick:
         counts = (500, 1000)
         num_classes = (10, 20)
@@ -158,7 +158,9 @@ def _make_loss_case(
         torch.autograd.grad(loss(logits, labels, gamma), logits)
 
     losses = {OURS: _compute_ours, "plain path": _compute_plain, **_find_peers()}
-    contenders = {name: functools.partial(step, loss) for name, loss in losses.items()}
+    contenders: dict[str, Callable[[], Any]] = {
+        name: functools.partial(step, loss) for name, loss in losses.items()
+    }
     contenders[COPY] = lambda: logits.detach().clone()
     return BenchCase(
         f"loss and gradient: {num_anchors} anchors x {num_classes} classes, gamma {gamma:g}",
@@ -218,7 +220,7 @@ def make_label_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
     assigner = IoUAssigner(matcher=matcher, num_classes=80)
     # Detectron2's labels are a method of its model, which reads no more than these two attributes.
     stock = type("Stock", (), {"anchor_matcher": matcher, "num_classes": 80})()
-    counts = (5, 50, 300, 1000)
+    counts: tuple[int, ...] = (5, 50, 300, 1000)
     if quick:
         counts = (5, 50)
     for num_boxes in counts:
@@ -247,7 +249,7 @@ def make_step_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Be
         losses.backward()
         model.zero_grad(set_to_none=True)
 
-    counts = (5, 300)
+    counts: tuple[int, ...] = (5, 300)
     if quick:
         counts = (5,)
     for num_boxes in counts:
@@ -280,7 +282,7 @@ def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
     takes_logits = not hasattr(RetinaNet, "forward_inference")
 
     @torch.no_grad()
-    def process(model: nn.Module) -> None:
+    def process(model: RetinaNet) -> None:
         # Detectron2 works in place, so both get a copy in place of the head's output.
         if takes_logits and model is models[STOCK]:
             inputs = [x.clone() for x in logits]
@@ -303,7 +305,7 @@ def _autocast(device: str, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def _build_models(device: str) -> dict[str, nn.Module]:
+def _build_models(device: str) -> dict[str, RetinaNet]:
     """Ours and Detectron2's, with the same weights and 80 classes."""
     models = {}
     for name, architecture in ((OURS, "FocalRetinaNet"), (STOCK, "RetinaNet")):

@@ -7,7 +7,7 @@ for positives and negatives apart.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -23,6 +23,7 @@ from focal_det.losses.targets import DenseTargets
 from focal_det.messages import describe_unknown
 from focal_det.modeling.box_loss import iou_of_predictions
 from focal_det.modeling.build import build_cls_loss, read_settings
+from focal_det.modeling.retinanet import FocalRetinaNet
 
 from .loss_histogram import LossHistogram
 from .loss_specs import build_loss
@@ -83,7 +84,8 @@ def build_losses(
             raise ValueError(
                 f"{spec}: needs {num_needed} logits per anchor, the model has {num_outputs}"
             )
-        losses[name] = loss.to(cfg.MODEL.DEVICE).eval()
+        # `pointwise` says that the loss has the methods, whatever its class.
+        losses[name] = cast(PointwiseClsLoss, loss.to(cfg.MODEL.DEVICE).eval())
     return losses
 
 
@@ -136,9 +138,10 @@ def measure_losses(
         raise ValueError(
             f"MODEL.META_ARCHITECTURE must be FocalRetinaNet, got {cfg.MODEL.META_ARCHITECTURE}"
         )
+    detector = cast(FocalRetinaNet, model)
     histograms = make_histograms()
     for inputs in _map_inputs(cfg, batches):
-        add_batch(histograms, model, losses, inputs, by=by, class_names=class_names)
+        add_batch(histograms, detector, losses, inputs, by=by, class_names=class_names)
     return histograms
 
 
@@ -160,9 +163,9 @@ def _map_inputs(
 @torch.no_grad()
 def add_batch(
     histograms: Histograms,
-    model: nn.Module,
+    model: FocalRetinaNet,
     losses: Mapping[str, PointwiseClsLoss],
-    inputs: Sequence[Mapping[str, Any]],
+    inputs: list[dict[str, Any]],
     *,
     by: Optional[str] = None,
     class_names: Sequence[str] = (),
@@ -193,7 +196,7 @@ def add_batch(
 
 
 def _make_targets(
-    model: nn.Module,
+    model: FocalRetinaNet,
     inputs: Sequence[Mapping[str, Any]],
     anchors: list[Boxes],
     deltas: Tensor,

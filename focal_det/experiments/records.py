@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -98,11 +98,18 @@ def make_record(
         "figures": get_figures(metrics),
         "dataset": dataset,
         **make_origin(command, device=device, num_threads=num_threads),
-        "config_file": re.search(r"--config-file[ =](\S+)", command).group(1),
+        "config_file": _find_config_file(command),
         "minutes": round(seconds / 60, 1),
         "config": config,
         "metrics": metrics,
     }
+
+
+def _find_config_file(command: str) -> str:
+    match = re.search(r"--config-file[ =](\S+)", command)
+    if match is None:
+        raise ValueError(f"the command of a run must have --config-file, got {command!r}")
+    return match.group(1)
 
 
 def get_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
@@ -117,7 +124,7 @@ def get_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def get_figure(record: dict[str, Any], metric: str) -> float:
+def get_figure(record: Mapping[str, Any], metric: str) -> float:
     """A COCO metric of a record's data set, such as "AP", in percent."""
     figures = record["figures"]
     # Where several data sets were evaluated, Detectron2 puts the set's name before the metric's.

@@ -114,23 +114,29 @@ def read_sweep(
     if rows_file is not None:
         name = base or rows_file.resolve().parent.name
         return Sweep(name, read_rows(rows_file, base), read_starts(rows_file))
+    base = _require_base(base)
     # A grid may have one of the paper's bases as well, which need their start weights.
     starts = read_starts(Path(get_config_file(PAPER_ROWS)))
     if grid is not None:
         return Sweep(base, {"grid": make_grid(grid, get_base_file(base))}, starts)
+    if tables is None:
+        raise ValueError("a sweep needs tables, a rows file or a grid")
     rows = {table: read_table(table, base) for table in dict.fromkeys(tables)}
     return Sweep(base, rows, starts)
 
 
-def get_base_file(base: Optional[str]) -> Path:
+def _require_base(base: Optional[str]) -> str:
+    if base is None:
+        raise ValueError(f"--base is required: {', '.join(BASES)}, or the path of a config")
+    return base
+
+
+def get_base_file(base: str) -> Path:
     """The config of a base by name, or any other config, see `find_config_file`.
 
     Raises:
         FileNotFoundError: neither; names the known bases.
-        ValueError: no base.
     """
-    if base is None:
-        raise ValueError(f"--base is required: {', '.join(BASES)}, or the path of a config")
     if base in BASES:
         return Path(get_config_file(BASES[base]))
     try:
@@ -141,7 +147,7 @@ def get_base_file(base: Optional[str]) -> Path:
         ) from None
 
 
-def read_table(table: str, base: Optional[str]) -> list[Row]:
+def read_table(table: str, base: str) -> list[Row]:
     """The rows of a table of the paper that make sense on a base.
 
     A row's "bases" are those it makes sense on, by default all; its "anchors" the numbers of scales
@@ -150,7 +156,7 @@ def read_table(table: str, base: Optional[str]) -> list[Row]:
 
     Raises:
         FileNotFoundError: an unknown base.
-        ValueError: no base, an unknown table, or one without a row for the base.
+        ValueError: an unknown table, or one without a row for the base.
     """
     base_file = get_base_file(base)
     content = _read_rows_file(Path(get_config_file(PAPER_ROWS)))
@@ -183,7 +189,7 @@ def read_rows(file: Path, base: Optional[str] = None) -> dict[str, list[Row]]:
     for entry in entries:
         rows = tables.setdefault(entry["table"], [])
         if "config" not in entry:
-            base_file = get_base_file(base)
+            base_file = get_base_file(_require_base(base))
             rows.append(_make_row(entry, base_file, load_config(base_file)))
             continue
         configs = sorted(file.parent.glob(entry["config"]))

@@ -175,12 +175,7 @@ def write_start_weights(start: Start, run: Optional[Run]) -> None:
     Raises:
         ValueError: the run has no model.
     """
-    if run is None:
-        source = get_checkpoint_url(start.model)
-    else:
-        source = run.folder / "model_final.pth"
-        if "figures" not in run.read_result():
-            raise ValueError(f"no start weights: their run failed, see {run.terminal_file}")
+    source = _get_start_source(start, run)
     model = torch.load(source, map_location="cpu", weights_only=True)["model"]
     kept = {name: value for name, value in model.items() if name.startswith(start.keep)}
     if not kept:
@@ -188,6 +183,16 @@ def write_start_weights(start: Start, run: Optional[Run]) -> None:
     start.file.parent.mkdir(parents=True, exist_ok=True)
     with open_to_replace(start.file) as stream:
         torch.save({"model": kept}, stream)
+
+
+def _get_start_source(start: Start, run: Optional[Run]) -> str:
+    if run is not None:
+        if "figures" not in run.read_result():
+            raise ValueError(f"no start weights: their run failed, see {run.terminal_file}")
+        return str(run.folder / "model_final.pth")
+    if start.model is None:
+        raise ValueError(f"no start weights: {start.file} has neither a run nor a shipped model")
+    return get_checkpoint_url(start.model)
 
 
 def execute(
@@ -216,7 +221,7 @@ def execute(
         code = process.wait()
         if processes is not None:
             processes.remove(process)
-    result = {"seed": run.seed, "iterations": run.num_iters}
+    result: dict[str, Any] = {"seed": run.seed, "iterations": run.num_iters}
     if code:
         result |= _describe_failure(code, run.terminal_file.read_text(errors="replace"))
     else:
@@ -269,13 +274,22 @@ def make_results(
         "paper" and "runs", the outcomes of those runs that have one. An outcome has an origin block
         of its own, see `execute`.
     """
-    results = []
-    for table, rows in sweep.tables.items():
-        content = {"table": table, "base": sweep.name, "command": command, "rows": []}
-        for row in rows:
-            files = [run.result_file for run in runs[row] if run.result_file.is_file()]
-            outcomes = [json.loads(file.read_text()) for file in files]
-            of_row = {"row": row.name, "overrides": row.overrides, "paper": row.paper}
-            content["rows"].append({**of_row, "runs": outcomes})
-        results.append(content)
-    return results
+    return [
+        {
+            "table": table,
+            "base": sweep.name,
+            "command": command,
+            "rows": [_make_row_results(row, runs[row]) for row in rows],
+        }
+        for table, rows in sweep.tables.items()
+    ]
+
+
+def _make_row_results(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
+    files = [run.result_file for run in runs if run.result_file.is_file()]
+    return {
+        "row": row.name,
+        "overrides": row.overrides,
+        "paper": row.paper,
+        "runs": [json.loads(file.read_text()) for file in files],
+    }

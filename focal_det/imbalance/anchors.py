@@ -7,7 +7,7 @@ Shapes: N images, M boxes, R anchors of an image, K classes, L levels.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from focal_det.modeling.build import build_matcher, read_settings
 from focal_det.modeling.matching import match_anchors
 
 from .read import get_middle_size
+
+_Side = TypeVar("_Side", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ def compute_best_iou(boxes: Tensor, image_sizes: Tensor, setup: AnchorSetup) -> 
         (M,) float32 in [0, 1]; equals `AnchorFit.best_iou` up to rounding.
     """
     best = boxes.new_zeros(len(boxes))
-    generator = setup.generator
+    generator: DefaultAnchorGenerator = setup.generator
     height, width = image_sizes.unbind(dim=1)
     maps = get_feature_sizes((height, width), setup.strides, setup.size_divisibility)
     for shapes, stride, (rows, columns) in zip(generator.cell_anchors, setup.strides, maps):
@@ -319,8 +321,8 @@ def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> LabelledImage
 
 
 def get_feature_sizes(
-    image_size: tuple[int, int], strides: Sequence[int], size_divisibility: int
-) -> list[tuple[int, int]]:
+    image_size: tuple[_Side, _Side], strides: Sequence[int], size_divisibility: int
+) -> list[tuple[_Side, _Side]]:
     """(height, width) of the feature map of each stride, for a padded image.
 
     Every layer of stride 2, those of p6 and p7 included, rounds up, and

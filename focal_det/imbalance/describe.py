@@ -93,8 +93,15 @@ def describe_lost(report: TrainingSetReport) -> str:
 
 
 def describe_gain(report: TrainingSetReport) -> str:
-    """The suggested anchors, and the share of the boxes they reach."""
+    """The suggested anchors, and the share of the boxes they reach.
+
+    Raises:
+        ValueError: the report suggests none.
+    """
     anchors = report.anchors
+    fit_after = report.fit_after
+    if anchors is None or fit_after is None:
+        raise ValueError("the report suggests no anchors")
     finer = ""
     if len(anchors.strides) > len(report.level_names):
         finer = f", and a level of stride {anchors.strides[0]}"
@@ -104,7 +111,7 @@ def describe_gain(report: TrainingSetReport) -> str:
     ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
     return (
         f"anchors of {sizes} px, height / width {ratios}{finer} would reach "
-        f"{to_percent(report.fit_after.score)} of the boxes instead of "
+        f"{to_percent(fit_after.score)} of the boxes instead of "
         f"{to_percent(report.fit.score)}"
     )
 

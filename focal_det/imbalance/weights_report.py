@@ -19,7 +19,6 @@ from .class_weights import (
     count_objects,
     round_weight,
 )
-
 from .describe import describe_imbalance
 from .read import get_class_names, get_middle_size, read_training_set
 

@@ -46,7 +46,7 @@ def _draw_sizes(axes: Axes, fit: AnchorFit) -> None:
     edges = 2.0 ** np.arange(low, high + 0.51, 0.5)
     axes.hist(
         [sides[fit.is_reached], sides[~fit.is_reached]],
-        edges,
+        edges.tolist(),
         stacked=True,
         color=(BLUE, VERMILION),
         label=("reached", "not reached"),
@@ -67,7 +67,7 @@ def _draw_ious(axes: Axes, fits: Mapping[str, AnchorFit], iou_thresh: float) -> 
     axes.set_prop_cycle(color=COLORS)
     for name, fit in fits.items():
         label = f"{name}: mean {fit.best_iou.mean():.2f}"
-        axes.hist(fit.best_iou, edges, histtype="step", lw=2, label=label)
+        axes.hist(fit.best_iou, edges.tolist(), histtype="step", lw=2, label=label)
     axes.axvline(iou_thresh, color="black", ls=":", lw=1)
     axes.set_xlabel("largest IoU of a box with any anchor")
     axes.set_ylabel("boxes")

@@ -1,5 +1,7 @@
 """Objects, alpha and pi of each class, as a figure."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,8 +12,8 @@ from .style import BLUE, GREEN, VERMILION, draw_grid
 
 _MAX_NAMED_CLASSES = 120  # with more classes, the figure shows the curve without names
 _MAX_LARGE_ROWS = 30  # with more classes, the letters are smaller
-_CHOSEN_LINE = {"lw": 2, "color": VERMILION, "marker": "o"}
-_THIN_LINE = {"lw": 0.9, "color": "0.35"}
+_CHOSEN_LINE: dict[str, Any] = {"lw": 2, "color": VERMILION, "marker": "o"}
+_THIN_LINE: dict[str, Any] = {"lw": 0.9, "color": "0.35"}
 _DASHES = {"inverse": "-", "sqrt": "--", "effective": "-."}
 
 

@@ -3,12 +3,13 @@
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from focal_det.experiments.loss_curves import NUM_POINTS, X_MAX, LossCurves, is_same_line
@@ -63,8 +64,8 @@ def make_loss_curves_figure(curves: Mapping[str, LossCurves]) -> Figure:
 
     # Legend and notes get their own height, so that panels have the same size in all pictures.
     height = 7 + 0.2 * math.ceil(len(handles) / num_columns) + 0.16 * len(notes)
-    figure = Figure(figsize=(9, height), dpi=200, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+    figure = Figure(figsize=(9, height), dpi=200, layout=layout)
     figure.legend(
         handles=handles, loc="outside upper center", ncols=num_columns, frameon=False, fontsize=9
     )
@@ -95,17 +96,16 @@ def _make_handles(
         marks = "†" * curve.self_normalized + "‡" * curve.stateful
         handles.append(Line2D([], [], label=label + marks, **style))
     if any(len(curve.lines) > 1 for curve in curves.values()):
-        labels = {"-": "y = +1 (object), or both", "--": f"y = {_MINUS}1 (background)"}
-        handles += [
-            Line2D([], [], color=GRAY, linestyle=dashes, label=label)
-            for dashes, label in labels.items()
-        ]
+        solid = "y = +1 (object), or both"
+        dashed = f"y = {_MINUS}1 (background)"
+        handles.append(Line2D([], [], color=GRAY, linestyle="-", label=solid))
+        handles.append(Line2D([], [], color=GRAY, linestyle="--", label=dashed))
     return handles
 
 
 def _count_columns(handles: Sequence[Line2D]) -> int:
     """How many entries of the legend fit beside each other."""
-    longest = max((len(x.get_label()) for x in handles), default=0)
+    longest = max((len(str(x.get_label())) for x in handles), default=0)
     num_fitting = _LEGEND_LETTERS // (longest + _LETTERS_OF_A_LINE)
     return max(1, min(len(handles), num_fitting))
 
@@ -180,6 +180,14 @@ def _shade_well_classified(panels: np.ndarray) -> None:
     _write_well_classified(rising, y=0.03, side="bottom")
 
 
-def _write_well_classified(axes: Axes, y: float, side: str) -> None:
-    style = {"ha": "center", "va": side, "fontsize": 9, "color": GRAY}
-    axes.text(0.75, y, "well classified", transform=axes.transAxes, **style)
+def _write_well_classified(axes: Axes, y: float, side: Literal["top", "bottom"]) -> None:
+    axes.text(
+        0.75,
+        y,
+        "well classified",
+        transform=axes.transAxes,
+        ha="center",
+        va=side,
+        fontsize=9,
+        color=GRAY,
+    )

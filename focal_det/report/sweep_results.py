@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 from focal_det.experiments.records import get_figure
 
+from .style import BLUE, GRAY, VERMILION
+
 _METRICS = ("AP", "AP50", "AP75")
-_OURS = "#0072B2"
-_PAPERS = "#D55E00"
+_OURS = BLUE
+_PAPERS = VERMILION
 
 
 def get_values(row: dict[str, Any], metric: str) -> list[float]:
@@ -103,8 +105,7 @@ def _draw_row(axes: Axes, index: int, row: dict[str, Any]) -> None:
     else:
         # A gap would look like a row that was forgotten.
         note = _describe_outcomes(row["runs"])
-        style = {"rotation": 90, "ha": "center", "va": "bottom", "color": "0.4", "fontsize": 8}
-        axes.text(index, 1, note, **style)
+        axes.text(index, 1, note, rotation=90, ha="center", va="bottom", color=GRAY, fontsize=8)
     if "AP" in row["paper"]:
         paper = row["paper"]["AP"]
         axes.plot(index, paper, "D", color=_PAPERS, fillstyle="none", label="paper, COCO")

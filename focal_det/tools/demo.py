@@ -15,7 +15,7 @@ from focal_det.inference.predictor import Predictor
 from focal_det.report.pictures import Painter, get_frame_rate
 from focal_det.tools._program import FAILED, add_output_argument, run_program
 
-_MP4 = cv2.VideoWriter_fourcc(*"mp4v")
+_MP4 = cv2.VideoWriter.fourcc(*"mp4v")
 _DEFAULT = "digits/focal_retinanet_tiny.yaml"
 _EXAMPLE = "focal-det demo photos/ video.mp4 --output output/photos MODEL.DEVICE cpu"
 

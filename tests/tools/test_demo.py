@@ -59,7 +59,7 @@ def test_picture_without_detections_shows_the_best_score(folder, tmp_path, capsy
 def test_video_keeps_its_frames_and_its_rate(folder, tmp_path):
     frame = cv2.imread(str(next(folder.iterdir())))
     writer = cv2.VideoWriter(
-        str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, frame.shape[1::-1]
+        str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, frame.shape[1::-1]
     )
     for _ in range(5):
         writer.write(frame)
