@@ -14,11 +14,10 @@ from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from focal_det.data.catalog import check_metadata, prepare_datasets
-from focal_det.host import has_event_storage, put_scalar
+from focal_det.host import put_scalar
 from focal_det.losses import ClsLoss
 from focal_det.losses.normalizers import Normalizer
 from focal_det.losses.targets import DenseTargets
@@ -33,7 +32,7 @@ from .first_step import compute_loss_at_prior, get_prior_bias, report_first_loss
 from .ground_truth import check_training_batch, report_boxes_without_anchor
 from .retinanet_head import FocalRetinaNetHead, without_head_norm
 from .scripting import make_scriptable
-from .telemetry import is_telemetry_due, put_telemetry
+from .telemetry import is_picture_due, is_telemetry_due, put_telemetry
 
 _NUM_CLASSES_KEY = "MODEL.RETINANET.NUM_CLASSES"
 
@@ -154,17 +153,11 @@ class FocalRetinaNet(RetinaNet):
         # After the losses, which wait for the device, so that this does not wait again.
         boxes_on_cpu = [x["instances"].gt_boxes.tensor for x in batched_inputs]
         report_boxes_without_anchor(image_names, boxes_on_cpu, without_anchor)
-        if self._is_picture_due():
+        if is_picture_due(self.vis_period):
             with torch.no_grad():
                 results = self.inference(anchors, pred_logits, pred_anchor_deltas, image_sizes)
             self.visualize_training(batched_inputs, results)
         return losses
-
-    def _is_picture_due(self) -> bool:
-        """Whether VIS_PERIOD asks for a picture of this training step."""
-        if self.vis_period <= 0 or not has_event_storage():
-            return False
-        return bool(get_event_storage().iter % self.vis_period == 0)
 
     def predict(
         self, batched_inputs: list[dict[str, Any]]

@@ -33,6 +33,14 @@ def is_telemetry_due(period: int) -> bool:
     return bool((get_event_storage().iter + 1) % period == 0)
 
 
+def is_picture_due(period: int) -> bool:
+    """Whether a trainer is running and VIS_PERIOD asks for a picture of this step; never for 0."""
+    if period <= 0 or not has_event_storage():
+        return False
+    # Without plus one: Detectron2's RetinaNet draws at iterations 0, period, ...
+    return bool(get_event_storage().iter % period == 0)
+
+
 def put_telemetry(
     cls_loss: ClsLoss,
     logits: Sequence[Tensor],
