@@ -30,10 +30,9 @@ def asymmetric_loss_per_anchor(
         logits, labels: see `focal_loss_from_labels`.
         gamma_pos, gamma_neg: focusing parameters, >= 0.
         shift: probability in [0, 1); the paper's m.
-        detach_weight: whether the powers are weights without a gradient. The paper's analysis of
-            the gradient differentiates them (False). Its code can detach them
-            (`disable_torch_grad_focal_loss`) and does so on COCO; its authors recommend starting
-            without (Alibaba-MIIL/ASL, issue 31).
+        detach_weight: whether the powers are weights without a gradient. The paper differentiates
+            them (False). Its code can detach them (`disable_torch_grad_focal_loss`), as on COCO;
+            its authors recommend starting without (Alibaba-MIIL/ASL, issue 31).
 
     Returns:
         (...) in nats, 0 where ignored.

@@ -50,9 +50,8 @@ class DenseTargets:
         """Assemble the targets of a batch; the one place that searches for positives.
 
         Args:
-            gt_labels, gt_boxes, num_classes: see the attributes.
+            gt_labels, gt_boxes, num_classes, anchors: see the attributes.
             needs: what the losses that will read the targets need: a subset of {"iou", "anchors"}.
-            anchors: (R, 4); kept if "anchors" is needed.
             compute_iou: from targets without IoU to (N, R) IoU; called if "iou" is needed.
 
         Raises:

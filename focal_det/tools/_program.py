@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 from tqdm import tqdm
 
@@ -61,12 +61,15 @@ def run_program(
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, f"\nfocal-det {name}: interrupted\n")
     except Exception as error:
-        if is_for_user(error):
-            parser.exit(REFUSED, f"focal-det {name}: {describe_error(error)}\n")
-        traceback.print_exc()
-        parser.exit(
-            CRASHED, f"focal-det {name} crashed; this is a bug in focal-det, please report it\n"
-        )
+        _exit_for(error, parser)
+
+
+def _exit_for(error: Exception, parser: argparse.ArgumentParser) -> NoReturn:
+    """Exit with one line for what the user can mend, with a traceback for a bug."""
+    if is_for_user(error):
+        parser.exit(REFUSED, f"{parser.prog}: {describe_error(error)}\n")
+    traceback.print_exc()
+    parser.exit(CRASHED, f"{parser.prog} crashed; this is a bug in focal-det, please report it\n")
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> argparse.Namespace:
