@@ -118,10 +118,12 @@ class _SafeYaml(CfgNode):
         try:
             return super().load_yaml_with_base(filename, allow_unsafe=is_detectron2s)
         except yaml.constructor.ConstructorError as error:
+            place = ""
+            if error.problem_mark is not None:
+                place = f", line {error.problem_mark.line + 1}"
             raise _UnsafeYamlError(
-                f"{filename} runs code when it is read, line {error.problem_mark.line + 1}: "
-                f"{error.problem}. Write the value out; or, if you trust the file, --unsafe-yaml "
-                "(of focal-det train and check)"
+                f"{filename} runs code when it is read{place}: {error.problem}. Write the value "
+                "out; or, if you trust the file, --unsafe-yaml (of focal-det train and check)"
             ) from None
 
 

@@ -78,6 +78,7 @@ def _check_ids(annotations: Sequence[dict[str, Any]], file: Path, findings: Find
         if count > 1:
             place = f"{file}: annotation id {annotation_id}, {count} times"
             findings.add(DUPLICATE_ANNOTATION_ID, place)
+    # pycocotools takes the id 0 of a matched object for "not matched".
     if 0 in counts:
         findings.add(ANNOTATION_ID_ZERO, str(file))
 
@@ -96,6 +97,7 @@ def _check_evaluated_fields(
 def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Findings) -> None:
     seen: set[int] = set()
     for annotation in annotations:
+        # pycocotools ignores crowds, however often they are listed.
         if annotation.get("iscrowd"):
             continue
         key = get_object_key(annotation)

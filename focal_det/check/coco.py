@@ -142,6 +142,7 @@ def check_coco_categories(
         if is_whole(x.get("id")) and isinstance(x.get("name"), str)
     }
     if len(names) < len(categories) or not names:
+        # Of entries with the same id and name, no single one is wrong; all are shown.
         wrong = [x for x in categories if x.get("name") not in names.values()] or categories
         shown = shorten([json.dumps(x)[:_MAX_SHOWN_CATEGORY] for x in wrong])
         findings.add(INVALID_CATEGORY, f"{file}: {shown or 'no categories'}")
@@ -149,7 +150,7 @@ def check_coco_categories(
     if twice:
         findings.add(DUPLICATE_CATEGORY_NAME, f"{file}: {shorten(twice)}")
     ids = sorted(names)
-    # Detectron2 maps other ids with a warning that lacks the mapping.
+    # Detectron2 numbers other ids anew, and says so in a warning among many.
     if ids != list(range(1, len(ids) + 1)):
         mapping = [f"{old} ({names[old]}) -> {new}" for new, old in enumerate(ids)]
         findings.add(CATEGORY_ID_GAPS, str(file), mapping=shorten(mapping))

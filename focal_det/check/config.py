@@ -83,6 +83,7 @@ def check_numbers(plan: Plan, findings: Findings) -> None:
 def _check_schedule(plan: Plan, findings: Findings) -> None:
     solver = plan.cfg.SOLVER
     late = [x for x in solver.STEPS if x >= solver.MAX_ITER]
+    # Other schedules do not read STEPS.
     if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         findings.add(LATE_STEP, f"{late} with SOLVER.MAX_ITER {solver.MAX_ITER}")
     if solver.WARMUP_ITERS >= solver.MAX_ITER:

@@ -8,6 +8,7 @@ from focal_det.messages import UnknownNameError, describe_unknown, to_line
 
 from .rules import RULES, SEVERITIES, Rule
 
+# A fault may be in every image; the first few places show what it is.
 _MAX_PLACES = 3
 
 
@@ -47,6 +48,7 @@ class Finding:
         return [*self.places, f"and {more} more"]
 
     def __str__(self) -> str:
+        # A place may be a sentence, which has its full stop already.
         places = "; ".join(self.shown).rstrip(".")
         return f"{self.title}: {places}. {self.advice}".rstrip()
 

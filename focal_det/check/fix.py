@@ -90,10 +90,12 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     fixed = copy.deepcopy(content)
     annotations = fixed["annotations"]
     changes = _Changes()
+    # Only what is good counts here; findings about the rest are for the check to report.
     images = check_coco_images(fixed["images"], Path(), Findings())
     names = check_coco_categories(fixed["categories"], Path(), Findings())
     for annotation in annotations:
         _convert(annotation, images, names, changes)
+    # A fault that all annotations share comes from the export: cutting or removing would hide it.
     shared = Findings()
     check_form(annotations, images, names, Path("the file"), shared)
     first = next(iter(shared), None)
@@ -128,6 +130,7 @@ def _convert(annotation: dict[str, Any], images: dict, names: dict, changes: _Ch
 def _fill_in(annotation: dict[str, Any], images: dict, changes: _Changes) -> None:
     """Add what is certain: an id to be renumbered, iscrowd 0, the area of the box."""
     if not is_whole(annotation.get("id")):
+        # `_number` gives it a free id at the end.
         annotation["id"] = 0
     image_id = annotation.get("image_id")
     image = images.get(image_id) if is_id(image_id) else None

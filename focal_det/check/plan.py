@@ -127,9 +127,11 @@ class Plan:
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Suppress what Detectron2 and pycocotools log and print."""
+    # The caller may have disabled some levels itself.
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
+        # pycocotools prints, and stdout may be read as JSON.
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:

@@ -113,6 +113,7 @@ def _find_box_fault(
         return BOX_AS_ARRAY, f"{values!r} of {mode}"
     try:
         box = BoxMode.convert([float(x) for x in values], mode, BoxMode.XYWH_ABS)
+    # `convert` asserts four numbers, and raises the last for modes that it does not know.
     except (TypeError, ValueError, AssertionError, NotImplementedError):
         return BOX_NOT_FINITE, repr(values)
     fault = find_box_fault(box, (record["width"], record["height"]))

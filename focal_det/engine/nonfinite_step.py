@@ -77,6 +77,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     with torch.autocast(torch.device(cfg.MODEL.DEVICE).type, enabled=cfg.SOLVER.AMP.ENABLED):
         largest = compute_largest_outputs(model, batch)
         losses = model(batch)
+    # Outside of autocast, as Detectron2's AMPTrainer does it.
     sum(losses.values()).backward()
     return {
         "iteration": content["iteration"],

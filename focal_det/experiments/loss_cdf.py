@@ -138,6 +138,7 @@ def measure_losses(
         raise ValueError(
             f"MODEL.META_ARCHITECTURE must be FocalRetinaNet, got {cfg.MODEL.META_ARCHITECTURE}"
         )
+    # A model of another class may have these methods, too.
     detector = cast(FocalRetinaNet, model)
     histograms = make_histograms()
     for inputs in _map_inputs(cfg, batches):

@@ -47,6 +47,7 @@ def execute_all(runs: Sequence[Run], num_jobs: int) -> None:
         futures = {run: pool.submit(work, run) for run in runs if not run.read_result()}
         try:
             _watch(futures, runs)
+        # KeyboardInterrupt is no Exception.
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in tuple(processes):

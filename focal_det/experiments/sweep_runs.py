@@ -223,6 +223,7 @@ def execute(
             processes.remove(process)
     result: dict[str, Any] = {"seed": run.seed, "iterations": run.num_iters}
     if code:
+        # A process that was killed may have stopped within a character.
         result |= _describe_failure(code, run.terminal_file.read_text(errors="replace"))
     else:
         # The process has ended, so its variables alone tell how many threads it had.

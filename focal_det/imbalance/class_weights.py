@@ -18,6 +18,7 @@ from .anchors import get_objects
 WEIGHT_METHODS = ("inverse", "sqrt", "effective")
 # Above it, the negatives of a class would weigh next to nothing.
 MAX_ALPHA = 0.95
+# The bias of a prior of 1 would be infinite.
 _MAX_PRIOR = 0.999
 
 
@@ -50,6 +51,7 @@ class ClassWeights:
     @property
     def order(self) -> np.ndarray:
         """(K,) class ids in decreasing order of objects."""
+        # Classes with equally many objects stay in the order of their ids.
         return np.argsort(-self.counts, kind="stable")
 
 

@@ -121,6 +121,7 @@ def describe_method(report: WeightsReport) -> list[str]:
 
 def make_table(weights: ClassWeights) -> list[str]:
     """A line of column names, then one per class by falling number of objects."""
+    # The column's own name has five letters.
     width = max(5, *(len(x) for x in weights.labels))
     num_objects = weights.counts.sum()
     lines = [

@@ -58,6 +58,7 @@ class ClsLoss(nn.Module, ABC):
 
     def check_targets(self, targets: DenseTargets) -> None:
         """Refuse targets that lack a tensor the loss needs."""
+        # Sorted, as the order of a set changes from process to process.
         for name in sorted(self.needs):
             if getattr(targets, name) is None:
                 raise ValueError(

@@ -36,7 +36,7 @@ def sigmoid_focal_loss(
 
     Args:
         inputs: logits of any shape and float dtype; float16 and bfloat16 are computed in float32.
-        targets: same shape, in [0, 1]; soft ones interpolate p_t and alpha_t as in fvcore, linearly.
+        targets: same shape, in [0, 1]; p_t and alpha_t of soft ones are linear, as in fvcore.
         alpha, gamma: see `focal_loss_from_labels`.
         reduction: "none", "mean" or "sum".
 

@@ -101,8 +101,8 @@ def test_quality_and_varifocal_with_an_iou_of_one_half():
 
 
 def test_equalized_focal_grows_gamma_of_a_rare_class():
-    # gamma = 1, no alpha. Class 0 has a positive with p_t = 3/4 only, class 1 a negative with p =
-    # 1/2 only: g is 1 (no negative gradient yet) and 0. So from the second step on class 1 has
+    # gamma = 1, no alpha. Class 0 has a positive with p_t = 3/4 only, class 1 a negative with
+    # p = 1/2 only: g is 1 (no negative gradient yet) and 0. So from the second step on class 1 has
     # gamma 1 + 2 and weight 3: 3 (1/2)^3 log 2.
     args = {"alpha": -1, "gamma": 1, "scale": 2}
     assert evaluate("EqualizedFocalLoss", args, steps=1)[0] == pytest.approx(
