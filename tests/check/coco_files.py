@@ -17,7 +17,7 @@ def get_rules(findings, *severities):
 
 
 def make_boxes(coco, change=list):
-    """Twelve changed boxes in three images of 96 x 60; one is at the left edge, one at the right."""
+    """Twelve changed boxes in three images of 96 x 60, two of them at the edges."""
     file, content = coco
     for image in content["images"]:
         image["height"] = 60

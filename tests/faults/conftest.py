@@ -1,4 +1,4 @@
-"""`fault` puts a row into the table of faults, and `--faults-table FILE` prints the table and writes it as json."""
+"""`fault` puts a row into the table of faults; `--faults-table FILE` prints and writes it."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.faults.copies import copy_cells
 
 @pytest.fixture
 def fault(record_property):
-    """A function that says what the test of a row has shown: its number, the fault, and both outcomes."""
+    """A function that records a row: its number, the fault, and both outcomes."""
 
     def tell(row: int, what: str, *, stock: str, ours: str, seen: str = "") -> None:
         values = {

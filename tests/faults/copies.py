@@ -1,4 +1,4 @@
-"""Small copies of real data sets to put faults into, and what stock Detectron2 and focal-det do with them."""
+"""Small copies of real data sets to put faults into, and what Detectron2 and we do with them."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ CELLS = ["RBC", "WBC", "Platelets"]
 
 
 class DigitsCopy:
-    """The first images of digits_val with their annotations, as a COCO data set of its own in `folder`."""
+    """The first images of digits_val and their annotations, as a COCO data set in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         build_digits("val")
@@ -54,7 +54,11 @@ class DigitsCopy:
         self.json.write_text(json.dumps(self.content))
 
     def write_config(self, changes: str = "", **keys) -> Path:
-        """A config that trains and tests on the copy for two iterations; `keys` with __ for dots."""
+        """A config that trains and tests on the copy for two iterations.
+
+        Args:
+            keys: with __ for dots.
+        """
         block = {
             "name": "copy",
             "format": "coco",
@@ -85,7 +89,10 @@ class DigitsCopy:
 
 
 def copy_cells(folder: Path) -> Path:
-    """Six images of the blood cells in VOC layout, the two with a box without area among them; skips without the data set."""
+    """Six images of the blood cells in VOC layout, two of which have a box without area.
+
+    Skips without the data set.
+    """
     source = os.environ.get("FOCAL_DET_BCCD")
     if not source:
         pytest.skip("FOCAL_DET_BCCD does not name the blood cells")
@@ -146,7 +153,9 @@ def refuse_train(capsys, config: Path, *words: str) -> str:
 
 
 def run_stock(json_file: Path, images: Path, *, shift: int = 0) -> str:
-    """What Detectron2's own loader, mapper and evaluator do with a COCO json: "goes on", or where and with what it stops.
+    """What Detectron2's own loader, mapper and evaluator do with a COCO json.
+
+    They "go on", or stop: the answer says where and with what.
 
     Args:
         shift: of the classes that are detected.
@@ -165,9 +174,11 @@ def run_stock(json_file: Path, images: Path, *, shift: int = 0) -> str:
         evaluator.reset()
         evaluator.process(records, [{"instances": make_detections(x, shift)} for x in records])
         evaluator.evaluate()
-        return f"goes on with {num_kept} of {len(json.loads(json_file.read_text())['annotations'])} boxes"
+        num_boxes = len(json.loads(json_file.read_text())["annotations"])
+        return f"goes on with {num_kept} of {num_boxes} boxes"
     except Exception as error:
-        return f"stops in {phase}: {type(error).__name__}: {str(error).replace(str(json_file.parent), '...')[:100]}"
+        message = str(error).replace(str(json_file.parent), "...")[:100]
+        return f"stops in {phase}: {type(error).__name__}: {message}"
     finally:
         logging.disable(logging.NOTSET)
         if "stock_copy" in DatasetCatalog.list():

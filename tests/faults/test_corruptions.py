@@ -1,4 +1,7 @@
-"""Corruptions of a COCO json, from a grammar: the check never fails itself, and what it lets pass trains and is evaluated."""
+"""Corruptions of a COCO json, from a grammar.
+
+The check never fails itself, and what it lets pass trains and is evaluated.
+"""
 
 import copy
 import json
@@ -63,7 +66,11 @@ BOXES = [
 
 @st.composite
 def corruptions(draw):
-    """One or two changes: an entry or a field of it deleted, retyped, out of range, duplicated or swapped; or the file cut off."""
+    """One or two changes.
+
+    An entry or a field of it is deleted, retyped, out of range, duplicated or swapped; or the file
+    is cut off.
+    """
     changes = []
     for _ in range(draw(st.integers(1, 2))):
         part = draw(st.sampled_from(["annotations", "annotations", "images", "categories"]))

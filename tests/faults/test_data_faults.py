@@ -1,4 +1,7 @@
-"""Faults of the data, each made in a copy of a real data set: found before the training, with file, id and what to do."""
+"""Faults of the data, each made in a copy of a real data set.
+
+They are found before training, with the file, the id and what to do.
+"""
 
 import json
 import logging
@@ -40,7 +43,8 @@ def shift_categories(copy):
 
 
 FIRST, SECOND = "{image[0][file_name]}", "{image[1][file_name]}"
-# Row: fault, how it is made in the copy, severity, what the message has, what Detectron2 does, what we do, what it is seen to do.
+# Row: fault, how it is made in the copy, severity, what the message has, what Detectron2 does, what
+# we do, what it is seen to do.
 ROWS = {
     24: (
         "truncated image",
@@ -342,7 +346,7 @@ def test_the_same_faults_are_found_in_voc_data(row, cells, capsys):
 
 
 def test_row_42_a_stale_cache_of_annotations(tmp_path, clean_catalog, capsys, fault):
-    """Detectron2 keeps the COCO json that it makes of VOC data, and evaluates with it whatever the data are by then."""
+    """Detectron2 caches the COCO json it makes of VOC data, and evaluates later data with it."""
     write_voc(tmp_path)
     block = {
         "name": "shapes",

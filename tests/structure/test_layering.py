@@ -114,7 +114,8 @@ def test_losses_work_as_a_copied_folder(tmp_path):
     shutil.copytree(PACKAGE / "losses", tmp_path / "my_losses")
     code = (
         "import sys\n"
-        "for name in ('detectron2', 'fvcore', 'torchvision', 'focal_det'): sys.modules[name] = None\n"
+        "for name in ('detectron2', 'fvcore', 'torchvision', 'focal_det'):\n"
+        "    sys.modules[name] = None\n"
         "import torch, my_losses, my_losses.normalizers\n"
         "loss = my_losses.sigmoid_focal_loss(torch.zeros(1), torch.ones(1))\n"
         "assert abs(loss.item() - 0.1733) < 1e-3\n"

@@ -91,7 +91,8 @@ def test_correct_data_and_config_pass(config, capsys):
         (["MODEL.WEIGHTS", "none.pth"], "weights that do not exist: none.pth", 2),
         (
             ["MODEL.FOCAL_DET.NORMALIZER.NAME", "EMA"],
-            "CHK030 model that cannot be built: UnknownNameError: MODEL.FOCAL_DET.NORMALIZER: Unknown",
+            "CHK030 model that cannot be built: UnknownNameError: "
+            "MODEL.FOCAL_DET.NORMALIZER: Unknown",
             2,
         ),
         (["MODEL.META_ARCHITECTURE", "FocalRetina"], "Did you mean 'FocalRetinaNet'", 2),
@@ -116,7 +117,8 @@ def test_correct_data_and_config_pass(config, capsys):
         (["SOLVER.IMS_PER_BATCH", "0"], "number that must be positive: SOLVER.IMS_PER_BATCH 0", 2),
         (
             ["MODEL.DEVICE", "cuda"],
-            "no GPU on this machine: MODEL.DEVICE cuda. Training here would stop: set MODEL.DEVICE cpu",
+            "no GPU on this machine: MODEL.DEVICE cuda. "
+            "Training here would stop: set MODEL.DEVICE cpu",
             0,
         ),
         (
@@ -374,19 +376,23 @@ def add_test_set(config, change):
 def test_test_set_with_other_classes_is_reported(config, capsys):
     add_test_set(config, lambda c: c["categories"][0].update(name="circles"))
     assert run(config) == 2
-    message = "class 0 is 'circle' in cells, 'circles' in other. Unknown class of cells 'circles'. Did you mean 'circle'?"
+    message = (
+        "class 0 is 'circle' in cells, 'circles' in other. "
+        "Unknown class of cells 'circles'. Did you mean 'circle'?"
+    )
     assert message in capsys.readouterr().out
 
 
 def test_extra_class_of_one_set_leaves_the_model_alone(config, capsys):
-    """To set NUM_CLASSES to that of the one set, then to that of the other, goes round in a circle."""
+    """Setting NUM_CLASSES to the number of one set, then of the other, would never end."""
     add_test_set(config, lambda c: c["categories"].append({"id": 3, "name": "squares"}))
     assert run(config) == 2
     output = capsys.readouterr().out
-    assert (
-        "class 2 is missing in cells, 'squares' in other. Unknown class of cells 'squares'. Did you mean 'square'?"
-        in output
+    message = (
+        "class 2 is missing in cells, 'squares' in other. "
+        "Unknown class of cells 'squares'. Did you mean 'square'?"
     )
+    assert message in output
     assert "NUM_CLASSES" not in output
 
 
@@ -470,10 +476,8 @@ def test_data_registered_by_code_is_checked(config, tmp_path, capsys):
         and "object 1: category_id 2" in output
     )
     assert "1.png has no height" in output and "2.png: [3] is a list" in output
-    assert (
-        f"repeated image id in a test set: own: id 1 of {records[0]['file_name']} and {records[3]['file_name']}"
-        in output
-    )
+    files = [records[i]["file_name"] for i in (0, 3)]
+    assert f"repeated image id in a test set: own: id 1 of {files[0]} and {files[1]}" in output
 
 
 def test_failing_evaluation_is_found_before_training(config, tmp_path, capsys):
@@ -667,7 +671,10 @@ def test_page_has_findings_measures_and_pictures(small_boxes, tmp_path, capsys):
 # GHM-C takes its densities from the whole batch, so that image by image it is near only.
 @pytest.mark.parametrize("loss", sorted(dict(CLS_LOSS_REGISTRY).keys() - {"GHMCLoss"}))
 def test_expected_loss_is_that_of_the_first_step(loss, config):
-    """With a head whose scores are the prior and whose boxes overlap nothing; the whole set in a batch of the size that is told."""
+    """With a head whose scores are the prior and whose boxes overlap nothing.
+
+    The whole set is in a batch, whose size is given.
+    """
     words = [
         "SOLVER.IMS_PER_BATCH",
         "4",
