@@ -34,7 +34,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", nargs="+", metavar="T", help="of the paper: 1a ... 1e 2 3 prior")
-    what.add_argument("--rows", type=Path, metavar="FILE", help="as projects/Losses/rows.json")
+    what.add_argument("--rows", type=Path, metavar="FILE", help="json, as in projects/Losses")
     what.add_argument("--grid", nargs="+", metavar="KEY=V,V", help="all combinations of values")
     add("--base", help="coco, digits, bccd or a config; not for rows with configs of their own")
     for name, meaning in _NUMBERS.items():
