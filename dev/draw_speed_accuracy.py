@@ -7,11 +7,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from focal_det.model_zoo import read_zoo
+from focal_det.report.style import COLORS
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "projects" / "PaperTables" / "speed_accuracy.png"
-# Colors of Okabe and Ito, which color-blind readers tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 Point = tuple[float, float, str]
 

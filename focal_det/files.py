@@ -1,12 +1,13 @@
 """Files that are complete or missing: a new file replaces the old one in a single step."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Optional
+from typing import Any, BinaryIO, Optional
 
 
 class DiskFullError(OSError):
@@ -39,6 +40,17 @@ def open_to_replace(file: Path) -> Iterator[BinaryIO]:
         if is_disk_full(error):
             raise DiskFullError(describe_full_disk(file)) from None
         raise
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all, its folder included.
+
+    Raises:
+        DiskFullError, OSError: see `open_to_replace`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open_to_replace(file) as stream:
+        stream.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def is_disk_full(error: Optional[BaseException]) -> bool:

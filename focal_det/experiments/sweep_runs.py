@@ -15,7 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from focal_det.engine.step_guard import DIVERGED
-from focal_det.files import open_to_replace
+from focal_det.files import open_to_replace, write_json
 from focal_det.model_zoo import get_checkpoint_url
 from focal_det.modeling.build import flatten_config
 
@@ -230,8 +230,7 @@ def execute(
         num_threads = int(env.get("OMP_NUM_THREADS", 0)) or None
         result |= _read_outcome(run, num_threads)
     # A sweep that looks at its runs meanwhile must never read half a result.
-    with open_to_replace(run.result_file) as stream:
-        stream.write(json.dumps(result, indent=1).encode() + b"\n")
+    write_json(run.result_file, result)
     return result
 
 

@@ -5,8 +5,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colors of Okabe and Ito, which color-blind readers tell apart.
-_COLORS = ("#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7", "#000000")
+from .style import BLACK, BLUE, GREEN, LIGHT_GRAY, PURPLE, VERMILION
+
+# The plain path, second of the contenders, in gray: it is ours as well.
+_COLORS = (BLUE, LIGHT_GRAY, VERMILION, GREEN, PURPLE, BLACK)
 _LIMIT = "copy"  # first word of a contender that no other can beat
 _QUANTITIES = {
     "median_seconds": ("median time (ms)", 1e-3),

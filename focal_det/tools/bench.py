@@ -17,6 +17,7 @@ from focal_det.experiments.bench_cases import (
     measure_cases,
 )
 from focal_det.experiments.records import join_command
+from focal_det.files import write_json
 from focal_det.report.scaling import make_scaling_figure, make_timing_table
 
 from ._program import add_json_argument, add_output_argument, run_program
@@ -66,9 +67,8 @@ def _run(command: str, args: argparse.Namespace) -> None:
         print(json.dumps(content, indent=1))
     if args.output is None:
         return
-    args.output.mkdir(parents=True, exist_ok=True)
     file = args.output / f"{get_file_name(content)}.json"
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(file, content)
     show(f"\nresults: {file}")
     if args.what == "loss":
         picture = file.with_suffix(".png")

@@ -1,9 +1,9 @@
 """How much of the loss the hardest anchors of a trained model carry: figure 4 of the paper."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from focal_det.env import load_config
 from focal_det.experiments import loss_cdf
-from focal_det.files import open_to_replace
+from focal_det.experiments.records import join_command, make_origin
+from focal_det.files import write_json
 from focal_det.inference.predictor import load_trained
 from focal_det.report.loss_cdf import make_loss_cdf_figure
 from focal_det.tools._program import (
@@ -26,7 +27,8 @@ _EXAMPLE = "focal-det loss-cdf --config-file my_config.yaml --weights output/mod
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
-    return run_program("loss-cdf", __doc__, _add_arguments, _run, argv, example=_EXAMPLE)
+    run = partial(_run, join_command("loss-cdf", argv))
+    return run_program("loss-cdf", __doc__, _add_arguments, run, argv, example=_EXAMPLE)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +49,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(command: str, args: argparse.Namespace) -> None:
     check_picture_file(args.output)
     if args.batch < 1 or args.images < 0:
         raise ValueError(f"--batch must be >= 1 and --images >= 0: {args.batch}, {args.images}")
@@ -63,12 +65,11 @@ def _run(args: argparse.Namespace) -> None:
     num_images = sum(map(len, batches))
     rows = loss_cdf.summarize(histograms)
     print(*map(loss_cdf.describe_row, rows), sep="\n")
-    content = {"config_file": args.config_file, "weights": args.weights or cfg.MODEL.WEIGHTS}
+    content = make_origin(command, device=cfg.MODEL.DEVICE.partition(":")[0])
+    content |= {"config_file": args.config_file, "weights": args.weights or cfg.MODEL.WEIGHTS}
     content |= {"dataset": dataset, "images": num_images, "by": args.by, "curves": rows}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     json_file = args.output.with_suffix(".json")
-    with open_to_replace(json_file) as stream:
-        stream.write(json.dumps(content, indent=1).encode() + b"\n")
+    write_json(json_file, content)
     name = Path(args.config_file).stem
     title = f"Cumulative loss of {name} on {dataset}, {num_images} images"
     make_loss_cdf_figure(histograms, title).savefig(args.output)

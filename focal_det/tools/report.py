@@ -1,14 +1,13 @@
 """One page of a finished run: its figures, curves, and detections beside ground truth."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
 from focal_det.experiments.records import make_record
-from focal_det.files import open_to_replace
+from focal_det.files import write_json
 from focal_det.report.detections import make_detections_figure
 from focal_det.report.run_page import make_run_page, read_run
 from focal_det.report.training_curves import make_training_curves_figure
@@ -66,9 +65,7 @@ def _run(args: argparse.Namespace) -> None:
     if detections.get_suptitle():
         print(detections.get_suptitle())
     if args.record:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
-        with open_to_replace(args.record) as stream:
-            stream.write(json.dumps(record, indent=1).encode() + b"\n")
+        write_json(args.record, record)
         print(f"record: {args.record}")
     print(f"page: {page_file.resolve()}")
     files = "detections.png, curves.png, metrics.json, TensorBoard events and checkpoints"

@@ -16,6 +16,7 @@ from focal_det.experiments.records import join_command
 from focal_det.experiments.sweep_launch import execute_sweep, make_launcher
 from focal_det.experiments.sweep_rows import load_rows, read_sweep, write_config
 from focal_det.experiments.sweep_runs import make_results, make_runs
+from focal_det.files import write_json
 from focal_det.report.sweep_results import make_results_figure, make_results_table
 
 from ._program import FAILED, add_json_argument, add_output_argument, run_program
@@ -65,7 +66,7 @@ def _run(command: str, args: argparse.Namespace) -> int:
     results = make_results(sweep, command, runs)  # also of a sweep in which runs crashed
     for content in results:
         file = output / f"results_{content['table']}.json"
-        file.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(file, content)
         file.with_suffix(".md").write_text(make_results_table(content) + "\n")
         make_results_figure(content).savefig(file.with_suffix(".png"), dpi=110)
         if not args.json:
