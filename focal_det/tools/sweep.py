@@ -39,8 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--grid", nargs="+", metavar="KEY=V,V", help="all combinations of values")
     add("--base", help="coco, digits, bccd or a config; not for rows with configs of their own")
     for name, meaning in _NUMBERS.items():
-        text = f"{meaning} (default: %(default)s)"
-        add(f"--{name}", type=int, default=1, metavar="N", help=text)
+        add(f"--{name}", type=int, default=1, metavar="N", help=f"{meaning} (default: 1)")
     add("--launcher", choices=["local", "slurm"], default="local", help="slurm: a job per run")
     add("--slurm", nargs="+", default=[], metavar="K=V", help="such as slurm_partition=gpu")
     add("--configs-only", action="store_true", help="write the rows as configs, and run nothing")
