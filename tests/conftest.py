@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -225,18 +226,84 @@ def _describe(detections: Any, indices: list[int]) -> list[str]:
     ]
 
 
+def get_forkserver():
+    """A context whose processes are forked from a server that has imported torch and Detectron2.
+
+    Importing them takes each new interpreter five seconds. The server has done nothing else that a
+    fork could break.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["tests.conftest", "detectron2.modeling", "focal_det.tools.check", "focal_det.tools.train"]
+    )
+    return context
+
+
 def run_ranks(function: Callable[..., None], *args: Any, num_processes: int) -> None:
     """Call `function(rank, *args)` in processes of their own, and wait for them.
-
-    They are forked from a server that has imported torch and Detectron2, which takes each new
-    interpreter five seconds. The server has done nothing else that a fork could break.
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: a process has failed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.conftest", "detectron2.modeling"])
+    get_forkserver()
     multiprocessing.start_processes(function, args, nprocs=num_processes, start_method="forkserver")
+
+
+def run_forked(
+    function: Callable[..., Any],
+    *args: Any,
+    env: Optional[dict] = None,
+    check: bool = True,
+    cwd=None,
+    timeout: int = 600,
+) -> tuple[Optional[int], str]:
+    """Exit with `function(*args)` in a process of its own, as `run_python` does with a module.
+
+    The process has the variables of `env`, but not what they change while Detectron2 is imported.
+
+    Args:
+        function: of a module, such as the `main` of a program; returns the exit code.
+
+    Returns:
+        the exit code, and stdout and stderr in the order in which they were written.
+    """
+    environ = {**os.environ, "PYTHONWARNINGS": "ignore", **(env or {})}
+    environ = {k: v for k, v in environ.items() if v is not None}
+    with tempfile.NamedTemporaryFile() as file:
+        call = (function, args, environ, str(cwd or os.getcwd()), file.name)
+        process = get_forkserver().Process(target=_exit_with, args=call)
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        output = Path(file.name).read_text()
+    assert not check or process.exitcode == 0, (
+        f"{function.__module__} {args} exited with {process.exitcode}:\n{output[-5000:]}"
+    )
+    return process.exitcode, output
+
+
+def _exit_with(function, args, environ, cwd, output_file) -> None:
+    """Become, as far as a function can tell, the process of a command."""
+    descriptor = os.open(output_file, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(cwd)
+    if "FOCAL_DET_DATASETS" in environ:
+        from focal_det.data.catalog import register_datasets_file
+
+        register_datasets_file(environ["FOCAL_DET_DATASETS"])
+    sys.exit(function(*args))
+
+
+def run_program(*words: Any, **kwargs: Any) -> tuple[Optional[int], str]:
+    """`focal-det` with some words in a process of its own; `kwargs` are those of `run_forked`."""
+    from focal_det.tools.__main__ import main
+
+    return run_forked(main, [*map(str, words)], **kwargs)
 
 
 def run_python(

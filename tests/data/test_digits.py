@@ -1,7 +1,6 @@
 """The generated digits: files, boxes, class frequencies, and builds that meet or break."""
 
 import json
-import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ cv2 = pytest.importorskip("cv2")
 pytest.importorskip("sklearn")
 
 from focal_det.data import digits  # noqa: E402
+from tests.conftest import get_forkserver  # noqa: E402
 
 NUM_IMAGES = 40
 LEFTOVERS = ".*"  # names of temporary folders
@@ -335,7 +335,7 @@ def build_after_barrier(root, barrier, queue):
 
 
 def test_racing_processes_both_succeed(root, tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = get_forkserver()
     barrier, queue = context.Barrier(2), context.Queue()
     processes = [
         context.Process(target=build_after_barrier, args=(str(tmp_path), barrier, queue))

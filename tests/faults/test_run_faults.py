@@ -9,7 +9,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer
 
-from tests.conftest import run_python
+from tests.conftest import run_program
 from tests.faults.copies import refuse_train, run_check, run_train
 from tests.faults.test_training_faults import make_trainer
 
@@ -102,8 +102,8 @@ def test_row_10_full_disk(digits, small_disk, fault):
     }
     out = small_disk / "out"
     config = digits.write_config(**keys)
-    command = ["-m", "focal_det.tools", "train", "--no-check", "--config-file", str(config)]
-    code, output = run_python(*command, check=False)
+    command = ["train", "--no-check", "--config-file", config]
+    code, output = run_program(*command, check=False)
     assert code == 1 and "Traceback" not in output
     last = output.rstrip().splitlines()[-1]
     assert last.startswith(f"focal-det train: the disk is full: {out}/model_")
@@ -118,7 +118,7 @@ def test_row_10_full_disk(digits, small_disk, fault):
         torch.load(out / "model_of_detectron2.pth", weights_only=True)
     (out / "model_of_detectron2.pth").unlink()
     (small_disk / "filler").unlink()
-    _, output = run_python(*command, "--resume")
+    _, output = run_program(*command, "--resume")
     assert f"Starting training from iteration {int(tag[6:-4]) + 1}" in output
     fault(
         10,

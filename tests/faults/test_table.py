@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run_forked
 from tests.faults.test_data_faults import ROWS
 
 PROMISED = [*range(6, 16), *range(21, 43), *range(44, 49)]
@@ -29,16 +29,14 @@ def test_there_are_records_of_the_release_and_of_main():
 
 def test_the_option_prints_rows_and_writes_them(tmp_path):
     words = [
-        "-m",
-        "pytest",
         "-q",
         "tests/faults/test_training_faults.py",
         "-k",
         "row_13",
         "--faults-table",
-        tmp_path / "t.json",
+        str(tmp_path / "t.json"),
     ]
-    _, output = run_python(*words, cwd=ROOT)
+    _, output = run_forked(pytest.main, words, cwd=ROOT)
     (row,) = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert f"| 13 | {row['fault']} | {row['detectron2']} | {row['focal_det']} |" in output
     assert len(row["seen_with_detectron2"]) == 1

@@ -16,7 +16,7 @@ from focal_det.engine.step_guard import DivergedError, StepGuard
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.tools.train import main as train
-from tests.conftest import make_batch
+from tests.conftest import make_batch, run_ranks
 from tests.faults.copies import run_check
 
 NAN = float("nan")
@@ -258,13 +258,13 @@ def stop_of_detectron2(trainer, guard):
 def test_row_15_nonfinite_loss_in_one_of_two_processes(make_cfg, tmp_path, fault):
     cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
     with pytest.raises(multiprocessing.ProcessRaisedException) as stock:
-        multiprocessing.spawn(train_in_process, (cfg, tmp_path, False), nprocs=2)
+        run_ranks(train_in_process, cfg, tmp_path, False, num_processes=2)
     assert "FloatingPointError: Loss became infinite or NaN" in str(stock.value) and not list(
         tmp_path.glob("*.pth")
     )
     (tmp_path / "store").unlink()
     with pytest.raises(multiprocessing.ProcessRaisedException) as stop:
-        multiprocessing.spawn(train_in_process, (cfg, tmp_path, True), nprocs=2)
+        run_ranks(train_in_process, cfg, tmp_path, True, num_processes=2)
     assert "DivergedError: Iteration 1: " in str(stop.value)
     kept = [
         torch.load(tmp_path / f"nonfinite_step_0000001_rank{rank}.pth", weights_only=True)
