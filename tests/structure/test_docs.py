@@ -17,7 +17,8 @@ from focal_det.data.catalog import register_datasets
 from focal_det.data.digits import build_digits, get_digits_root
 from focal_det.env import load_config
 from focal_det.registry import CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY, get_constructor_args
-from tests.conftest import ROOT, run_python
+from focal_det.tools.__main__ import main
+from tests.conftest import ROOT, run_program, run_python
 
 from .pages import CONTRIBUTING, PAGES, README, name_of, read_blocks, read_commands
 
@@ -63,15 +64,26 @@ def find_reason(command) -> str:
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, str(command))), "")
 
 
+def run_module(*words, **kwargs):
+    """`focal-det` in a new interpreter."""
+    return run_python("-m", "focal_det.tools", *words, **kwargs)
+
+
 def parametrize_blocks():
+    """The commands that are run, block by block, and what runs them.
+
+    Those that a person tries first run in new interpreters; importing torch and Detectron2 anew for
+    all others shows nothing more.
+    """
     params = []
     for page, number, commands in BLOCKS:
         left = [x for x in commands if not find_reason(x)]
         is_slow = any(x.program in SLOW for x in left)
         marks = [pytest.mark.slow] if is_slow else []
         if left:
-            params.append(pytest.param(left, id=f"{name_of(page)}-{number}", marks=marks))
-    return pytest.mark.parametrize("commands", params)
+            run = run_module if page == README else run_program
+            params.append(pytest.param(left, run, id=f"{name_of(page)}-{number}", marks=marks))
+    return pytest.mark.parametrize(("commands", "run"), params)
 
 
 @pytest.fixture
@@ -100,14 +112,14 @@ def workplace(tmp_path):
     return folder
 
 
-def run_command(command, folder, *more, **env):
+def run_command(command, folder, *more, run=run_module, **env):
     """Run a command of a page in a folder, without a network; return its output."""
     nobody = "http://127.0.0.1:9"
     env = {**dict(command.env), "http_proxy": nobody, "https_proxy": nobody, **env}
     env |= {"PYTHONPATH": str(ROOT), "DETECTRON2_ENV_MODULE": None}
     cache = str(get_digits_root().parent)
     words = [x.replace("~/.cache/focal_det", cache) for x in command.words[1:]]
-    return run_python("-m", "focal_det.tools", *words, *more, env=env, cwd=folder)[1]
+    return run(*words, *more, env=env, cwd=folder)[1]
 
 
 def find_outputs(command) -> list[str]:
@@ -119,11 +131,11 @@ def find_outputs(command) -> list[str]:
 
 
 @parametrize_blocks()
-def test_commands_run(commands, workplace):
+def test_commands_run(commands, run, workplace):
     for command in commands:
         assert command.words[0] == "focal-det", f"{command}: neither run here nor in NOT_RUN"
         shorter = () if "--configs-only" in command.words else SHORTER.get(command.program, ())
-        output = run_command(command, workplace, *shorter)
+        output = run_command(command, workplace, *shorter, run=run)
         for path in find_outputs(command):
             assert (workplace / path).exists(), f"{command}: {path}\n{output}"
         assert "crashed" not in output, output
@@ -176,10 +188,12 @@ def test_fine_tuning_starts_from_a_coco_checkpoint(workplace, tmp_path):
 
 
 @pytest.mark.parametrize(("page", "program"), [("data.md", "check"), ("train.md", "train")])
-def test_flags_in_the_table_are_those_of_the_program(page, program):
+def test_flags_in_the_table_are_those_of_the_program(page, program, capsys):
     text = (DOCS / page).read_text()
     flags = re.findall(r"^\| `(--[a-z-]+)", text, re.MULTILINE)
-    _, usage = run_python("-m", "focal_det.tools", program, "--help")
+    with pytest.raises(SystemExit):
+        main([program, "--help"])
+    usage = capsys.readouterr().out
     assert flags
     for flag in flags:
         assert flag in usage

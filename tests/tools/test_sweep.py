@@ -19,7 +19,7 @@ from focal_det.experiments.sweep_launch import execute_with_submitit, make_execu
 from focal_det.experiments.sweep_runs import Run, execute
 from focal_det.report.sweep_results import make_results_figure, make_results_table
 from focal_det.tools.sweep import main
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run_program, run_python
 from tests.data.make_data import write_coco
 from tests.test_stock_scripts import make_config
 
@@ -222,7 +222,7 @@ def swept(data_env, tmp_path_factory):
         rows.append({"table": "t", "row": name, "config": "config.yaml", "set": keys})
     file = write_rows(folder, rows, start=[start])
     words = ["sweep", "--rows", str(file), "--output", str(folder / "out"), "--jobs", "2"]
-    _, output = run_python("-m", "focal_det.tools", *words, env=data_env)
+    _, output = run_program(*words, env=data_env)
     return folder, words[1:], output
 
 
