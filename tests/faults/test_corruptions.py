@@ -123,7 +123,7 @@ def corrupt(content, changes):
     return text if length is None else text[: int(length * len(text))]
 
 
-@pytest.mark.parametrize("num_examples", [25, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_examples", [15, pytest.param(250, marks=pytest.mark.slow)])
 def test_what_passes_the_check_trains_and_is_evaluated(
     num_examples, tmp_path, clean_catalog, monkeypatch
 ):

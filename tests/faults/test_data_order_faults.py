@@ -44,11 +44,11 @@ def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
         )
         train(["--no-check", "--config-file", str(config), *words])
 
-    run("a", SOLVER__MAX_ITER=6)
-    run("b", SOLVER__MAX_ITER=6)
+    run("a", SOLVER__MAX_ITER=2)
+    run("b", SOLVER__MAX_ITER=2)
     assert seeds[0] != seeds[1] and orders[0] != orders[1]
-    run("c", SOLVER__MAX_ITER=3, SOLVER__CHECKPOINT_PERIOD=3)
-    run("c", "--resume", SOLVER__MAX_ITER=6)
+    run("c", SOLVER__MAX_ITER=2, SOLVER__CHECKPOINT_PERIOD=2)
+    run("c", "--resume", SOLVER__MAX_ITER=5)
     assert seeds[3] == seeds[2] and orders[2] + orders[3] == get_order(
         digits, seeds[2], num_workers
     )
@@ -81,11 +81,11 @@ def is_05():
 
 
 def get_order(digits, seed, num_workers):
-    """The first six batches of an uninterrupted run with this seed."""
+    """The first five batches of an uninterrupted run with this seed."""
     trainer = make_trainer(
         Trainer, digits, SEED=seed, DATALOADER__NUM_WORKERS=num_workers, DATASETS__TEST=[]
     )
-    return get_image_ids(trainer, 6)
+    return get_image_ids(trainer, 5)
 
 
 def test_drawn_seed_is_kept_in_config_yaml(digits):
