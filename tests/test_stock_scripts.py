@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from focal_det.model_zoo import get_config_file
-from tests.conftest import run_python
+from tests.conftest import run_program, run_python
 from tests.data.make_data import CLASSES, write_coco, write_voc
 
 SHA256 = {
@@ -113,15 +113,15 @@ def test_it_trains_checkpoints_resumes_and_evaluates(data, tmp_path):
 def test_focal_det_train_takes_the_same_flags(data, tmp_path):
     env = {"FOCAL_DET_DATASETS": str(data / "sets.yaml"), "DETECTRON2_ENV_MODULE": None}
     config, out = make_config(tmp_path), tmp_path / "out"
-    command = ["-m", "focal_det.tools", "train", "--config-file", config]
-    run_python(*command, "SOLVER.MAX_ITER", "2", env=env)
-    _, output = run_python(*command, "--resume", env=env)
+    command = ["train", "--config-file", config]
+    run_python("-m", "focal_det.tools", *command, "SOLVER.MAX_ITER", "2", env=env)
+    _, output = run_program(*command, "--resume", env=env)
     assert (
         "Starting training from iteration 2" in output and "Evaluation results for bbox" in output
     )
     assert "\x1b" not in (out / "log.txt").read_text()
     tests = "('shapes_voc','shapes_voc_coco')"
-    _, output = run_python(
+    _, output = run_program(
         *command,
         "--eval-only",
         "MODEL.WEIGHTS",
@@ -148,11 +148,11 @@ def test_focal_det_train_checks_first(tmp_path):
     }
     model = {"RETINANET": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": [block]}}
     config = make_config(tmp_path, MODEL=model, DATASETS={"TRAIN": ["shapes"], "TEST": []})
-    command = ["-m", "focal_det.tools", "train", "--config-file", config]
-    code, output = run_python(*command, check=False)
+    command = ["train", "--config-file", config]
+    code, output = run_program(*command, check=False)
     assert code != 0 and "CHK222 image that cannot be decoded" in output and "3.png" in output
     assert "nothing was trained" in output and "Starting training" not in output
-    _, output = run_python(*command, "--no-check", "SOLVER.MAX_ITER", "1", check=False)
+    _, output = run_program(*command, "--no-check", "SOLVER.MAX_ITER", "1", check=False)
     assert "Starting training from iteration 0" in output
 
 

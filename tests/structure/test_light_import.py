@@ -5,7 +5,7 @@ import torch
 
 import focal_det
 from focal_det.tools.__main__ import main
-from tests.conftest import run_python
+from tests.conftest import run_blocks, run_python
 
 BLOCK = "import sys\nfor name in {names}: sys.modules[name] = None\n"
 # A part of each package that needs Detectron2.
@@ -71,23 +71,20 @@ def test_programs_without_detectron2_say_how_to_get_it():
     assert output.count("conda-forge") == len(names)
 
 
-def test_training_imports_no_figures():
-    code = (
+def test_training_imports_no_figures_and_detectron2_is_left_alone():
+    figures = (
         "import sys, focal_det.env, focal_det.engine.trainer\n"
         "focal_det.env.ensure_environment()\n"
         "print([x for x in sys.modules if x.startswith('focal_det.report')])"
     )
-    _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
-    assert output.splitlines()[-1] == "[]"
-
-
-def test_import_changes_nothing_of_detectron2():
     code = "from detectron2.config import get_cfg\nfrom detectron2.data import DatasetCatalog\n"
     code += "import focal_det.modeling.retinanet\n"
     code += (
         "assert 'FOCAL_DET' not in get_cfg().MODEL and 'digits_val' not in DatasetCatalog.list()"
     )
-    run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
+    of_figures, of_detectron2 = run_blocks(figures, code, env={"DETECTRON2_ENV_MODULE": None})
+    assert of_figures[0] == 0 and of_figures[1].splitlines()[-1] == "[]", of_figures[1]
+    assert of_detectron2[0] == 0, of_detectron2[1]
 
 
 def test_names_of_the_package_are_found_lazily():
@@ -101,10 +98,14 @@ def test_names_of_the_package_are_found_lazily():
 def test_the_environment_module_can_be_imported_first():
     code = "from focal_det import FocalRetinaNetHead, add_focal_det_config\n"
     code += "from detectron2.config import get_cfg\n"
-    run_python("-c", code + "assert get_cfg().MODEL.FOCAL_DET")
-    run_python("-c", "import focal_det.modeling.retinanet_head")
-    code, output = run_python("-c", "import focal_det.config", check=False)
-    assert code == 1 and "import detectron2 before focal_det.config" in output
+    package, submodule, config = run_blocks(
+        code + "assert get_cfg().MODEL.FOCAL_DET",
+        "import focal_det.modeling.retinanet_head",
+        "import focal_det.config",
+    )
+    assert package[0] == 0, package[1]
+    assert submodule[0] == 0, submodule[1]
+    assert config[0] == 1 and "import detectron2 before focal_det.config" in config[1]
 
 
 def test_version_lists_what_is_installed():

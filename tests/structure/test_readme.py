@@ -11,7 +11,7 @@ from detectron2 import model_zoo as detectron2_zoo
 
 import focal_det
 from focal_det.experiments.records import get_figures
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run_blocks, run_python
 
 from .pages import CONTRIBUTING, PAGES, README, name_of, read_blocks
 
@@ -73,32 +73,13 @@ def test_links_and_paths_exist(page):
             assert (ROOT / path).exists(), path
 
 
-# Each block in a process that has imported nothing but torch, which takes most of the time.
-RUN_BLOCKS = """
-import json, os, sys, traceback
-import torch
-
-failed = 0
-for code in json.loads(sys.argv[1]):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            exec(code, {"__name__": "__main__"})
-        except BaseException:
-            print(code, traceback.format_exc(), flush=True)
-            os._exit(1)
-        os._exit(0)
-    failed += os.waitpid(pid, 0)[1] != 0
-sys.exit(failed)
-"""
-
-
 def test_python_code_runs():
     pages = [x for x in PAGES if x not in OWN_FILES]
     blocks = [code for page in pages for code in read_blocks(page, "python")]
     assert len(blocks) >= 4
     env = {"DETECTRON2_ENV_MODULE": None}
-    run_python("-c", RUN_BLOCKS, json.dumps(blocks), env=env, cwd=ROOT)
+    for block, (code, output) in zip(blocks, run_blocks(*blocks, env=env, cwd=ROOT)):
+        assert code == 0, f"{block}\n{output}"
 
 
 def test_python_code_of_the_readme_is_five_lines():
