@@ -42,18 +42,20 @@ def render_results(records: Sequence[Path], page: Path) -> str:
 
 
 def render_accuracy(records: Sequence[Path], zoo: dict) -> str:
-    """One row per model: trained here, or by Detectron2 and loaded into ours."""
+    """One row per model: trained with focal_det, or by Detectron2 and loaded into ours."""
     lines = ["| config | evaluated on | AP | AP50 | trained |", "|---" * 5 + "|"]
     for file in records:
         record = json.loads(file.read_text())
         cells = [f"`{Path(record['config_file']).stem}`", record["dataset"]]
         cells += [f"{get_figure(record, name):.1f}" for name in ("AP", "AP50")]
-        cells.append(f"here, {record['minutes']} minutes on {record['device']}")
+        # Without the instruction set that follows the name of a CPU: docs/results.md has it.
+        device = record["device"].split(",")[0]
+        cells.append(f"with focal_det, {record['minutes']} min, {device}")
         lines.append(f"| {' | '.join(cells)} |")
     for config, entry in zoo.items():
         if entry["origin"] == "Detectron2 zoo":
             cells = [f"`{Path(config).stem}`", entry["evaluated_on"]]
-            cells += [f"{entry['figures']['AP']:.1f}", "", "by Detectron2, whose figure this is"]
+            cells += [f"{entry['figures']['AP']:.1f}", "", "Detectron2's model zoo"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -64,6 +64,8 @@ def _parse(block: str) -> list[Command]:
     commands = []
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
+        if not words:
+            continue
         is_export = words[0] == "export"
         env = {} if is_export else dict(exported)
         rest = words[1:] if is_export else words

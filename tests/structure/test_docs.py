@@ -31,6 +31,7 @@ NOT_RUN = {
     r"^pip install \.$": "test_packaging.py builds the wheel and uses it",
     r"/path/to/detectron2/tools": "test_stock_scripts.py runs Detectron2's own scripts",
     r"my_loss\.py": "test_file_with_an_own_loss_trains runs it",
+    r"my_checks\.py": "tests/check/test_own_check.py runs it",
     r"detectron2://": "downloads; test_fine_tuning_starts_from_a_coco_checkpoint has its own file",
     r"^focal-det reproduce": "needs a stopped run, which tests/faults makes",
     r"^pytest tests/faults": "is a part of the tests",
@@ -88,7 +89,7 @@ def parametrize_blocks():
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A clone with the data of a user: cells.yaml, two JSON files and two folders of images."""
+    """A clone with the data of a user: cells.yaml, two JSON files, images and photos."""
     folder = tmp_path / "own data"
     folder.mkdir()
     for name in ("configs", "focal_det", "projects"):
@@ -109,6 +110,7 @@ def workplace(tmp_path):
         (folder / split).mkdir()
         for image in images:
             shutil.copy(get_digits_root() / "val" / "images" / image["file_name"], folder / split)
+    (folder / "photos").symlink_to(folder / "val")
     return folder
 
 
@@ -130,9 +132,18 @@ def find_outputs(command) -> list[str]:
     return [x for x in outputs if x]
 
 
+def add_what_is_read(commands) -> list:
+    """The commands, after the check of the README if they read the config that it writes."""
+    written = [x.get_value("--write") for x in commands]
+    if "better.yaml" in written or not any("better.yaml" in x.words for x in commands):
+        return commands
+    of_readme = [x for of_block in read_commands(README) for x in of_block]
+    return [x for x in of_readme if x.get_value("--write") == "better.yaml"] + commands
+
+
 @parametrize_blocks()
-def test_commands_run(commands, run, workplace):
-    for command in commands:
+def test_commands_run(commands, workplace):
+    for command in add_what_is_read(commands):
         assert command.words[0] == "focal-det", f"{command}: neither run here nor in NOT_RUN"
         shorter = () if "--configs-only" in command.words else SHORTER.get(command.program, ())
         output = run_command(command, workplace, *shorter, run=run)
