@@ -37,18 +37,18 @@ $(VENV)/ready: setup.py dev/build_detectron2.py Makefile
 endif
 
 .PHONY: demo
-demo: env ## train on digits for some minutes, evaluate, draw: output/demo
+demo: env ## train on digits (three minutes), evaluate, write output/demo/report.html
 	$(PYTHON) -m $(TRAIN) --config-file configs/digits/focal_retinanet_tiny.yaml OUTPUT_DIR output/demo
 	$(PYTHON) -m focal_det.tools report output/demo
 
 # Two processes share the tests, and one takes over what the other has left. A thread each: the
 # models of the tests are too small for more.
 .PHONY: test
-test: env ## the tests that take minutes in all
+test: env ## the quick tests (about 6 minutes on two CPU cores)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 
 .PHONY: test-slow
-test-slow: env ## the tests that train for minutes
+test-slow: env ## the slow tests, which train or compile for minutes
 	$(PYTHON) -m pytest -m slow
 
 .PHONY: lint
