@@ -19,28 +19,22 @@ or broken, settings that contradict each other, weights that do not fit, anchors
 objects. Each finding names its place and says what to do. `focal-det train` runs the same checks
 before it starts, on fewer images.
 
-| option | effect |
-|---|---|
-| `--output FILE.html` | writes the findings and what was measured of the training set as one page |
-| `--json` | prints both as JSON |
-| `--write FILE.yaml` | writes a config with better anchors, and alpha and pi per class |
-| `--fix OUT.json` | writes a corrected copy of the COCO JSON of `--dataset NAME` |
-| `--dataset NAME` | checks this data set only |
-| `--images N` | decodes N images of each data set; all by default |
-| `--ignore ID ...` | leaves out findings by id; another option must follow before `KEY VALUE` |
+[data.md](data.md#check) lists the options. With `--ignore CHK133 CHK225`, the check hides findings
+about empty training images kept as background (CHK133) and images of a single colour (CHK225).
+`--fix` fills in missing values that are certain, cuts boxes at the edge of the image and removes
+unusable annotations. `--fix` writes nothing if it would have to remove more than a fifth of the
+annotations (and more than five), or if all of them share a fault, such as another box format.
 
-So `focal-det check --ignore CHK133 CHK225 --config-file my.yaml` reports neither empty images of
-training sets nor images of a single colour. `--fix` fills in what is certain, cuts boxes at the
-edge and removes unusable annotations, unless they are more than a fifth of all.
+Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
+focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A
+warning costs something, such as objects that are left out. A note is good to know.
 
-The exit code is 0 if all is well, 1 with warnings, 2 with errors, and 3 if the check itself
-crashed. An error stops training or evaluation, or makes the result wrong. A warning costs
-something, such as objects that are left out. A note is good to know.
+In the tables, `{name}` stands for a value. Ids never change their meaning.
 
-In the tables, `{name}` stands for a value. Ids never change their meaning. A check of your own is a
-file that `FOCAL_DET_ENV_MODULE` names, with a rule and a function; its ids should start at CHK900:
+A check of your own is a file with a rule and a function. Its ids should start at CHK900:
 
 ```python
+# my_checks.py
 from focal_det.check import Stage, add_rule, register_check
 
 SHORT_RUN = add_rule("CHK900", "warning", "short training run", "Raise SOLVER.MAX_ITER.")
@@ -54,6 +48,12 @@ def check_length(plan, findings):
 
 def setup_environment():
     \"\"\"Called by Detectron2; importing this file has registered the check.\"\"\"
+```
+
+`FOCAL_DET_ENV_MODULE` names it:
+
+```sh
+FOCAL_DET_ENV_MODULE=my_checks.py focal-det check --config-file digits/focal_retinanet_tiny.yaml
 ```
 """
 
