@@ -1,4 +1,4 @@
-"""Checks of COCO annotations: ids, fields and boxes, one by one, and those that exist twice."""
+"""Checks of COCO annotations: ids, fields and boxes one by one, and duplicates."""
 
 import json
 from collections import Counter
@@ -39,7 +39,7 @@ BOX_RULES = {
     BoxFault.OUTSIDE: BOX_OUTSIDE,
     BoxFault.CUT: BOX_CUT,
 }
-_FIELDS = ("id", "image_id", "category_id", "bbox")
+_REQUIRED_FIELDS = ("id", "image_id", "category_id", "bbox")
 _OBJECT_FIELDS = ("image_id", "category_id", "bbox", "segmentation", "keypoints")
 _MAX_SHOWN = 80  # characters of an annotation without an id
 _MAX_SHOWN_OUTLINE = 60
@@ -48,7 +48,7 @@ _MAX_SHOWN_OUTLINE = 60
 def check_annotations(
     annotations: Sequence[dict[str, Any]],
     images: dict,
-    names: dict,
+    category_names: dict,
     file: Path,
     findings: Findings,
     *,
@@ -57,19 +57,19 @@ def check_annotations(
     """Check the annotations of a COCO JSON.
 
     Args:
-        images: by id, with "file_name", and "width" and "height" in pixels.
-        names: of categories, by id.
-        file: where they are from, for messages.
-        is_test: whether they are evaluated on, for which there must be `iscrowd` and `area`.
+        images: images by id, with "file_name", and "width" and "height" in pixels.
+        category_names: names of categories by id.
+        file: the file that holds the annotations, for messages.
+        is_test: whether the data set is evaluated on, which needs `iscrowd` and `area`.
 
     Returns:
-        How many of them can be trained on.
+        Number of annotations usable for training.
     """
     _check_ids(annotations, file, findings)
     _check_evaluated_fields(annotations, file, findings, is_test)
-    _check_twice(annotations, file, findings)
-    check_form(annotations, images, names, file, findings)
-    return sum(_check_annotation(x, images, names, file, findings) for x in annotations)
+    _check_duplicates(annotations, file, findings)
+    check_form(annotations, images, category_names, file, findings)
+    return sum(_check_annotation(x, images, category_names, file, findings) for x in annotations)
 
 
 def _check_ids(annotations: Sequence[dict[str, Any]], file: Path, findings: Findings) -> None:
@@ -94,7 +94,9 @@ def _check_evaluated_fields(
             findings.add(NO_CROWD_OR_AREA, place, severity=severity)
 
 
-def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Findings) -> None:
+def _check_duplicates(
+    annotations: Sequence[dict[str, Any]], file: Path, findings: Findings
+) -> None:
     seen: set[int] = set()
     for annotation in annotations:
         # pycocotools ignores crowds, however often they are listed.
@@ -108,28 +110,33 @@ def _check_twice(annotations: Sequence[dict[str, Any]], file: Path, findings: Fi
 
 
 def get_object_key(annotation: dict[str, Any]) -> int:
-    """The same for the same class, box and outline in the same image."""
-    # A hash of the text, as lists have none, and a million texts take much memory.
+    """Key shared by annotations with the same image, class, box, outline and keypoints."""
+    # Hash of the text: lists cannot be hashed, and a million strings would take much memory.
     return hash(str([annotation.get(x) for x in _OBJECT_FIELDS]))
 
 
 def _describe(annotation: dict[str, Any], file: Path) -> str:
-    return f"{file}: annotation {_get_name(annotation)} (image {annotation.get('image_id')})"
+    return f"{file}: annotation {_format_id(annotation)} (image {annotation.get('image_id')})"
 
 
-def _get_name(annotation: dict[str, Any]) -> str:
+def _format_id(annotation: dict[str, Any]) -> str:
     return json.dumps(annotation.get("id", annotation))[:_MAX_SHOWN]
 
 
 def _check_annotation(
-    annotation: dict[str, Any], images: dict, names: dict, file: Path, findings: Findings
+    annotation: dict[str, Any],
+    images: dict,
+    category_names: dict,
+    file: Path,
+    findings: Findings,
 ) -> bool:
-    """Whether the annotation can be trained on."""
-    fault = find_annotation_fault(annotation, images, names)
+    """Report the first fault; return whether the annotation is usable for training."""
+    is_object = not annotation.get("iscrowd")
+    fault = find_annotation_fault(annotation, images, category_names)
     if fault is None:
-        return not annotation.get("iscrowd")
+        return is_object
     rule, value = fault
-    place = f"{file}: annotation {_get_name(annotation)}"
+    place = f"{file}: annotation {_format_id(annotation)}"
     image_id = annotation.get("image_id")
     if is_id(image_id) and image_id in images:
         image = images[image_id]
@@ -137,21 +144,21 @@ def _check_annotation(
         place += f" of {image['file_name']} (image {image['id']}, {size})"
     fields = {}
     if rule is UNKNOWN_CATEGORY:
-        fields["known"] = shorten([f"{key} ({name})" for key, name in names.items()])
+        fields["known"] = shorten([f"{key} ({name})" for key, name in category_names.items()])
     findings.add(rule, f"{place}: {value}", **fields)
-    return rule is BOX_CUT
+    return rule is BOX_CUT and is_object
 
 
 def find_annotation_fault(
-    annotation: dict[str, Any], images: dict, names: dict
+    annotation: dict[str, Any], images: dict, category_names: dict
 ) -> Optional[tuple[Rule, str]]:
     """The first fault of a COCO annotation, and the value that is wrong.
 
     Args:
-        images: by id, with "width" and "height" in pixels.
-        names: of categories, by id.
+        images: images by id, with "width" and "height" in pixels.
+        category_names: names of categories by id.
     """
-    missing = [x for x in _FIELDS if x not in annotation]
+    missing = [x for x in _REQUIRED_FIELDS if x not in annotation]
     if missing:
         return INCOMPLETE_ANNOTATION, f"no {', '.join(missing)}"
     image_id = annotation["image_id"]
@@ -160,7 +167,7 @@ def find_annotation_fault(
         return INVALID_ANNOTATION_ID, f"id {annotation['id']!r}"
     if not is_id(image_id) or image_id not in images:
         return UNKNOWN_IMAGE, f"image {image_id!r}"
-    if not is_whole(category_id) or category_id not in names:
+    if not is_whole(category_id) or category_id not in category_names:
         return UNKNOWN_CATEGORY, f"category {category_id!r}"
     fault = _find_evaluation_fault(annotation)
     if fault:
@@ -173,7 +180,7 @@ def find_annotation_fault(
 
 
 def _find_evaluation_fault(annotation: dict[str, Any]) -> Optional[tuple[Rule, str]]:
-    """A value that pycocotools would take for another."""
+    """First value of iscrowd, ignore or area that pycocotools would misread."""
     crowd = annotation.get("iscrowd", 0)
     ignore = annotation.get("ignore", 0)
     if crowd not in (0, 1) or ignore != 0:
@@ -204,13 +211,16 @@ def _find_outline_fault(annotation: dict[str, Any]) -> Optional[tuple[Rule, str]
 
 
 def _is_rle(outline: Any) -> bool:
-    """Whether an outline is run-length encoded: as text, or as a size and counts."""
+    """Whether an outline is run-length encoded: a size, and counts as text or as numbers."""
     if not isinstance(outline, dict):
         return False
-    counts = outline.get("counts")
-    if isinstance(counts, str):
-        return True
     size = outline.get("size")
-    if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, list):
+    if not _is_list_of_sizes(size) or len(size) != 2:
         return False
-    return all(is_whole(x) and x >= 0 for x in (*size, *counts))
+    counts = outline.get("counts")
+    return isinstance(counts, str) or _is_list_of_sizes(counts)
+
+
+def _is_list_of_sizes(value: Any) -> bool:
+    """Whether a value is a list of whole numbers of 0 or more."""
+    return isinstance(value, list) and all(is_whole(x) and x >= 0 for x in value)

@@ -236,6 +236,22 @@ def test_duplicates_are_neither_outlines_nor_crowds(coco):
     assert len(fixed["annotations"]) == len(content["annotations"])
 
 
+def test_crowd_with_a_cut_box_is_not_trained_on(coco):
+    file, content = coco
+    for annotation in content["annotations"]:
+        annotation.update(bbox=[60, 60, 50, 20], iscrowd=1)
+    assert data_rules.NOTHING_TO_TRAIN_ON in get_rules(check(file, content), "error")
+
+
+@pytest.mark.parametrize("counts", ["PP0", [0, 9]])
+def test_rle_needs_a_size(counts, coco):
+    file, content = coco
+    content["annotations"][0]["segmentation"] = {"counts": counts}
+    assert get_rules(check(file, content), "error") == [data_rules.INVALID_SEGMENTATION]
+    content["annotations"][0]["segmentation"]["size"] = [96, 96]
+    assert check(file, content).exit_code == 0
+
+
 # What --fix leaves to a person.
 FOR_A_PERSON = {
     data_rules.DUPLICATE_IMAGE_ID,
