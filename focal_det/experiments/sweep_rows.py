@@ -34,14 +34,14 @@ PAPER_ROWS = "PaperTables/rows.json"
 BASES = {name: f"PaperTables/{name}.yaml" for name in ("coco", "digits", "bccd")}
 _PAPER_SIZE = 600  # pixels, of the paper's ablations
 _ASPECT_RATIOS = {1: [1.0], 3: [0.5, 1.0, 2.0]}
-# Of the bases, only one with these weights can have another depth: there are such for R-101 too.
+# "depth" applies only to bases that start from these weights: R-101 weights exist beside them.
 _RESNET_50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 _SIZE_KEYS = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
 _ROW_KEYS = {"table", "row", "config", "set", "paper", "bases", "anchors", "depth", "scale"}
 _START_KEYS = {"file", "keep", "model", "train", "set"}
 
 
-# Rows are keys of dicts: `eq=False`, as what they hold has no hash.
+# eq=False: rows are keys of dicts, and the dicts they hold cannot be hashed.
 @dataclass(frozen=True, eq=False)
 class Row:
     """One row of a table.
@@ -115,7 +115,7 @@ def read_sweep(
         name = base or rows_file.resolve().parent.name
         return Sweep(name, read_rows(rows_file, base), read_starts(rows_file))
     base = _require_base(base)
-    # A grid may have one of the paper's bases as well, which need their start weights.
+    # A grid may use one of the paper's bases, which need their start weights.
     starts = read_starts(Path(get_config_file(PAPER_ROWS)))
     if grid is not None:
         return Sweep(base, {"grid": make_grid(grid, get_base_file(base))}, starts)
@@ -150,9 +150,11 @@ def get_base_file(base: str) -> Path:
 def read_table(table: str, base: str) -> list[Row]:
     """The rows of a table of the paper that make sense on a base.
 
-    A row's "bases" are those it makes sense on, by default all; its "anchors" the numbers of scales
-    and aspect ratios. Its "depth" counts where the base starts from ImageNet's R-50. Its "scale" is
-    an image size, relative to the paper's 600 pixels, which the base's own sizes stand for.
+    The keys of a row that only these tables need:
+        "bases": bases that the row is run on (default: all).
+        "anchors": number of scales and number of aspect ratios.
+        "depth": ResNet depth; ignored unless the base starts from ImageNet's R-50.
+        "scale": image size in the paper, where 600 px corresponds to the base's own size.
 
     Raises:
         FileNotFoundError: an unknown base.
@@ -184,7 +186,7 @@ def read_rows(file: Path, base: Optional[str] = None) -> dict[str, list[Row]]:
     """
     entries = _read_rows_file(file)["rows"]
     if base is not None and all("config" in x for x in entries):
-        raise ValueError(f"--base {base}: every row of {file} has a config, leave --base out")
+        raise ValueError(f"--base {base}: every row of {file} has its own config; leave out --base")
     tables: dict[str, list[Row]] = {}
     for entry in entries:
         rows = tables.setdefault(entry["table"], [])
@@ -230,12 +232,14 @@ def _read_rows_file(file: Path) -> dict[str, Any]:
     for entry in content["rows"]:
         _check_keys(entry, _ROW_KEYS, ("table",), file)
         if "row" not in entry and "config" not in entry:
-            raise ValueError(f"{file}: a row needs 'row', its name, or 'config'; got {entry}")
+            raise ValueError(
+                f"{file}: a row needs either 'row' (its name) or 'config'; got {entry}"
+            )
     return content
 
 
 def _check_keys(entry: dict, known: set[str], required: Sequence[str], file: Path) -> None:
-    # A key with a typo would be left out, and the row train something else than it says.
+    # A mistyped key would be ignored, and the row would train something else than it says.
     for key in entry:
         if key not in known:
             raise ValueError(f"{file}: {describe_unknown('key', key, known)}")
@@ -259,6 +263,11 @@ def _get_anchors(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
     if "anchors" not in entry:
         return {}
     num_scales, num_aspects = entry["anchors"]
+    if num_aspects not in _ASPECT_RATIOS:
+        known = " or ".join(map(str, _ASPECT_RATIOS))
+        raise ValueError(
+            f"row {entry['row']!r}: anchors have {known} aspect ratios, got {num_aspects}"
+        )
     factors = [2 ** (i / num_scales) for i in range(num_scales)]
     smallest = [sizes[0] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
     return {
@@ -345,7 +354,7 @@ def merge_row(cfg: CfgNode, row: Row) -> CfgNode:
 
 
 def write_config(row: Row, options: Sequence[str], file: Path) -> None:
-    """Write a row as a yaml with its config as `_BASE_`, for any program of Detectron2's.
+    """Write a row as a yaml with its config as `_BASE_`, for any Detectron2 program.
 
     Args:
         options: KEY VALUE pairs of all rows.

@@ -161,19 +161,24 @@ def write_rows(folder, rows, **others):
     ("row", "message"),
     [
         ({"row": "a"}, "'table' is missing"),
-        ({"table": "t"}, "a row needs 'row', its name, or 'config'"),
+        ({"table": "t"}, "a row needs either 'row' (its name) or 'config'"),
         ({"table": "t", "row": "a", "sett": {}}, "Unknown key 'sett'. Did you mean 'set'"),
         ({"table": "t", "row": "a"}, "--base is required"),
+        (
+            {"table": "t", "row": "a", "config": "config.yaml", "anchors": [1, 2]},
+            "row 'a': anchors have 1 or 3 aspect ratios, got 2",
+        ),
         ({"table": "t", "config": "no*.yaml"}, "matches 'no*.yaml'"),
     ],
 )
 def test_bad_rows_are_named(row, message, tmp_path, capsys):
+    make_config(tmp_path)
     assert message in get_error(capsys, "--rows", write_rows(tmp_path, [row]))
 
 
 def test_base_is_refused_for_rows_with_configs(tmp_path, capsys):
     file = write_rows(tmp_path, [{"table": "t", "config": "a.yaml"}])
-    assert "leave --base out" in get_error(capsys, "--rows", file, "--base", "digits")
+    assert "leave out --base" in get_error(capsys, "--rows", file, "--base", "digits")
 
 
 @pytest.mark.parametrize(
