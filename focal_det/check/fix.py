@@ -70,7 +70,7 @@ def write_fixed(name: str, out_file: Path) -> str:
     fixed, changes = fix_coco(content)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     out_file.write_text(json.dumps(fixed))
-    head = f"corrected copy, to be checked in its place: {out_file}"
+    head = f"corrected copy written to {out_file}; point the data set to it and run the check again"
     return "\n  ".join([head, *(changes or ["nothing to correct"])])
 
 

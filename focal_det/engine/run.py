@@ -26,11 +26,11 @@ from .trainer import Trainer
 
 @dataclass
 class RunPlan:
-    """What is known of a run before its processes start.
+    """Inputs of a run, prepared before its processes start.
 
     Attributes:
         cfg: the config to be checked; the processes read it again from its file.
-        earlier: the config, by full keys, of the run in OUTPUT_DIR that continues or is evaluated.
+        earlier: flattened config of the run in OUTPUT_DIR that is resumed or evaluated.
         weights: file or URL that --eval-only evaluates.
         findings: lines about the data and the config, to be logged.
     """
@@ -79,16 +79,16 @@ def _set_seed(cfg: CfgNode, args: argparse.Namespace, earlier: dict[str, Any]) -
     before = earlier.get("SEED", -1)
     if before >= 0:
         cfg.SEED = before
-        return f"SEED is not set; this run keeps {before}, which it was started with"
+        return f"SEED is not set: this run keeps its first seed, {before}"
     if args.eval_only:
         return ""
     cfg.SEED = drawn
     if args.resume and earlier:
         return (
-            "SEED is not set, and the earlier part of this run has not recorded one; the run "
-            f"continues with {drawn}, in another order of the images"
+            "SEED is not set, and the earlier part of this run recorded none: it continues with "
+            f"{drawn}, so the image order differs"
         )
-    return f"SEED was not set; this run has {drawn}, and --resume keeps it"
+    return f"SEED is not set: this run uses {drawn}, and --resume keeps it"
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -111,7 +111,7 @@ def _keep_file(file: Path) -> Iterator[None]:
 
 
 def _log_notes(seed_note: str, findings: Sequence[str]) -> None:
-    """Log the seed and the findings, which the terminal has shown before log.txt existed."""
+    """Log the seed and the findings, which were shown on the terminal before log.txt existed."""
     log = logging.getLogger(LOGGER_NAME)
     if seed_note:
         log.info(seed_note)
@@ -122,7 +122,7 @@ def _log_notes(seed_note: str, findings: Sequence[str]) -> None:
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume, take_new_settings=args.allow_changes)
+    trainer.resume_or_load(resume=args.resume, allow_changes=args.allow_changes)
     results = trainer.train()
     divergence = trainer.checkpointer.divergence
     if divergence:
@@ -136,6 +136,6 @@ def _evaluate(cfg: CfgNode) -> dict:
     load_all_weights(model, cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
-        # TEST.EXPECTED_RESULTS: ends the process with an error if the results are not these.
+        # TEST.EXPECTED_RESULTS: ends the process with an error if the results differ from them.
         verify_results(cfg, results)
     return results

@@ -76,12 +76,12 @@ class Trainer(DefaultTrainer):
             self._hooks = [x for x in self._hooks if not isinstance(x, EvalHook)]
         super().after_train()
 
-    def resume_or_load(self, resume: bool = True, take_new_settings: bool = False) -> None:
+    def resume_or_load(self, resume: bool = True, allow_changes: bool = False) -> None:
         """Load the last checkpoint or MODEL.WEIGHTS, and move to the data that comes next.
 
         Args:
             resume: load the last checkpoint of OUTPUT_DIR if it has one.
-            take_new_settings: let a resumed run use learning rate, momentum and weight decay of the
+            allow_changes: let a resumed run use learning rate, momentum and weight decay of the
                 config; otherwise those in the checkpoint apply.
 
         Raises:
@@ -91,7 +91,7 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         if not resume or self.start_iter == 0:
             return
-        if take_new_settings:
+        if allow_changes:
             self._set_settings(settings)
         else:
             self._check_class_names()

@@ -1,4 +1,4 @@
-"""The measures of a training set in words."""
+"""Describes the measurements of a training set in words."""
 
 import numpy as np
 
@@ -7,16 +7,16 @@ from focal_det.messages import shorten
 from .class_weights import ClassWeights
 from .measure import TrainingSetReport
 
-_MAX_CLASSES = 12  # whose numbers of objects are listed
+_MAX_CLASSES = 12  # classes listed with their object counts
 
 
 def describe(report: TrainingSetReport) -> list[str]:
-    """The measures as lines for a person."""
+    """Human-readable lines."""
     lines = [*_describe_objects(report), *_describe_positives(report), *_describe_boxes(report)]
     first_loss = f"about {report.initial_loss:.3g}"
     if report.loss_after is not None:
-        first_loss += f"; with what --write suggests, {report.loss_after:.3g}"
-    lines.append(f"  loss_cls of the first step, with every score at the prior: {first_loss}")
+        first_loss += f"; {report.loss_after:.3g} with the settings that --write suggests"
+    lines.append(f"  expected loss_cls of the first step (all scores at the prior): {first_loss}")
     if report.anchors:
         lines.append(f"  {describe_gain(report)}")
     return lines
@@ -37,14 +37,17 @@ def _describe_positives(report: TrainingSetReport) -> list[str]:
     num_images = len(report.sample)
     size = f"shorter side {report.size} px" if report.size else "not resized"
     num_positive = fit.positives_per_image.sum()
+    share = "none of them positive"
+    if num_positive:
+        share = f"1 in {fit.num_anchors / num_positive:.0f} positive"
     low, median, high = np.quantile(fit.positives_per_image, (0.25, 0.5, 0.75))
     means = zip(report.level_names, fit.positives_per_level / num_images)
     levels = ", ".join(f"{name} {mean:.3g}" for name, mean in means)
     return [
-        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} an image, "
-        f"of which 1 in {fit.num_anchors / max(1, num_positive):.0f} is positive",
-        f"  positives of an image: {median:.0f}, in half of the images {low:.0f} to {high:.0f}; "
-        f"mean by level: {levels}",
+        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} per image, "
+        f"{share}",
+        f"  positives per image: median {median:.0f}, middle half {low:.0f} to {high:.0f}; "
+        f"mean per level: {levels}",
     ]
 
 
@@ -52,9 +55,10 @@ def _describe_boxes(report: TrainingSetReport) -> list[str]:
     fit = report.fit
     num_boxes = len(fit.best_iou)
     return [
-        f"  boxes overlapped by {fit.iou_thresh:g} or more: "
-        f"{to_share(int(fit.is_reached.sum()), num_boxes)}; the others: {describe_lost(report)}",
-        "  best possible recall, by boxes with a positive anchor of their own: "
+        f"  boxes that an anchor overlaps with IoU >= {fit.iou_thresh:g}: "
+        f"{to_share(int(fit.is_reached.sum()), num_boxes)}; "
+        f"boxes not reached: {describe_lost(report)}",
+        "  upper bound of recall (boxes matched to a positive anchor): "
         f"{to_share(int(fit.has_positive.sum()), num_boxes)}",
     ]
 
@@ -66,13 +70,13 @@ def describe_imbalance(weights: ClassWeights) -> str:
     least = order[-1]
     ratio = weights.counts[most] / weights.counts[least]
     return (
-        f"{len(weights.counts)} classes; {ratio:.4g} times as many of class "
-        f"{weights.labels[most]} as of {weights.labels[least]}"
+        f"{len(weights.counts)} classes; {ratio:.4g} times as many objects of class "
+        f"{weights.labels[most]} as of class {weights.labels[least]}"
     )
 
 
 def describe_lost(report: TrainingSetReport) -> str:
-    """Size and class of most boxes that no anchor reaches."""
+    """How large the unreached boxes are, and which class loses the largest share of its boxes."""
     fit = report.fit
     lost = ~fit.is_reached
     if not lost.any():
@@ -86,9 +90,9 @@ def describe_lost(report: TrainingSetReport) -> str:
     shares = np.bincount(fit.classes[lost], minlength=num_classes) / np.maximum(counts, 1)
     worst = int(shares.argmax())
     return (
-        f"{num_small} smaller than the median of {np.median(sides):.0f} px and "
-        f"{lost.sum() - num_small} larger; most of class {report.weights.labels[worst]}, "
-        f"{to_percent(shares[worst])} of it"
+        f"{num_small} smaller than the median side of {np.median(sides):.0f} px, "
+        f"{lost.sum() - num_small} not smaller; worst class: {report.weights.labels[worst]}, "
+        f"which loses {to_percent(shares[worst])} of its boxes"
     )
 
 
@@ -110,9 +114,8 @@ def describe_gain(report: TrainingSetReport) -> str:
     sizes = " ".join("-".join(f"{x:.3g}" for x in ends) for ends in ranges)
     ratios = ", ".join(f"{x:g}" for x in anchors.aspect_ratios)
     return (
-        f"anchors of {sizes} px, height / width {ratios}{finer} would reach "
-        f"{to_percent(fit_after.score)} of the boxes instead of "
-        f"{to_percent(report.fit.score)}"
+        f"anchors of {sizes} px with height/width {ratios}{finer} would reach "
+        f"{to_percent(fit_after.score)} of the boxes, against {to_percent(report.fit.score)} now"
     )
 
 

@@ -63,7 +63,9 @@ class Page:
         """
         row_classes = row_classes or [""] * len(rows)
         if len(row_classes) != len(rows):
-            raise ValueError(f"{len(rows)} rows have {len(row_classes)} classes")
+            raise ValueError(
+                f"row_classes must have one entry per row: {len(rows)} rows, got {len(row_classes)}"
+            )
         lines = [_make_row("th", head, "")]
         for cells, row_class in zip(rows, row_classes):
             if len(cells) != len(head):
@@ -72,7 +74,7 @@ class Page:
         self._parts.append("\n".join(["<table>", *lines, "</table>"]))
 
     def add_figure(self, figure: Figure, caption: str) -> None:
-        """A figure, stored in the page itself, with a caption that also describes it to readers."""
+        """A figure, stored in the page itself, with a caption that is also its alt text."""
         # A picture in another file would be lost when the page is sent or moved.
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
@@ -84,7 +86,7 @@ class Page:
         )
 
     def write(self, file: Path) -> None:
-        """Write the page; a file of this name is replaced once the page is complete.
+        """Write the page; an existing file is replaced only when the page is complete.
 
         Raises:
             OSError: it cannot be written.

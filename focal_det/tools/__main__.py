@@ -11,7 +11,10 @@ from focal_det.host import require_detectron2
 from focal_det.messages import describe_unknown
 
 # In the order in which a person needs them; programs that are not named here come last.
-_ORDER = ("check", "train", "report", "demo", "weights", "sweep", "curves", "loss-cdf", "bench")
+_ORDER = (
+    *("check", "train", "reproduce", "report", "demo"),
+    *("weights", "sweep", "curves", "loss-cdf", "bench"),
+)
 _WITHOUT_DETECTRON2 = ("curves",)
 _USAGE = """\
 usage: focal-det <program> [arguments]

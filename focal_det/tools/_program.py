@@ -1,8 +1,8 @@
-"""What all programs share: their arguments, and what becomes of an error.
+"""Shared by all programs: arguments and error handling.
 
 A program is a module of this package with a docstring, whose first line `focal-det` lists, and a
-function `main(argv)` that calls `run_program` with what adds its arguments and what does the work.
-It catches no errors: `run_program` reports them all in the same way.
+function `main(argv)`, which passes two functions to `run_program`: one adds the arguments, one does
+the work. It catches no errors: `run_program` reports them all in the same way.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from focal_det.messages import describe_error
 
 FAILED = 1  # the work was done, and its outcome is not good
-REFUSED = 2  # something for the user to mend; one line says what
+REFUSED = 2  # something for the user to fix; one line says what
 CRASHED = 3  # a bug of focal_det; with a traceback
 INTERRUPTED = 130
 _PACKAGE = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def run_program(
         parser: with the arguments of another library, to be extended.
 
     Raises:
-        SystemExit: with `REFUSED` and one line on stderr for what the user can mend, with `CRASHED`
+        SystemExit: with `REFUSED` and one line on stderr for what the user can fix, with `CRASHED`
             and a traceback for a bug.
     """
     # fvcore compiles its own losses on import, which current torch warns about.
@@ -65,11 +65,12 @@ def run_program(
 
 
 def _exit_for(error: Exception, parser: argparse.ArgumentParser) -> NoReturn:
-    """Exit with one line for what the user can mend, with a traceback for a bug."""
+    """Exit with one line for what the user can fix, with a traceback for a bug."""
     if is_for_user(error):
         parser.exit(REFUSED, f"{parser.prog}: {describe_error(error)}\n")
     traceback.print_exc()
-    parser.exit(CRASHED, f"{parser.prog} crashed; this is a bug in focal-det, please report it\n")
+    message = "This is a bug in focal_det: please report it with the traceback above"
+    parser.exit(CRASHED, f"{parser.prog} crashed. {message}\n")
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -81,10 +82,10 @@ def _parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> ar
 
 
 def is_for_user(error: BaseException) -> bool:
-    """Whether an error tells the user what to mend, and is not a bug.
+    """Whether an error is one the user can fix.
 
-    Files that cannot be read or written are; so are the errors that focal_det raises itself, whose
-    messages name what is wrong. A ValueError that comes out of a library is a bug of ours.
+    OSError and ImportError count, and so does a ValueError raised in focal_det itself, whose
+    message says what is wrong. A ValueError raised inside a library is a bug in focal_det.
     """
     if isinstance(error, (OSError, ImportError)):
         return True
@@ -114,7 +115,7 @@ def make_parser(
 
 @contextlib.contextmanager
 def _hide_progress(is_quiet: bool) -> Iterator[None]:
-    """Keep every progress bar of this process from the terminal, Detectron2's too, if asked to."""
+    """Disable all progress bars in this process, Detectron2's included, if `is_quiet`."""
     show = tqdm.__init__
 
     def hide(self: tqdm, *args: Any, **kwargs: Any) -> None:
@@ -134,7 +135,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         "--config-file",
         required=required,
         metavar="FILE",
-        help="a .yaml file, or the name of a config that focal_det ships",
+        help="a .yaml file, or the name of a config that ships with focal_det",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config, last"
@@ -147,7 +148,7 @@ def add_output_argument(
     """`--output`: the file or folder that a program writes its results to.
 
     Args:
-        what: is written, for the help.
+        what: help text: what is written.
         default: without one, it is required, unless `kwargs` say otherwise.
         kwargs: of argparse, such as `required=False`.
     """
@@ -165,10 +166,10 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def check_picture_file(file: Path, advice: str = "") -> None:
-    """Refuse an `--output` that does not end like a picture, before any work is done.
+    """Refuse an `--output` whose suffix is not that of a supported picture format.
 
     Raises:
-        ValueError: another suffix; ends with `advice`.
+        ValueError: another suffix; the message ends with `advice`.
     """
     if file.suffix.lower() not in _PICTURES:
         message = f"--output must end in {', '.join(_PICTURES)}, got {str(file)!r}"

@@ -1,4 +1,4 @@
-"""Benchmarks: loss, labels, training step and inference beside every peer that is installed."""
+"""Measure speed and memory against other libraries."""
 
 import argparse
 import functools

@@ -1,6 +1,7 @@
 """Check data, config, model and weights before training: what to correct, and where.
 
-Exit codes: 0 all is well, 1 warnings, 2 errors, 3 the check crashed. Findings: docs/check.md.
+Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
+focal_det, 130 interrupted. Findings: docs/check.md.
 """
 
 import argparse
@@ -25,14 +26,14 @@ _EXAMPLE = "focal-det check --config-file digits/focal_retinanet_tiny.yaml --out
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Entry point; see `--help`."""
     return run_program("check", __doc__, _add_arguments, _run, argv, example=_EXAMPLE)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    add_output_argument(parser, "page to write", required=False, metavar="FILE.html")
-    option("--write", type=Path, metavar="FILE.yaml", help="write a config with better anchors")
+    add_output_argument(parser, "page of findings and figures", required=False, metavar="FILE.html")
+    what = "write better anchors, and alpha and pi per class (only if there are no errors)"
+    option("--write", type=Path, metavar="FILE.yaml", help=what)
     option("--fix", type=Path, metavar="OUT.json", help="correct a COCO JSON; needs --dataset")
     option("--dataset", metavar="NAME", help="check this data set only, in place of the config's")
     what = "decode N images of each data set, measure anchors on at most N (default: all and 200)"

@@ -1,4 +1,7 @@
-"""Value and gradient of any loss against p_t and x_t: figures 1, 5 and 6 of the paper."""
+"""Plot the value and gradient of losses.
+
+Against p_t and x_t, as figures 1, 5 and 6 of the paper.
+"""
 
 import argparse
 import sys

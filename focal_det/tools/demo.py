@@ -1,4 +1,6 @@
-"""Draw the detections of a model in images, folders of images and videos."""
+"""Draw the detections of a model in images, folders of images and videos.
+
+Exit codes: 0 done, 1 an input was not read, 2 refused, 3 a bug in focal_det, 130 interrupted."""
 
 import argparse
 import sys
@@ -21,7 +23,6 @@ _EXAMPLE = "focal-det demo photos/ video.mp4 --output output/photos MODEL.DEVICE
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Entry point; see `--help`. Returns 1 if an image or video could not be read."""
     return run_program("demo", __doc__, _add_arguments, _run, argv, example=_EXAMPLE)
 
 

@@ -1,4 +1,4 @@
-"""How much of the loss the hardest anchors of a trained model carry: figure 4 of the paper."""
+"""Plot the loss share of the hardest anchors (figure 4 of the paper)."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""One page of a finished run: its figures, curves, and detections beside ground truth."""
+"""Write a page about a finished run: metrics, curves, detections."""
 
 import argparse
 import sys
@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="RUN",
         help="OUTPUT_DIR of a finished run that was evaluated with COCO metrics; "
-        "gets curves.png and detections.png",
+        "curves.png and detections.png are written there as well",
     )
     add_output_argument(
         parser, "page to write (default: RUN/report.html)", metavar="FILE.html", required=False

@@ -1,4 +1,7 @@
-"""Repeat a step at which `focal-det train` stopped for a non-finite loss or gradient."""
+"""Repeat a step at which `focal-det train` stopped for a non-finite loss or gradient.
+
+Exit codes: 0 done, 2 a file that cannot be used, 3 a bug in focal_det, 130 interrupted.
+"""
 
 import argparse
 import json

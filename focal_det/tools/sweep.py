@@ -1,7 +1,6 @@
 """Run rows of the paper's tables, of a file or of a grid; results as table, picture and JSON.
 
-Runs that have a result are not repeated, and an interrupted run goes on from its checkpoint: repeat
-the command to continue.
+Repeat the command to continue: finished runs are kept, and interrupted runs resume.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from focal_det.report.sweep_results import make_results_figure, make_results_tab
 
 from ._program import FAILED, add_json_argument, add_output_argument, run_program
 
-_NUMBERS = {"seeds": "runs per row, SEED 1 to N", "jobs": "runs at a time", "num-gpus": "per run"}
+_NUMBERS = {"seeds": "seeds per row, from 1", "jobs": "parallel runs", "num-gpus": "GPUs per run"}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -33,20 +32,21 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", nargs="+", metavar="T", help="of the paper: 1a ... 1e 2 3 prior")
-    what.add_argument("--rows", type=Path, metavar="FILE", help="json, as in projects/Losses")
-    what.add_argument("--grid", nargs="+", metavar="KEY=V,V", help="all combinations of values")
-    add("--base", help="coco, digits, bccd or a config; not for rows with configs of their own")
+    choose = parser.add_mutually_exclusive_group(required=True).add_argument
+    choose("--table", nargs="+", metavar="T", help="tables of the paper: 1a to 1e, 2, 3, prior")
+    choose("--rows", type=Path, metavar="FILE", help="JSON file, as projects/Losses/rows.json")
+    choose("--grid", nargs="+", metavar="KEY=V,V", help="train every combination of these values")
+    add("--base", help="coco, digits, bccd or a config; required with --table and --grid")
     for name, meaning in _NUMBERS.items():
         add(f"--{name}", type=int, default=1, metavar="N", help=f"{meaning} (default: 1)")
     add("--launcher", choices=["local", "slurm"], default="local", help="slurm: a job per run")
-    add("--slurm", nargs="+", default=[], metavar="K=V", help="such as slurm_partition=gpu")
+    what = "options of the Slurm launcher, such as slurm_partition=gpu"
+    add("--slurm", nargs="+", default=[], metavar="K=V", help=what)
     add("--configs-only", action="store_true", help="write the rows as configs, and run nothing")
     folder = "folder of runs and results (default: output/sweep/ and the name of the base)"
     add_output_argument(parser, folder, required=False, metavar="FOLDER")
     add_json_argument(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for all rows, last")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to every config, last")
 
 
 def _run(command: str, args: argparse.Namespace) -> int:

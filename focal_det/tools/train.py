@@ -1,7 +1,8 @@
-"""Train and evaluate: checks the data, stops before a NaN reaches the weights, resumes exactly.
+"""Train and evaluate, with checks, a NaN guard and exact resume.
 
-Takes the flags of Detectron2's train_net.py. Exit codes: 0 done, 1 stopped, 2 refused before the
-first iteration, 130 interrupted.
+Takes the flags of Detectron2's train_net.py. Exit codes: 0 finished; 1 stopped during the run (by
+the guard, a full disk or an exception); 2 refused before the first iteration; 3 a bug before the
+run started; 130 interrupted.
 """
 
 import argparse
@@ -16,6 +17,13 @@ from focal_det.report.findings import print_findings
 from focal_det.tools._program import REFUSED, run_program
 
 _CHECKED_IMAGES = 200  # of each data set: decoding all of a large one takes minutes
+# Of Detectron2's own arguments, those whose help is not true of this program.
+_HELP = {
+    "config_file": "required: a .yaml file, or the name of a config that ships with focal_det",
+    "resume": "continue the run in OUTPUT_DIR; refused if settings changed (see --allow-changes)",
+    "eval_only": "evaluate the last checkpoint in OUTPUT_DIR, or MODEL.WEIGHTS, and do not train",
+    "opts": "changes to the config as KEY VALUE, last",
+}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -35,14 +43,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     flags = {
-        "--no-check": "start without checking config, annotations and "
-        f"{_CHECKED_IMAGES} images of each data set as `focal-det check` does",
+        "--no-check": f"skip `focal-det check`, here on {_CHECKED_IMAGES} images of each data set",
         "--overwrite": "remove the run that OUTPUT_DIR holds, and start anew",
         "--allow-changes": "let --resume continue with other settings than the run started with",
         "--unsafe-yaml": "let the config run code (!!python/...) when it is read",
     }
     for flag, text in flags.items():
         parser.add_argument(flag, action="store_true", help=text)
+    # argparse has no public way to change an argument of another library's parser.
+    for action in parser._actions:
+        action.help = _HELP.get(action.dest, action.help)
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""Alpha and pi per class, from the training set into a config, with a picture of them."""
+"""Compute alpha and pi per class from the training set.
+
+Writes them into a config, and a picture of them beside it.
+"""
 
 import argparse
 import sys

@@ -282,7 +282,7 @@ def test_seed_is_kept_without_config_yaml(digits):
     (out / "config.yaml").unlink()
     run_train(config, "--resume", "SOLVER.MAX_ITER", "3")
     assert yaml.safe_load((out / "config.yaml").read_text())["SEED"] == seed >= 0
-    assert f"this run keeps {seed}" in read_log(digits)
+    assert f"this run keeps its first seed, {seed}" in read_log(digits)
 
 
 def test_seed_that_was_not_recorded_is_drawn(digits):
@@ -294,7 +294,7 @@ def test_seed_that_was_not_recorded_is_drawn(digits):
     content["config"] = content["config"].replace("SEED:", "SEED: -1 #")
     torch.save(content, file)
     run_train(config, "--resume", "SOLVER.MAX_ITER", "3")
-    assert "has not recorded one" in read_log(digits)
+    assert "of this run recorded none: it continues with" in read_log(digits)
 
 
 # --- the end of a run

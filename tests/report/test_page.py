@@ -60,7 +60,7 @@ def test_rows_have_their_classes(tmp_path):
     [
         ([["1"]], (), r"a row must have 2 cells, got \['1'\]"),
         ([["1", "2"]], ["fatal"], "must be in .*, got 'fatal'"),
-        ([["1", "2"]], ["note", "note"], "1 rows have 2 classes"),
+        ([["1", "2"]], ["note", "note"], "one entry per row: 1 rows, got 2"),
     ],
 )
 def test_wrong_rows_are_refused(rows, classes, message):

@@ -4,6 +4,7 @@ import base64
 import functools
 import json
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -15,9 +16,11 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from focal_det.check.run import load_checked_config, run_checks
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config, setup_environment
 from focal_det.imbalance.anchors import build_anchor_setup, label_record
+from focal_det.imbalance.describe import describe
 from focal_det.imbalance.first_loss import compute_expected_loss
 from focal_det.model_zoo import get_config_file
 from focal_det.registry import CLS_LOSS_REGISTRY
@@ -205,7 +208,7 @@ def test_crash_has_its_own_exit_code(config, monkeypatch, capsys):
     assert stop.value.code == 3
     error = capsys.readouterr().err
     assert "RuntimeError: not foreseen" in error
-    assert "focal-det check crashed; this is a bug in focal-det, please report it" in error
+    assert "focal-det check crashed. This is a bug in focal_det: please report it" in error
 
 
 def test_forgotten_data_set_file_is_the_first_hint(config, monkeypatch, capsys):
@@ -509,6 +512,19 @@ def small_boxes(config):
     return config
 
 
+def test_anchors_without_a_positive_are_said_to_have_none(config):
+    cfg = load_checked_config(config, [], None)
+    _, report = run_checks(cfg)
+    fit = report.fit
+    none = replace(
+        fit,
+        positives_per_image=fit.positives_per_image * 0,
+        positives_per_level=fit.positives_per_level * 0,
+    )
+    assert "per image, none of them positive" in "\n".join(describe(replace(report, fit=none)))
+    assert re.search(r" per image, 1 in \d+ positive\n", "\n".join(describe(report)))
+
+
 def test_suggested_anchors_reach_more_boxes(small_boxes, tmp_path, capsys):
     out = tmp_path / "better" / "anchors.yaml"
     assert run(small_boxes, "--write", str(out)) == 1
@@ -517,8 +533,8 @@ def test_suggested_anchors_reach_more_boxes(small_boxes, tmp_path, capsys):
         "boxes that no anchor overlaps enough: 2 of 4 (50.0 %): 2 smaller than the median" in output
     )
     assert (
-        "most of class square, 100.0 % of it" in output
-        and "would reach 100.0 % of the boxes instead of 50.0 %" in output
+        "0 not smaller; worst class: square, which loses 100.0 % of its boxes" in output
+        and "would reach 100.0 % of the boxes, against 50.0 % now" in output
     )
     cfg = load_config(out)
     assert (
@@ -526,7 +542,7 @@ def test_suggested_anchors_reach_more_boxes(small_boxes, tmp_path, capsys):
         and min(map(min, cfg.MODEL.ANCHOR_GENERATOR.SIZES)) < 24
     )
     assert run(out) == 0  # which measures again, with a model of the written config
-    assert "boxes overlapped by 0.5 or more: 4 of 4 (100.0 %)" in capsys.readouterr().out
+    assert "an anchor overlaps with IoU >= 0.5: 4 of 4 (100.0 %)" in capsys.readouterr().out
     config_before = small_boxes.read_text()
     with pytest.raises(SystemExit):
         run(small_boxes, "--write", str(small_boxes))

@@ -1,4 +1,4 @@
-"""What all programs share: errors that a person can mend are one line, bugs are a traceback."""
+"""What all programs share: errors that a person can fix are one line, bugs are a traceback."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_bug_is_a_traceback(bug, capsys):
     assert exit_code_of(bug) == CRASHED
     error = capsys.readouterr().err
     assert "Traceback" in error
-    assert "this is a bug in focal-det, please report it" in error
+    assert "This is a bug in focal_det: please report it with the traceback above" in error
 
 
 def test_interrupt_is_reported_without_traceback(capsys):
@@ -86,7 +86,7 @@ def test_programs_are_listed_in_the_order_of_use(capsys):
     lines = capsys.readouterr().out.splitlines()
     listed = [x.split()[0] for x in lines if x.startswith("  ") and not x.startswith("   ")]
     assert listed == PROGRAMS
-    assert listed[:3] == ["check", "train", "report"]
+    assert listed[:4] == ["check", "train", "reproduce", "report"]
 
 
 def test_unknown_program_names_the_nearest(capsys):

@@ -147,8 +147,8 @@ def test_comment_says_how_the_file_was_made(base):
     command = f"focal-det weights --config-file {base} --output {file}"
     assert f"{command} --method effective --beta 0.9 --max-alpha 0.5" in comment
     assert (
-        "cells: 5 images, 5 objects, 2 classes; 1.5 times as many of class circle as of square"
-        in comment
+        "cells: 5 images, 5 objects, 2 classes; 1.5 times as many objects of class circle as of "
+        "class square" in comment
     )
     assert (
         "effective, beta 0.9; mean over the objects 0.25 (FOCAL_LOSS_ALPHA), none above 0.5"
@@ -285,7 +285,8 @@ def test_objects_of_several_training_sets_are_added(base):
     folder = base.parent.parent
     text = run(write_base(folder, coco_block(folder), block, train=("cells", "more"))).read_text()
     assert (
-        "cells + more: 9 images, 9 objects, 2 classes; 1.25 times as many of class circle" in text
+        "cells + more: 9 images, 9 objects, 2 classes; 1.25 times as many objects of class circle"
+        in text
     )
 
 
