@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from focal_det.check.rules import RULES, TOPICS, Rule
+from focal_det.check.rules import FIX_NOTE, RULES, TOPICS, Rule
 from focal_det.check.stages import load_checks
 
 FILE = Path(__file__).parent.parent / "docs" / "check.md"
@@ -65,6 +65,8 @@ def render_check() -> str:
     for prefix, title in TOPICS.items():
         rules = [rule for rule_id, rule in sorted(RULES.items()) if rule_id.startswith(prefix)]
         lines = [f"## {prefix}xx: {title}", ""]
+        if any(rule.is_fixable for rule in rules):
+            lines += [FIX_NOTE, ""]
         lines += ["| id | severity | finding | advice |", "|---|---|---|---|"]
         lines += [render_rule(rule) for rule in rules]
         parts.append("\n".join(lines) + "\n")

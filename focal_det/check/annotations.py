@@ -214,7 +214,7 @@ def _is_rle(outline: Any) -> bool:
     """Whether an outline is run-length encoded: a size, and counts as text or as numbers."""
     if not isinstance(outline, dict):
         return False
-    size = outline.get("size")
+    size: Any = outline.get("size")
     if not _is_list_of_sizes(size) or len(size) != 2:
         return False
     counts = outline.get("counts")

@@ -2,17 +2,13 @@
 
 from .rules import add_rule
 
-_FIX = "Correct it; --dataset NAME --fix OUT.json corrects a copy of a COCO JSON."
-
 # Annotation files: whether they can be read.
 MISSING_ANNOTATION_FILE = add_rule(
     "CHK100", "error", "missing annotation file", "Put it there, or correct the path."
 )
 COMPRESSED_FILE = add_rule("CHK101", "error", "compressed annotation file", "Unpack it.")
 # pycocotools opens files in the encoding of the system.
-NOT_UTF8 = add_rule(
-    "CHK102", "error", "annotation file in another encoding than UTF-8", "Save it as UTF-8."
-)
+NOT_UTF8 = add_rule("CHK102", "error", "annotation file not encoded in UTF-8", "Save it as UTF-8.")
 # json.load refuses it, and editors on Windows write it.
 BYTE_ORDER_MARK = add_rule(
     "CHK103",
@@ -51,13 +47,16 @@ MISSING_LIST = add_rule(
 )
 NOT_A_MAPPING = add_rule("CHK109", "error", "entry that is not a mapping", "Remove it.")
 UNREADABLE_DATASET = add_rule(
-    "CHK110", "error", "data set that cannot be read", "Correct the cause of the error."
+    "CHK110",
+    "error",
+    "data set that cannot be read",
+    "The loader raised this error: correct what it names.",
 )
 INVALID_VOC_IMAGE = add_rule(
     "CHK111",
     "error",
     "VOC image with a missing or invalid file",
-    "Correct the file, or remove the image from the list of the split.",
+    "Correct the file, or remove the image from ImageSets/Main/<split>.txt.",
 )
 
 # Annotation files: their categories.
@@ -108,7 +107,7 @@ EMPTY_IMAGES_TESTED = add_rule(
     "CHK134",
     "note",
     "test set with empty images",
-    "Every detection there counts as false: make sure that they show no objects.",
+    "Every detection there counts as a false positive: make sure that they show no objects.",
 )
 
 # Images: their entries in a COCO JSON.
@@ -205,7 +204,7 @@ FLAT_IMAGE = add_rule(
     "note",
     "image of a single colour",
     "It shows nothing: look at the file.",
-    otherwise="warning if more than a tenth of the decoded images are",
+    otherwise="warning if they are more than a tenth of the decoded images",
 )
 NOT_ALL_DECODED = add_rule(
     "CHK226",
@@ -229,95 +228,91 @@ TEST_IMAGE_TRAINED_ON = add_rule(
 
 # Annotations: ids and fields.
 DUPLICATE_ANNOTATION_ID = add_rule(
-    "CHK300", "error", "duplicate annotation id", f"It makes COCO evaluation miscount. {_FIX}"
+    "CHK300", "error", "duplicate annotation id", "Detectron2 stops while it loads the file."
 )
 # In COCOeval, a match is the id of an annotation, and 0 is no match.
 ANNOTATION_ID_ZERO = add_rule(
     "CHK301",
     "warning",
     "annotation with id 0",
-    f"pycocotools takes 0 for 'not found' and counts each detection of it as false. {_FIX}",
+    "pycocotools takes 0 for 'not found': a detection of it counts as a false positive.",
 )
 # Detectron2's loader needs neither of them, pycocotools' evaluation both.
 NO_CROWD_OR_AREA = add_rule(
     "CHK302",
     "error",
     "annotation without iscrowd or area",
-    f"Evaluation crashes without them, after training has finished. {_FIX}",
+    "Evaluation crashes without them, after training has finished.",
     otherwise="warning if the set is not evaluated on",
 )
 DUPLICATE_OBJECT = add_rule(
-    "CHK303", "warning", "duplicate object", f"It is trained on and counted twice. {_FIX}"
+    "CHK303", "warning", "duplicate object", "It is trained on and counted twice."
 )
 INCOMPLETE_ANNOTATION = add_rule(
     "CHK304",
     "error",
     "annotation without a required field",
-    f"Detectron2 cannot read it. {_FIX}",
+    "Detectron2 cannot read it.",
 )
 INVALID_ANNOTATION_ID = add_rule(
-    "CHK305", "error", "invalid annotation id", f"Ids of annotations are whole numbers. {_FIX}"
+    "CHK305", "error", "invalid annotation id", "Ids of annotations are whole numbers."
 )
 UNKNOWN_IMAGE = add_rule(
-    "CHK306", "error", "annotation of an unknown image", f"The file has no such image. {_FIX}"
+    "CHK306", "error", "annotation of an unknown image", "The file has no such image."
 )
 UNKNOWN_CATEGORY = add_rule(
     "CHK307",
     "error",
     "annotation of an unknown category",
-    f"Known categories are {{known}}. {_FIX}",
+    "Known categories are {known}.",
 )
 INVALID_CROWD = add_rule(
     "CHK308",
     "error",
     "invalid iscrowd or ignore",
-    f"iscrowd is 0 or 1; ignore is 0 or left out. {_FIX}",
+    "iscrowd is 0 or 1; ignore is 0 or left out.",
 )
-INVALID_AREA = add_rule(
-    "CHK309", "error", "invalid area", f"area is a number of square pixels. {_FIX}"
-)
+INVALID_AREA = add_rule("CHK309", "error", "invalid area", "area is a number of square pixels.")
 
 # Annotations: boxes and outlines.
 BOX_NOT_FINITE = add_rule(
     "CHK310",
     "error",
     "box that is not four finite numbers",
-    f"Training or evaluation would stop at it. {_FIX}",
+    "Training or evaluation would stop at it.",
 )
 BOX_WITHOUT_AREA = add_rule(
     "CHK311",
     "warning",
     "box without area",
-    f"Training leaves it out, and evaluation may still count it as missed. {_FIX}",
+    "Training leaves it out, and evaluation may still count it as missed.",
 )
 BOX_OUTSIDE = add_rule(
     "CHK312",
     "warning",
     "box outside the image",
-    f"Training leaves it out, and evaluation may still count it as missed. {_FIX}",
+    "Training leaves it out, and evaluation may still count it as missed.",
 )
 BOX_CUT = add_rule(
     "CHK313",
     "warning",
     "box that extends beyond the image",
-    f"Training cuts it at the edge, evaluation does not. {_FIX}",
+    "Training cuts it at the edge, evaluation does not.",
 )
 # load_coco_json skips such objects, though RetinaNet needs their boxes only.
 INVALID_OUTLINE = add_rule(
     "CHK314",
     "warning",
     "outline without a polygon of three points",
-    f"Detectron2 leaves the whole object out. {_FIX}",
+    "Detectron2 leaves the whole object out.",
 )
 INVALID_SEGMENTATION = add_rule(
     "CHK315",
     "error",
     "invalid segmentation",
-    f"It is a list of polygons, or RLE with size and counts. {_FIX}",
+    "It is a list of polygons, or RLE with size and counts.",
 )
-INVALID_KEYPOINTS = add_rule(
-    "CHK316", "error", "invalid keypoints", f"They are a list of numbers. {_FIX}"
-)
+INVALID_KEYPOINTS = add_rule("CHK316", "error", "invalid keypoints", "They are a list of numbers.")
 
 # Annotations: faults that all of them share.
 SHIFTED_CATEGORY_IDS = add_rule(
@@ -366,6 +361,7 @@ UNKNOWN_CLASS = add_rule(
 BOX_AS_ARRAY = add_rule(
     "CHK332",
     "error",
-    "box as an array",
-    "Detectron2 wants an array for each image or a list for each box: make it a list.",
+    "box given as an array",
+    "Detectron2 accepts a list for each box, or one array for all boxes of an image: convert the "
+    "box to a list.",
 )

@@ -26,6 +26,10 @@ TOPICS = {
     "CHK4": "Data sets together, and their evaluation",
     "CHK5": "Training set",
 }
+# Said once, above a table and after findings: as advice it would fill most rows of CHK3xx.
+FIX_NOTE = (
+    "For CHK300 to CHK316, --dataset NAME --fix OUT.json writes a corrected copy of a COCO JSON."
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Rule:
     title: str
     advice: str
     otherwise: str = ""
+
+    @property
+    def is_fixable(self) -> bool:
+        """Whether `--fix` corrects the fault in a COCO JSON."""
+        return "CHK300" <= self.id <= "CHK316"
 
 
 RULES: dict[str, Rule] = {}
@@ -119,14 +128,15 @@ LONG_WARMUP = add_rule(
     "CHK013",
     "warning",
     "warm-up longer than training",
-    "The learning rate is never reached: lower SOLVER.WARMUP_ITERS.",
+    "SOLVER.BASE_LR is never reached: lower SOLVER.WARMUP_ITERS.",
 )
 # The linear rule of arXiv 1706.02677, section 2.1.
 UNUSUAL_LEARNING_RATE = add_rule(
     "CHK014",
     "warning",
     "unusual learning rate for the batch size",
-    "The linear rule (16 images at 0.01) gives about {expected}; with more, warm up longer.",
+    "The linear rule (16 images at 0.01) gives about {expected}; if you go above it, "
+    "lengthen the warm-up.",
 )
 SHORT_WARMUP = add_rule(
     "CHK015",
@@ -177,14 +187,14 @@ PARTIAL_WEIGHTS = add_rule(
 OTHER_CLASSES = add_rule(
     "CHK400",
     "error",
-    "data set with other classes than the training set",
+    "data set whose classes differ from the training set's",
     "Detections would count for other classes: use the same categories, in the same order of ids.",
 )
 # Too few classes crash in the loss, too many only in the evaluation.
 OTHER_NUMBER_OF_CLASSES = add_rule(
     "CHK401",
     "error",
-    "data set with another number of classes than the model",
+    "data set whose number of classes differs from the model's",
     "Set {key} to {num_classes}; background is not counted.",
 )
 FAILING_EVALUATION = add_rule(
@@ -232,7 +242,7 @@ UNREACHED_BOXES = add_rule(
     "warning",
     "boxes that no anchor overlaps enough",
     "With an IoU below {iou_thresh} they train on their best anchor only, or on none. --write "
-    "FILE.yaml writes anchors that fit better; where there are none, use larger images.",
+    "FILE.yaml writes anchors that fit better; if none fit better, use larger images.",
 )
 # Only when nearly all boxes are reached already; else CHK503 says the same.
 BETTER_ANCHORS = add_rule(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Optional
 
 from focal_det.check.findings import Findings
+from focal_det.check.rules import FIX_NOTE
 from focal_det.imbalance.describe import describe
 from focal_det.imbalance.measure import TrainingSetReport
 
@@ -33,6 +34,8 @@ def write_check_page(
         [(x.severity, x.title, "\n".join(x.shown), x.advice) for x in findings],
         [x.severity for x in findings],
     )
+    if any(x.rule.is_fixable for x in findings):
+        page.add_text(FIX_NOTE)
     if report:
         _add_training_set(page, report)
     page.write(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from focal_det.check.findings import Findings
-from focal_det.check.rules import SEVERITIES
+from focal_det.check.rules import FIX_NOTE, SEVERITIES
 from focal_det.imbalance.describe import describe
 from focal_det.imbalance.measure import TrainingSetReport
 from focal_det.imbalance.measure import to_json as report_to_json
@@ -40,6 +40,8 @@ def print_findings(findings: Findings) -> None:
         for line in [*(f"- {x}" for x in finding.shown), finding.advice]:
             print(wrapper.fill(line))
     print(summarize(findings))
+    if any(x.rule.is_fixable for x in findings):
+        print(FIX_NOTE)
 
 
 def summarize(findings: Findings) -> str:

@@ -9,6 +9,8 @@ from focal_det.check import data_rules
 from focal_det.check.findings import Findings
 from focal_det.check.fix import fix_coco
 from focal_det.check.json_file import read_coco
+from focal_det.check.rules import FIX_NOTE
+from focal_det.report.findings import print_findings
 from tests.check.coco_files import check, get_rules, make_boxes
 
 
@@ -178,6 +180,18 @@ def test_missing_iscrowd_is_an_error_of_test_sets_only(coco):
     del content["annotations"][0]["iscrowd"]
     assert check(file, content, is_test=False).exit_code == 1
     assert check(file, content).exit_code == 2
+
+
+@pytest.mark.parametrize("is_faulty", [False, True])
+def test_fix_is_named_once_after_faults_that_it_corrects(is_faulty, coco, capsys):
+    file, content = coco
+    if is_faulty:
+        content["annotations"][0]["bbox"] = [200, 0, 9, 9]
+        content["annotations"][1]["area"] = None
+    print_findings(check(file, content))
+    output = capsys.readouterr().out
+    assert output.count("--fix OUT.json") == is_faulty
+    assert output.endswith(f"{FIX_NOTE}\n") == is_faulty
 
 
 def test_float_ids_of_whole_numbers_are_valid(coco):

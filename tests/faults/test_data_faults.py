@@ -231,7 +231,7 @@ def test_a_box_that_would_vanish_is_counted_and_named(kind, digits, capsys, faul
     code, output = run_check(digits.write_config(), capsys)
     (line,) = [x for x in output.splitlines() if str(BOXES[kind]) in x]
     first = digits.content["annotations"][0]
-    assert code >= 1 and f"annotation {first['id']}" in line and "--fix" in line
+    assert code >= 1 and f"annotation {first['id']}" in line and "--fix" in output
     fixed = digits.folder / "fixed.json"
     run_check(digits.write_config(), capsys, "--dataset", "copy", "--fix", fixed)
     assert (
