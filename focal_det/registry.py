@@ -25,7 +25,8 @@ class ComponentRegistry(Registry):
         name: of the registry, as in fvcore.
         kind: what messages call its components.
         base: "module:Class" of the base class. A string, as importing the components here would
-            reverse the order of the package, and `focal_det.losses` must work without this module.
+            invert the import order of the package, and `focal_det.losses` must work without this
+            module.
     """
 
     def __init__(self, name: str, kind: str, *, base: str) -> None:
@@ -73,10 +74,10 @@ class ComponentRegistry(Registry):
         """
         cls = self.get(name)
         known = get_constructor_args(cls)
+        # User arguments: a typo must raise, unlike in `defaults`.
         for key in args:
             if key not in known:
                 raise ValueError(describe_unknown(f"argument of {name}", key, known))
-        # `args` come from the user, so a typo must not be ignored as in `defaults`.
         passed = {key: value for key, value in defaults.items() if key in known}
         return cls(**{**passed, **args})
 
@@ -89,7 +90,7 @@ class ComponentRegistry(Registry):
         try:
             components = list(self._find_components())
         except BaseException:
-            # The next look-up shall raise the same error, not report an unknown name.
+            # The next look-up must raise the same error, not report an unknown name.
             self._is_filled = False
             raise
         for component in components:

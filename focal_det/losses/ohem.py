@@ -27,7 +27,8 @@ def mine_hard_anchors(
 ) -> Tensor:
     """The minibatch of one image: the hardest anchors that survive NMS over their boxes.
 
-    Of equal losses, the anchor with the lower index comes first.
+    With `neg_per_pos`, the hardest positives and their share of the hardest negatives. Of equal
+    losses, the anchor with the lower index comes first.
 
     Args:
         losses: (R,) classification loss of each anchor.
@@ -37,13 +38,14 @@ def mine_hard_anchors(
         batch, nms_thresh, neg_per_pos: see `OHEMLoss`.
 
     Returns:
-        (at most B,) int64 indices.
+        (at most `batch`,) int64 indices.
     """
     order = losses.sort(descending=True, stable=True).indices
     order = order[labels[order] >= 0]
     is_pos = labels[order] < num_classes
-    # NMS takes the hardest first, so those it keeps of the k hardest it also keeps of all: k grows
-    # until they are enough. The result is that of NMS over all anchors, in a fraction of its time.
+    # NMS works from the hardest down, so what it keeps of the k hardest it would keep of all.
+    # Growing k until enough survive gives the same result as NMS over all anchors, in a fraction
+    # of the time.
     k = min(len(order), 8 * batch)
     while True:
         keep = _nms(anchors[order[:k]], nms_thresh)
@@ -73,9 +75,11 @@ def _take_minibatch(
     Args:
         keep: (n,) int64 indices into the hardest anchors, the hardest first.
         is_pos: bool for each anchor that is not ignored, the hardest first.
+        k: number of the hardest anchors that NMS has seen.
+        batch, neg_per_pos: see `OHEMLoss`.
 
     Returns:
-        (at most B,) indices, and whether more anchors could not change them.
+        Up to `batch` indices, and whether they are final (a larger k could not change them).
     """
     if not neg_per_pos:
         return keep[:batch], len(keep) >= batch
@@ -94,13 +98,13 @@ class OHEMLoss(ClsLoss):
     minibatch of 128 with NMS at 0.5; its 1:3 variant is neg_per_pos = 3.
 
     Args:
-        batch: B, anchors per image, >= 1. With all anchors in the batch and nms_thresh = 1, the
+        batch: anchors per image, >= 1. With all anchors in the batch and nms_thresh = 1, the
             loss is the mean cross entropy.
         nms_thresh: IoU in (0, 1]: an anchor is dropped if a harder anchor that is kept overlaps it
-            more than this; 1 is no NMS.
-        neg_per_pos: negatives per positive, below B; 0 does not tell them apart. Otherwise the
-            batch is the hardest positives, at most B / (neg_per_pos + 1), and neg_per_pos times as
-            many of the hardest negatives; without positives, as many as for one.
+            more than this; 1 disables NMS.
+        neg_per_pos: negatives per positive, in [0, batch). 0: the hardest anchors of either kind.
+            Above 0: up to batch // (neg_per_pos + 1) of the hardest positives, and neg_per_pos
+            times as many of the hardest negatives (neg_per_pos of them without positives).
     """
 
     needs = frozenset({"anchors"})

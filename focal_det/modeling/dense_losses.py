@@ -1,9 +1,10 @@
 """Targets and losses of a dense detector, from its predictions and the labels of its anchors.
 
-Plain functions, so that any head over anchors can use them: the architecture names the losses, the
-classification loss sums per image, the normalizer divides.
+Plain functions, so that any head over anchors can use them. The architecture selects the losses,
+the classification loss sums per image, and the normalizer supplies the divisor.
 
-Shapes: N images, R anchors per image (all levels), Ri anchors of a level, K classes, C logits.
+Shapes: N images, R anchors per image (all levels), Ri anchors of a level, K classes, C logits per
+anchor (see `ClsLoss`; not always K).
 """
 
 from collections.abc import Collection, Sequence
@@ -36,10 +37,10 @@ def build_targets(
         anchors: (R, 4) XYXY in absolute pixels.
         pred_anchor_deltas: (N, R, 4) predicted (dx, dy, dw, dh).
         box2box_transform: decodes deltas.
-        needs: what the losses that will read the targets need: a subset of {"iou", "anchors"}.
+        needs: optional fields to fill in: a subset of {"iou", "anchors"}.
     """
 
-    # A function, as decoding the predictions takes time that only some losses need.
+    # Lazy: decoding the predictions is slow, and only some losses use the IoU.
     def compute_iou(targets: DenseTargets) -> Tensor:
         return iou_of_predictions(pred_anchor_deltas, anchors, targets, box2box_transform)
 
@@ -78,7 +79,7 @@ def compute_dense_losses(
         box_loss_type, smooth_l1_beta: see `box_loss_per_image`.
 
     Returns:
-        Two () losses, in nats and in the units of the box loss.
+        Scalar classification loss (nats) and scalar box loss (in its own unit).
     """
     box_sums = box_loss_per_image(
         pred_anchor_deltas,
@@ -94,7 +95,7 @@ def compute_dense_losses(
 
 def normalize_cls_sums(cls_loss: ClsLoss, sums: Tensor, divisor: Tensor) -> Tensor:
     """() loss of a batch from the (N,) sums of a classification loss and a () or (N,) divisor."""
-    # Means per image already; the number of positives would divide a second time.
+    # Already per-image means: dividing by the number of positives would normalize twice.
     if cls_loss.self_normalized:
         return sums.mean()
     return (sums / divisor).sum()
