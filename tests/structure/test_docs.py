@@ -142,7 +142,7 @@ def add_what_is_read(commands) -> list:
 
 
 @parametrize_blocks()
-def test_commands_run(commands, workplace):
+def test_commands_run(commands, run, workplace):
     for command in add_what_is_read(commands):
         assert command.words[0] == "focal-det", f"{command}: neither run here nor in NOT_RUN"
         shorter = () if "--configs-only" in command.words else SHORTER.get(command.program, ())

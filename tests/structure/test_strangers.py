@@ -146,13 +146,11 @@ def test_assigner_is_selected_by_a_config(clone, outputs):
     assert metrics["loss_cls"] > 0
 
 
-def test_check_is_reported_and_ignored_by_its_id(clone):
-    base, ignoring = [x for x in COMMANDS if x.program == "check"]
-    _, output = run_in(clone, "focal_det.tools", *base.words[1:], check=False)
-    assert "CHK017 short training run" in output and "SOLVER.MAX_ITER 50" in output
-    _, output = run_in(clone, "focal_det.tools", *ignoring.words[1:], check=False)
-    assert "CHK017" not in output and "crashed" not in output
-    assert re.search(r"\d+ warnings?", output)
+def test_check_is_reported_and_ignored_by_its_id(outputs):
+    assert "CHK017 short training run" in outputs["check"]
+    assert "SOLVER.MAX_ITER 50" in outputs["check"]
+    assert "CHK017" not in outputs["ignoring"] and "crashed" not in outputs["ignoring"]
+    assert re.search(r"\d+ warnings?", outputs["ignoring"])
 
 
 def test_program_is_listed_and_runs(outputs):
