@@ -21,9 +21,10 @@ before it starts, on fewer images.
 
 [data.md](data.md#check) lists the options. With `--ignore CHK133 CHK225`, the check hides findings
 about empty training images kept as background (CHK133) and images of a single colour (CHK225).
-`--fix` fills in missing values that are certain, cuts boxes at the edge of the image and removes
-unusable annotations. `--fix` writes nothing if it would have to remove more than a fifth of the
-annotations (and more than five), or if all of them share a fault, such as another box format.
+`--fix` fills in missing values that can be derived, converts numbers stored as text, clips boxes to
+the image, renumbers missing, repeated and zero ids, and removes repeated or unusable annotations.
+It writes nothing if it would have to remove more than a fifth of the annotations (and more than
+five), or if the file has a systematic fault (CHK320 to CHK323), such as boxes in another format.
 
 Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
 focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A

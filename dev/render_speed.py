@@ -21,7 +21,8 @@ def render_speed(files: Sequence[Path], page: Path) -> str:
     The ratio is the median of the quotients of a round, with their quartiles.
     """
     lines = [
-        "| what | focal_det | fastest peer | takes | quartiles | memory | peer's memory | record |",
+        "| what | focal_det time | fastest peer | speed-up | quartiles | memory | peer's memory "
+        "| record |",
         "|---" * 8 + "|",
     ]
     for file, case in _read_cases(files):
@@ -33,7 +34,7 @@ def render_speed(files: Sequence[Path], page: Path) -> str:
 def render_headlines(files: Sequence[Path]) -> str:
     """Five cases for the README, without spread; as many boxes as an image of COCO has."""
     lines = [
-        "| what | focal_det | fastest peer | takes | memory | peer's memory |",
+        "| what | focal_det time | fastest peer | speed-up | memory | peer's memory |",
         "|---" * 6 + "|",
     ]
     for _, case in _read_cases(files):
@@ -87,7 +88,7 @@ def render_watch(file: Path) -> str:
     content = json.loads(file.read_text())
     step = content["step"]
     rounds = f"median of {step['rounds']} rounds of {step['iterations']} iterations on digits"
-    lines = ["| what | takes |", "|---|---|"]
+    lines = ["| what | relative time |", "|---|---|"]
     for name, what in WATCHED.items():
         ratio = step["median_ratios"][name]
         step_with = f"a training step with {what}, against one without ({rounds}, in turn)"

@@ -195,8 +195,8 @@ OTHER_IMAGE_SIZE = add_rule(
 DEEP_PIXELS = add_rule(
     "CHK224",
     "error",
-    "image of more than 8 bits",
-    "Detectron2 cuts values to whole numbers from 0 to 255: convert the image.",
+    "image whose values do not fit into 8 bits",
+    "Detectron2 clips pixels to whole numbers from 0 to 255: convert the image.",
 )
 # Some are normal, such as black frames; many are a fault of a conversion.
 FLAT_IMAGE = add_rule(
@@ -210,8 +210,8 @@ NOT_ALL_DECODED = add_rule(
     "CHK226",
     "note",
     "data set that was decoded in part",
-    "Of the other images, only existence and size were checked. Run focal-det check without "
-    "--images to decode all.",
+    "The other images were only checked for being missing or empty (0 bytes). Run focal-det "
+    "check without --images to decode all.",
 )
 TEST_SET_TRAINED_ON = add_rule(
     "CHK230",

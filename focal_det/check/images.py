@@ -1,4 +1,4 @@
-"""Check of image files: each is opened and decoded as Detectron2 does it."""
+"""Checks of image files: missing, empty, undecodable, of a wrong size, or in two sets."""
 
 import hashlib
 import os
@@ -77,11 +77,12 @@ def check_images(
 
     Args:
         records: with "file_name" and, as far as known, "width" and "height" in pixels.
-        num_decoded: how many to decode, at even distances; 0 for all. Existence and size are
-            checked for every file.
+        num_decoded: how many to decode, at even distances; 0 for all. Every file is
+            checked for being missing or empty.
 
     Returns:
-        Names of the files by path, and again by digest, as far as they were decoded.
+        File names by real path and, for decoded images of more than one colour, also by digest of
+        the content.
     """
     records = [x for x in records if _has_file_name(x, findings)]
     decoded = set(sample_evenly(range(len(records)), num_decoded))
@@ -168,7 +169,7 @@ def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[
 
 
 def find_value_fault(file: Path) -> Optional[Fault]:
-    """What `check_images` finds in the pixels of an image file: values above 8 bits.
+    """What `check_images` finds in the pixels of an image file: values that 8 bits cannot hold.
 
     Raises:
         Exception: of Pillow; the file cannot be decoded.
@@ -185,7 +186,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _find_value_fault(mode: str, values: np.ndarray, file: str) -> Optional[Fault]:
-    """Pixels that Detectron2 cannot show: it makes 8 bits a channel of them by cutting."""
+    """Pixel values that do not survive Detectron2's conversion to 8 bits per channel."""
     lowest = values.min()
     highest = values.max()
     is_whole = mode != "F" or (values == np.floor(values)).all()

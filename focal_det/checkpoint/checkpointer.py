@@ -16,7 +16,7 @@ from focal_det.messages import shorten
 from .last import find_last_checkpoint
 from .weights_file import WeightsError, read_weights
 
-MIN_MATCHED = 0.1  # share of the model's parameters that a weights file must have
+MIN_MATCHED = 0.1  # share of the model's parameter tensors that a weights file must have
 _MAX_NAMES = 3
 
 
@@ -25,11 +25,12 @@ class HealthyCheckpointer(DetectionCheckpointer):
 
     - a checkpoint of a diverged model is saved as `diverged_<name>.pth` and not tagged as the last
       one, so that a resumed run starts from the checkpoint before it,
-    - a checkpoint gets its name once all of it is on the disk,
-    - reading a file never runs code, and a file that holds no weights is refused by name,
-    - non-finite weights, and weights with less than a tenth of the model's parameters, are refused;
-      Detectron2 would train with them, or from scratch,
-    - with `requires_all`, and at a resume, the weights must have every parameter of the model.
+    - a checkpoint gets its final name once it has been written completely,
+    - reading a file never runs code, and a file without weights is refused with an error that
+      names it,
+    - non-finite weights, and weights with less than a tenth of the model's parameter tensors, are
+      refused; Detectron2 would train with them, or from scratch,
+    - with `requires_all`, and when resuming, the weights must have every parameter of the model.
 
     Attributes:
         find_divergence: returns how the model has diverged, or None; called before each save.
@@ -37,8 +38,8 @@ class HealthyCheckpointer(DetectionCheckpointer):
         extra: saved in each checkpoint besides the model, such as "class_names".
         requires_all: whether weights that lack parameters of the model are refused.
         loaded_class_names: of the checkpoint that a run was resumed from, if it has any.
-        num_matched: parameters of the model found in the weights loaded last.
-        num_tensors: all parameters of the model.
+        num_tensors: number of parameter tensors of the model.
+        num_matched: how many of them the weights loaded last contain.
     """
 
     find_divergence: Optional[Callable[[], Optional[str]]] = None
@@ -76,7 +77,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
         logging.getLogger(LOGGER_NAME).error(
             f"The model has diverged: {self.divergence}. It is saved as diverged_{name}.pth and "
             f"not tagged as the last checkpoint; {resume}. Lower SOLVER.BASE_LR, warm up longer, "
-            "or clip gradients more (SOLVER.CLIP_GRADIENTS)."
+            "or clip gradients harder (SOLVER.CLIP_GRADIENTS)."
         )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -101,7 +102,9 @@ class HealthyCheckpointer(DetectionCheckpointer):
         self.requires_all = True
         content = self.load(checkpoint, source="checkpoint ")
         if "iteration" not in content:
-            raise WeightsError(f"checkpoint {checkpoint}: it holds weights only, not a run")
+            raise WeightsError(
+                f"checkpoint {checkpoint}: it contains weights alone, and no state to resume from"
+            )
         self.loaded_class_names = content.get("class_names", [])
         return content
 
@@ -115,7 +118,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
             if "not found" not in str(error):
                 raise
             raise WeightsError(f"{source}{path}: it does not exist") from None
-        except OSError as error:  # of a download
+        except OSError as error:  # a failed download, or a file that cannot be opened
             raise WeightsError(f"{source}{path}: it cannot be read ({error})") from None
         except ValueError as error:
             if "parameter group" not in str(error):
@@ -130,8 +133,8 @@ class HealthyCheckpointer(DetectionCheckpointer):
         content = read_weights(filename)
         if self.requires_all and "optimizer" in self.checkpointables and "optimizer" not in content:
             logging.getLogger(LOGGER_NAME).warning(
-                f"{filename} does not hold the state of the optimizer (before main, Detectron2's "
-                "own script did not save it): momentum starts at 0"
+                f"{filename} contains no optimizer state (train_net.py of Detectron2 0.5 "
+                "and 0.6 does not save it): momentum starts at 0"
             )
         # Detectron2 main accepts a query after a file name: file.pth?matching_heuristics=True.
         url = getattr(self, "_parsed_url_during_load", None)
@@ -152,9 +155,10 @@ class HealthyCheckpointer(DetectionCheckpointer):
         # and Detectron2 would warn and train from scratch.
         if self.num_matched < MIN_MATCHED * self.num_tensors:
             raise WeightsError(
-                f"the weights have {self.num_matched} of the model's {self.num_tensors} parameters "
-                f"({len(found)} tensors are in the file, such as {', '.join(found[:3])}; the model "
-                f"wants {', '.join(names[:3])}): they are of another model"
+                f"the weights contain {self.num_matched} of the model's {self.num_tensors} "
+                f"parameter tensors ({len(found)} tensors are in the file, such as "
+                f"{', '.join(found[:3])}; the model wants {', '.join(names[:3])}): they belong to "
+                "another model"
             )
         if self.requires_all and self.num_matched < self.num_tensors:
             raise WeightsError(_describe_lacking([x for x in names if x in lacking], shapes))
@@ -183,7 +187,7 @@ def _refuse_nonfinite(model: dict[str, Any]) -> None:
     wrong = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if wrong:
         raise WeightsError(
-            f"{len(wrong)} of its tensors have NaN or infinity: {shorten(wrong, _MAX_NAMES)}. "
+            f"{len(wrong)} of its tensors contain NaN or infinity: {shorten(wrong, _MAX_NAMES)}. "
             "Take a checkpoint from before the run diverged"
         )
 

@@ -1,4 +1,4 @@
-"""Figures of a dense classification loss during training, for the trainer's metrics.
+"""Metrics of a dense classification loss during training.
 
 They show which anchors carry the loss, how confident the model is, and where the positives are.
 
@@ -26,7 +26,7 @@ _MAX_CLASSES = 100
 
 
 def is_telemetry_due(period: int) -> bool:
-    """Whether a trainer is running and this is one of every `period` iterations; never for 0."""
+    """Whether a trainer runs and this iteration, one in every `period`, is due; never for 0."""
     if period <= 0 or not has_event_storage():
         return False
     # Plus one, as Detectron2's writers count: they write after iterations 19, 39, ...
@@ -90,7 +90,7 @@ def compute_telemetry(
     class_names: Sequence[str],
     level_names: Sequence[str],
 ) -> dict[str, float]:
-    """Figures of one training batch by their names in the metrics; waits for the device.
+    """Metrics of one training batch by name; synchronizes with the device.
 
     Args:
         logits: per level (N, Ri, C).
@@ -100,10 +100,10 @@ def compute_telemetry(
 
     Returns:
         "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): shares of the loss in
-        [0, 1]; only for pointwise losses. "max_abs_logit". "mean_p_t": mean score of the positives'
-        own classes. "prior_distance": log-odds of the mean score over all anchors and classes minus
-        those of the prior; 0 at the start. "normalizer": mean divisor. "num_pos/<level>" and
-        "num_pos/<class>": positives of the batch.
+        [0, 1]; only for pointwise losses. "max_abs_logit". "mean_p_t": mean score of the positives
+        for their own class; left out if there are none. "prior_distance": log-odds of the mean
+        score over all anchors and classes minus those of the prior; close to 0 for a new head.
+        "normalizer": mean divisor. "num_pos/<level>" and "num_pos/<class>": positives of the batch.
     """
     totals = _Totals.start(logits[0].device)
     values: dict[str, float] = {"normalizer": float(divisor.float().mean())}

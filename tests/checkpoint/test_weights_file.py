@@ -131,7 +131,7 @@ NOT_WEIGHTS = {
     "numbers": ("w.pth", {"a": 1.0}, "it holds no tensors by name: a"),
     "model_list": ("w.pth", {"model": [1]}, "its 'model' is a list, not a mapping"),
     "cut_off": ("w.pth", b"PK\x03\x04" + bytes(range(256)), "it is damaged, cut off or of another"),
-    "nan": ("w.pth", "nan", "1 of its tensors have NaN or infinity: head.cls_score.bias"),
+    "nan": ("w.pth", "nan", "1 of its tensors contain NaN or infinity: head.cls_score.bias"),
 }
 
 
