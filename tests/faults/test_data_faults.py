@@ -155,7 +155,6 @@ ROWS = {
         [
             "CHK302 annotation without iscrowd or area",
             "annotation {ann[id]} (image {ann[image_id]}): no area",
-            "--fix",
         ],
         "stops in the evaluation, after the training",
         "found before; `--fix` fills it in",
