@@ -55,6 +55,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
             f"| {row['row']} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |"
         )
     origin = make_origin("pytest tests/faults --faults-table")
+    # Of the installed package; the one under test may come from PYTHONPATH, as main does.
+    del origin["versions"]["detectron2"]
     content = {**origin, "detectron2": detectron2.__version__, "rows": list(rows.values())}
     Path(file).write_text(json.dumps(content, indent=1) + "\n")
 
