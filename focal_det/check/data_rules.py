@@ -153,7 +153,7 @@ FILE_OUTSIDE_FOLDER = add_rule(
     "CHK207",
     "warning",
     "file name outside the image folder",
-    "Make it relative to that folder.",
+    "Name it relative to that folder, without `..`.",
 )
 
 # Images: dataset dicts, of VOC folders and of data sets registered by code.
@@ -279,7 +279,7 @@ BOX_NOT_FINITE = add_rule(
     "CHK310",
     "error",
     "box that is not four finite numbers",
-    "Training or evaluation would stop at it.",
+    "Training stops at it, leaves it out or cuts it without a message; evaluation may count it.",
 )
 BOX_WITHOUT_AREA = add_rule(
     "CHK311",

@@ -1,9 +1,9 @@
 """PASCAL VOC folders with any classes and image type, to Detectron2's dataset dicts.
 
 Detectron2's `load_voc_instances` gives the same dicts for correct `.jpg` data. This reader also
-names the file, the class and the fix where the data is not correct. It leaves out boxes with
-xmin = xmax or ymin = ymax, which are clicks without a drag, and logs them; Detectron2 reads them as
-one pixel wide.
+names the file, the class and the fix where the data is not correct. It leaves out and logs boxes
+that are non-finite or have xmin >= xmax or ymin >= ymax, such as clicks without a drag
+(xmin = xmax), which Detectron2 reads as one pixel wide.
 """
 
 import logging
@@ -23,7 +23,7 @@ from focal_det.messages import describe_unknown
 from .boxes import is_usable
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-# In upper case as well, for the file systems that tell the cases apart.
+# The common ones in upper case as well, for file systems that tell the cases apart.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
 
 
@@ -130,7 +130,7 @@ def report_boxes_without_area(name: str, boxes: Sequence[str]) -> None:
     if len(boxes) > 5:
         shown += "; ..."
     message = (
-        f"Data set {name}: {len(boxes)} boxes without area are left out: {shown}. "
+        f"Data set {name}: {len(boxes)} boxes without area, or non-finite, are left out: {shown}. "
         "Correct the annotations."
     )
     # A data set is loaded several times in a run, by the sampler and the evaluator among others.

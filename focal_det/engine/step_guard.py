@@ -23,8 +23,8 @@ from .nonfinite_step import (
 )
 
 _MAX_NAMES = 5
-# A loss has diverged above this multiple of the first loss, or of 1 where that is smaller, as it is
-# for a first batch without objects.
+# A loss has diverged above this multiple of the first loss. A first loss below 1, as of a batch
+# without objects, counts as 1.
 _DIVERGED_RATIO = 1000
 # Iterations in a row. A loss scale of 2**16, halved at each skipped step, is below 1 by then.
 _PATIENCE = 30
@@ -44,14 +44,15 @@ class StepGuard(HookBase):
     """Stops a run before a non-finite loss or gradient reaches the optimizer.
 
     Uses forward hooks on the model and wraps `optimizer.step`, because Detectron2 0.5 has no hook
-    between backward and step. (torch's own optimizer hooks come too late: where Detectron2 clips
-    gradients, they see the clipped ones.) It waits for the device once per step. It also stops
+    between backward and step. (torch's own optimizer hooks come too late in Detectron2 main: where
+    it clips gradients, they see the clipped ones.) It waits for the device once per step. It also
+    stops
 
     - mixed precision whose loss scaler skips too many steps in a row,
     - a run whose loss stays finite, but a thousand times that of the start, for too many steps.
 
-    The kept state is the last good one: the weights have not been stepped, and the buffers that the
-    forward pass changed are restored.
+    The kept state is that before the step: the weights have not been stepped, and the buffers that
+    the forward pass changed are restored.
 
     Args:
         cfg: of the run; kept with the step.
@@ -251,7 +252,8 @@ def _describe_gradients(names: Sequence[str]) -> list[str]:
     """A line about the parameters with a non-finite gradient, if any."""
     if not names:
         return []
-    return [f"gradients: {len(names)} parameters are non-finite: {shorten(names, _MAX_NAMES)}"]
+    shown = shorten(names, _MAX_NAMES)
+    return [f"gradients: those of {len(names)} parameters are non-finite: {shown}"]
 
 
 def _describe_batch(batch: Sequence[dict[str, Any]]) -> list[str]:

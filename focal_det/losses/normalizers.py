@@ -91,7 +91,7 @@ class GlobalEMAPosCount(EMAPosCount):
 
 
 class GlobalPosCount(Normalizer):
-    """Positives in the batches of all processes, at least 1, over the number of processes.
+    """Positives in the batches of all processes, at least 1, divided by the number of processes.
 
     The paper's "normalized by the number of anchors assigned to a ground-truth box".
     """
@@ -102,9 +102,10 @@ class GlobalPosCount(Normalizer):
 
 
 class PerImagePosCount(Normalizer):
-    """Positives of each image, at least 1, then the mean over images: torchvision's RetinaNet.
+    """Divides the loss of each image by its positives, at least 1; then the mean over images.
 
-    An object in a crowded image weighs less than the only object of another image.
+    As in torchvision's RetinaNet: an object in a crowded image weighs less than the only object of
+    another image.
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def test_json_boxes_without_area_are_left_out(tmp_path, caplog):
     (tmp_path / "coco.json").write_text(json.dumps(content))
     register_datasets([coco_block(tmp_path)], source="test")
     assert [len(x["annotations"]) for x in DatasetCatalog.get("cells")] == [1, 1, 0, 1]
-    assert "Data set cells: 1 boxes without area are left out" in caplog.text
+    assert "Data set cells: 1 boxes without area, or non-finite, are left out" in caplog.text
     assert "0.png [5, 5, 0, 9]" in caplog.text
 
 

@@ -34,8 +34,8 @@ def test_boxes_without_area_are_reported_and_left_out(tmp_path, caplog):
     records = load_voc(tmp_path, "train", CLASSES, "cells")
     assert [a["bbox"] for a in records[1]["annotations"]] == [[20, 20, 60, 60]]
     assert (
-        "Data set cells: 1 boxes without area are left out: 1 (circle [20.0, 20.0, 20.0, 20.0])"
-        in caplog.text
+        "Data set cells: 1 boxes without area, or non-finite, are left out: "
+        "1 (circle [20.0, 20.0, 20.0, 20.0])" in caplog.text
     )
 
 

@@ -169,7 +169,7 @@ def test_row_14_nonfinite_loss_is_named_and_kept(digits, fault):
         trainer.train()
     message = str(stop.value)
     assert "Iteration 1: loss_cls is nan (loss_box_reg" in message and message.count(".png") == 2
-    assert re.search(r"gradients: \d+ parameters are non-finite: backbone", message)
+    assert re.search(r"gradients: those of \d+ parameters are non-finite: backbone", message)
     file = digits.folder / "out" / "nonfinite_step_0000001_rank0.pth"
     assert f"focal-det reproduce {file}" in message
     file.unlink()

@@ -762,7 +762,7 @@ def test_given_number_of_images_is_decoded(config, capsys):
     assert "image that cannot be decoded" in capsys.readouterr().out
     assert run(config, "--images", "1") == 0
     assert (
-        f"data set that was decoded in part: {file.parent}: 1 of 4. Of the other images"
+        f"data set that was decoded in part: {file.parent}: 1 of 4. The other images"
         in capsys.readouterr().out
     )
     file.write_bytes(b"")
