@@ -113,7 +113,9 @@ def _describe_origin(
 ) -> list[tuple[str, str]]:
     """Name and value of what is known about how the run was made."""
     cfg = run.cfg
-    iterations = max((line["iteration"] + 1 for line in run.metrics), default=0)
+    # Detectron2 counts the evaluation after training as one more iteration, without losses.
+    trained = [line["iteration"] for line in run.metrics if "total_loss" in line]
+    iterations = max(trained, default=-1) + 1
     rows = [
         ("folder", str(run.folder.resolve())),
         ("data set", run.dataset),

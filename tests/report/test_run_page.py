@@ -102,6 +102,17 @@ def test_page_has_the_origin_if_the_command_is_known(run, tmp_path):
     assert not (run / "report.html").exists()
 
 
+def test_final_evaluation_is_no_iteration(run):
+    with open(run / "metrics.json", "a") as file:
+        file.write('\n{"iteration": 40, "bbox/AP": 7.0}\n')
+    main([str(run)])
+    cells = read_cells((run / "report.html").read_text(encoding="utf-8"))
+    (iterations,) = [
+        value for name, value in (x for x in cells if len(x) == 2) if name == "iterations"
+    ]
+    assert iterations.startswith("40 of ")
+
+
 def test_class_names_are_escaped_on_the_page(run):
     with open(run / "metrics.json", "a") as file:
         file.write('\n{"iteration": 49, "bbox/AP-<b>x": NaN}\n')
