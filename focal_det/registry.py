@@ -9,7 +9,7 @@ module was imported first, and a new component is a new file. Register component
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -89,12 +89,21 @@ class ComponentRegistry(Registry):
         self._is_filled = True
         try:
             components = list(self._find_components())
+            self._refuse_taken_names(components)
         except BaseException:
             # The next look-up must raise the same error, not report an unknown name.
             self._is_filled = False
             raise
         for component in components:
             self.register(component)
+
+    def _refuse_taken_names(self, components: Iterable[type]) -> None:
+        """Before any is registered: half a registry would report the other half as unknown."""
+        for component in components:
+            if component.__name__ in self._obj_map:
+                raise ValueError(
+                    f"{self.kind} {component.__name__!r} is one of focal_det's: choose another name"
+                )
 
     def _find_components(self) -> Iterator[type]:
         """Import the package of the base class; find the concrete subclasses it defines."""

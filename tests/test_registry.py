@@ -120,3 +120,18 @@ def test_constructor_arguments_in_order():
         "gamma": 2.0,
         "beta": 1.0,
     }
+
+
+def test_name_of_a_component_of_ours_is_refused_at_each_look_up():
+    """A component of the user's with such a name must not leave the registry half filled."""
+    code = """
+from torch import nn
+from focal_det.registry import CLS_LOSS_REGISTRY
+CLS_LOSS_REGISTRY.register(type("GHMCLoss", (nn.Module,), {}))
+for name in ("FocalLoss", "VarifocalLoss"):
+    try: CLS_LOSS_REGISTRY.get(name)
+    except ValueError as error: print(error)
+"""
+    _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
+    message = "classification loss 'GHMCLoss' is one of focal_det's: choose another name"
+    assert output.count(message) == 2
