@@ -15,7 +15,7 @@ from typing import Any, Union
 import yaml
 from fvcore.common.config import CfgNode
 
-from focal_det.messages import UnknownNameError, describe_unknown
+from focal_det.messages import UnknownNameError, describe_error, describe_unknown
 from focal_det.modeling.build import RETINANET_ARGS
 from focal_det.registry import (
     ASSIGNER_REGISTRY,
@@ -68,7 +68,13 @@ def find_config_file(config_file: Union[str, os.PathLike]) -> str:
 
     Raises:
         FileNotFoundError: neither exists; names both folders and the nearest shipped config.
+        ValueError: a Lazy config.
     """
+    if str(config_file).endswith(".py"):
+        raise ValueError(
+            f"the config must be a .yaml file, got {str(config_file)!r}; Lazy .py configs run "
+            "under Detectron2's tools/lazyconfig_train_net.py"
+        )
     if "://" in str(config_file) or os.path.isfile(config_file):
         return str(config_file)
     try:
@@ -157,6 +163,9 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
         if key is None:
             raise
         raise UnknownNameError(f"{config_file}: {_describe_unknown_key(cfg, key[1])}") from None
+    # Detectron2 asserts that it knows the VERSION.
+    except AssertionError as error:
+        raise ValueError(f"{config_file}: {error}") from None
 
 
 def _describe_unknown_key(cfg: CfgNode, key: str) -> str:
@@ -193,6 +202,9 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
         cfg.merge_from_list(list(options))
     except ValueError as error:
         raise ValueError(_explain_type(error)) from None
+    # Of a key that was renamed or removed.
+    except KeyError as error:
+        raise UnknownNameError(describe_error(error)) from None
 
 
 def _explain_type(error: ValueError) -> str:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from detectron2.config import get_cfg
 
-from focal_det.config import add_focal_det_config, merge_options
+from focal_det.config import add_focal_det_config, merge_file, merge_options
 from focal_det.env import load_config
 from focal_det.losses import FocalLoss
 from focal_det.losses.normalizers import GlobalPosCount
@@ -146,3 +146,10 @@ def test_an_unknown_box_loss_names_the_known_ones(make_cfg):
 
     with pytest.raises(ValueError, match=r"BBOX_REG_LOSS_TYPE.*Did you mean 'giou'"):
         build_model(make_cfg("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "gioi"))
+
+
+def test_config_of_a_newer_detectron2_is_named(make_cfg, tmp_path):
+    file = tmp_path / "newer.yaml"
+    file.write_text("VERSION: 9\n")
+    with pytest.raises(ValueError, match=r"newer\.yaml: Cannot merge a v9 config into a v2 config"):
+        merge_file(make_cfg(), str(file))

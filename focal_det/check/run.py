@@ -10,7 +10,6 @@ from detectron2.data import DatasetCatalog
 from focal_det.data.catalog import describe_unregistered, register_datasets
 from focal_det.env import load_config
 from focal_det.imbalance.measure import TrainingSetReport
-from focal_det.messages import describe_error
 
 from .findings import Findings
 from .plan import Plan
@@ -33,9 +32,6 @@ def load_checked_config(
     """
     try:
         return load_config(file, opts, unsafe_yaml=unsafe_yaml)
-    except (KeyError, AssertionError) as error:
-        # Of Detectron2's, for keys that were renamed and versions that are too new.
-        raise ValueError(describe_error(error)) from None
     except (OSError, ValueError):
         # All other blocks are registered by now.
         if dataset not in DatasetCatalog.list():

@@ -76,11 +76,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
     """
     if not args.config_file:  # optional for Detectron2's parser
         raise ValueError("--config-file is required: the .yaml config of the run")
-    if not args.config_file.endswith((".yaml", ".yml")):
-        raise ValueError(
-            f"--config-file must be a .yaml file, got {args.config_file!r}; Lazy .py configs run "
-            "under Detectron2's tools/lazyconfig_train_net.py"
-        )
     if args.overwrite and (args.resume or args.eval_only):
         raise ValueError(
             "--overwrite starts a new run; it cannot be combined with --resume or --eval-only"

@@ -46,7 +46,7 @@ def test_code_of_a_config_runs_only_if_asked(words, runs, tmp_path, capsys):
     "words, message",
     [
         ([], "--config-file is required"),
-        (["--config-file", "lazy.py"], "--config-file must be a .yaml file, got 'lazy.py'"),
+        (["--config-file", "lazy.py"], "the config must be a .yaml file, got 'lazy.py'"),
         (["--config-file", "none.yaml"], "the config none.yaml does not exist"),
         (["--config-file", CONFIG, "SEED"], "options are KEY VALUE pairs; 'SEED' has no value"),
         (["--config-file", CONFIG, "SEED", "x"], "SEED"),
