@@ -64,24 +64,20 @@ class Finding:
 
 
 class Findings:
-    """Findings by rule and severity, in the order in which they came.
+    """Findings by rule and severity, in the order in which they came."""
 
-    Args:
-        ignore: ids of rules whose findings are left out.
-
-    Raises:
-        ValueError: an unknown id; names the nearest.
-    """
-
-    def __init__(self, ignore: Iterable[str] = ()) -> None:
+    def __init__(self) -> None:
         self._findings: dict[tuple[str, str], Finding] = {}
         self._ignored: set[str] = set()
         # Errors that were found and left out, which later checks may fail at.
         self.ignored_errors: set[str] = set()
-        self.ignore(ignore)
 
     def ignore(self, rule_ids: Iterable[str]) -> None:
-        """Leave out what breaks these rules from now on; raises as the constructor does."""
+        """Leave out what breaks these rules from now on.
+
+        Raises:
+            ValueError: an unknown id; names the nearest.
+        """
         for rule_id in rule_ids:
             if rule_id not in RULES:
                 raise UnknownNameError(describe_unknown("check id", rule_id, RULES))

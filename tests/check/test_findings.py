@@ -29,7 +29,8 @@ def test_severity_of_a_use_replaces_that_of_the_rule():
 
 
 def test_ignored_rule_is_left_out_and_others_stay():
-    findings = Findings(ignore=["CHK311"])
+    findings = Findings()
+    findings.ignore(["CHK311"])
     findings.add(data_rules.BOX_WITHOUT_AREA, "a.json")
     assert list(findings) == [] and findings.exit_code == 0
     findings.add(data_rules.BOX_OUTSIDE, "a.json")
@@ -38,14 +39,15 @@ def test_ignored_rule_is_left_out_and_others_stay():
 
 
 def test_ignored_error_is_remembered():
-    findings = Findings(ignore=["CHK310"])
+    findings = Findings()
+    findings.ignore(["CHK310"])
     findings.add(data_rules.BOX_NOT_FINITE, "a.json")
     assert findings.exit_code == 0 and findings.ignored_errors == {"CHK310"}
 
 
 def test_ignoring_an_unknown_id_names_the_nearest():
     with pytest.raises(ValueError, match=r"check id 'chk312'\. Did you mean 'CHK312'"):
-        Findings(ignore=["CHK311", "chk312"])
+        Findings().ignore(["CHK311", "chk312"])
 
 
 def test_rule_with_a_taken_id_is_refused():
