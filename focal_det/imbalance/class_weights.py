@@ -13,7 +13,7 @@ import torch
 from focal_det.messages import MAX_NAME, describe_unknown, to_line
 from focal_det.modeling.assigners import check_gt_classes
 
-from .anchors import get_objects
+from .anchors import AnchorFit, get_objects
 
 WEIGHT_METHODS = ("inverse", "sqrt", "effective")
 # Above it, the negatives of a class would weigh next to nothing.
@@ -103,7 +103,7 @@ def compute_class_alphas(
     Raises:
         ValueError: an argument out of range, or no objects at all.
     """
-    _check_alpha_args(method, mean, max_alpha, beta)
+    check_alpha_args(method, mean, max_alpha, beta)
     if not counts.any() or counts.min() < 0:
         message = "counts must be >= 0 with at least one object in all"
         raise ValueError(f"{message}, got {counts.tolist()}")
@@ -116,7 +116,7 @@ def compute_class_alphas(
     return _scale_to_mean(1 / effective_number[method], counts, mean, max_alpha)
 
 
-def _check_alpha_args(method: str, mean: float, max_alpha: float, beta: float) -> None:
+def check_alpha_args(method: str, mean: float, max_alpha: float, beta: float) -> None:
     if method not in WEIGHT_METHODS:
         raise ValueError(describe_unknown("method (--method)", method, WEIGHT_METHODS))
     if not 0 < max_alpha < 1:
@@ -157,6 +157,42 @@ def compute_class_priors(positives: np.ndarray, num_anchors: int) -> np.ndarray:
         (K,) float64 in (0, 0.999].
     """
     return np.minimum(np.maximum(positives, 1) / num_anchors, _MAX_PRIOR)
+
+
+def compute_class_weights(
+    class_names: Sequence[str],
+    counts: np.ndarray,
+    fit: AnchorFit,
+    *,
+    alpha: float,
+    prior: float,
+    method: str = "sqrt",
+    max_alpha: float = MAX_ALPHA,
+    beta: float = 0.999,
+) -> ClassWeights:
+    """Alpha and pi of each class.
+
+    Args:
+        class_names: K names.
+        counts: (K,) int64 objects of each class.
+        fit: of the anchors whose positives are counted.
+        alpha, prior: the scalars that the numbers per class replace; alpha is their mean.
+        method: whose alphas are used; the others are computed for comparison.
+        max_alpha, beta: as for `compute_class_alphas`.
+
+    Raises:
+        ValueError: as for `compute_class_alphas`.
+    """
+    limits = {"mean": alpha, "max_alpha": max_alpha, "beta": beta}
+    return ClassWeights(
+        class_names=class_names,
+        counts=counts,
+        alphas={x: compute_class_alphas(counts, method=x, **limits) for x in WEIGHT_METHODS},
+        method=method,
+        priors=compute_class_priors(fit.positives, fit.num_anchors),
+        scalar_alpha=alpha,
+        scalar_prior=prior,
+    )
 
 
 def get_weight_values(

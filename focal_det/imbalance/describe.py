@@ -35,7 +35,7 @@ def _describe_objects(report: TrainingSetReport) -> list[str]:
 def _describe_positives(report: TrainingSetReport) -> list[str]:
     fit = report.fit
     num_images = len(report.sample)
-    size = f"shorter side {report.size} px" if report.size else "not resized"
+    size = describe_size(report.size)
     num_positive = fit.positives_per_image.sum()
     share = "none of them positive"
     if num_positive:
@@ -61,6 +61,11 @@ def _describe_boxes(report: TrainingSetReport) -> list[str]:
         "  upper bound of recall (boxes matched to a positive anchor): "
         f"{to_share(int(fit.has_positive.sum()), num_boxes)}",
     ]
+
+
+def describe_size(size: int) -> str:
+    """The shorter side of the images in training, in pixels; 0 if they are not resized."""
+    return f"shorter side {size} px" if size else "not resized"
 
 
 def describe_imbalance(weights: ClassWeights) -> str:

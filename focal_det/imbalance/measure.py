@@ -20,10 +20,8 @@ from .anchors import (
 )
 from .class_weights import (
     MAX_ALPHA,
-    WEIGHT_METHODS,
     ClassWeights,
-    compute_class_alphas,
-    compute_class_priors,
+    compute_class_weights,
     count_objects,
     get_weight_values,
 )
@@ -92,7 +90,13 @@ def measure_training_set(
     fit_after = None
     if suggest:
         anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit)
-    weights = _compute_weights(cfg, class_names, records, fit_after or fit)
+    weights = compute_class_weights(
+        class_names,
+        count_objects(records, len(class_names)),
+        fit_after or fit,
+        alpha=_choose_alpha(cfg),
+        prior=read_settings(cfg).prior_prob,
+    )
     batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
     loss_after = None
     if suggest:
@@ -155,24 +159,12 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
     return suggest_anchors(sample, setup, anchors, may_add_level=may_add_level)
 
 
-def _compute_weights(
-    cfg: CfgNode, class_names: Sequence[str], records: list[dict[str, Any]], fit: AnchorFit
-) -> ClassWeights:
-    counts = count_objects(records, len(class_names))
-    settings = read_settings(cfg)
-    alpha = settings.alpha
-    if not 0 < alpha <= MAX_ALPHA:
-        alpha = _DEFAULT_ALPHA
-    alphas = {x: compute_class_alphas(counts, method=x, mean=alpha) for x in WEIGHT_METHODS}
-    return ClassWeights(
-        class_names=class_names,
-        counts=counts,
-        alphas=alphas,
-        method="sqrt",
-        priors=compute_class_priors(fit.positives, fit.num_anchors),
-        scalar_alpha=alpha,
-        scalar_prior=settings.prior_prob,
-    )
+def _choose_alpha(cfg: CfgNode) -> float:
+    """The scalar alpha of the config, if it can be the mean of the alphas per class."""
+    alpha = read_settings(cfg).alpha
+    if 0 < alpha <= MAX_ALPHA:
+        return alpha
+    return _DEFAULT_ALPHA
 
 
 def _compute_loss_after(

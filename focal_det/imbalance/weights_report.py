@@ -12,14 +12,13 @@ from focal_det.modeling.build import read_settings
 
 from .anchors import AnchorFit, build_anchor_setup, measure_anchors
 from .class_weights import (
-    WEIGHT_METHODS,
     ClassWeights,
-    compute_class_alphas,
-    compute_class_priors,
+    check_alpha_args,
+    compute_class_weights,
     count_objects,
     round_weight,
 )
-from .describe import describe_imbalance
+from .describe import describe_imbalance, describe_size
 from .read import get_class_names, get_middle_size, read_training_set
 
 _MAX_ROWS = 40  # of a shortened table
@@ -73,23 +72,22 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
     Raises:
         ValueError: an option out of range, or a training set that cannot be counted.
     """
+    settings = read_settings(cfg)
+    # Here, as labelling takes minutes.
+    check_alpha_args(options.method, settings.alpha, options.max_alpha, options.beta)
     records = read_training_set(cfg)
     class_names = get_class_names(cfg)
-    counts = count_objects(records, len(class_names))
-    settings = read_settings(cfg)
-    how = {"mean": settings.alpha, "max_alpha": options.max_alpha, "beta": options.beta}
-    # The figure shows the other methods as well.
-    alphas = {x: compute_class_alphas(counts, method=x, **how) for x in WEIGHT_METHODS}
     sample = sample_evenly(records, num_images)
     fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
-    weights = ClassWeights(
-        class_names=class_names,
-        counts=counts,
-        alphas=alphas,
+    weights = compute_class_weights(
+        class_names,
+        count_objects(records, len(class_names)),
+        fit,
+        alpha=settings.alpha,
+        prior=settings.prior_prob,
         method=options.method,
-        priors=compute_class_priors(fit.positives, fit.num_anchors),
-        scalar_alpha=settings.alpha,
-        scalar_prior=settings.prior_prob,
+        max_alpha=options.max_alpha,
+        beta=options.beta,
     )
     return WeightsReport(
         datasets=" + ".join(cfg.DATASETS.TRAIN),
@@ -108,9 +106,7 @@ def describe_method(report: WeightsReport) -> list[str]:
     beta = ""
     if options.method == "effective":
         beta = f", beta {options.beta:g}"
-    side = "not resized"
-    if report.size:
-        side = f"shorter side {report.size} px"
+    side = describe_size(report.size)
     return [
         f"alpha: {options.method}{beta}; mean over the objects {report.weights.scalar_alpha:g} "
         f"(FOCAL_LOSS_ALPHA), none above {options.max_alpha:g}",
