@@ -17,6 +17,8 @@ from typing import Any, Optional
 os.environ["DETECTRON2_ENV_MODULE"] = "focal_det.env"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+# Before focal_det, so that a file whose first import is of focal_det can be run alone.
+import detectron2
 import pytest
 import torch
 from torch import multiprocessing
@@ -37,8 +39,6 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     file = config.getoption("--faults-table")
     if not file:
         return
-    import detectron2
-
     from focal_det.experiments.records import make_origin
 
     rows: dict = {}
@@ -62,8 +62,6 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
 
 
 def pytest_report_header() -> str:
-    import detectron2
-
     folder = Path(detectron2.__file__).parent
     return f"detectron2 {detectron2.__version__} at {folder}, torch {torch.__version__}"
 
