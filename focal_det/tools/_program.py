@@ -1,4 +1,4 @@
-"""Shared by all programs: arguments and error handling.
+"""Shared by all programs: their parser and error handling.
 
 A program is a module of this package with a docstring, whose first line `focal-det` lists, and a
 function `main(argv)`, which passes two functions to `run_program`: one adds the arguments, one does
@@ -22,7 +22,6 @@ REFUSED = 2  # something for the user to fix; one line says what
 CRASHED = 3  # a bug of focal_det; with a traceback
 INTERRUPTED = 130
 _PACKAGE = Path(__file__).parents[1]
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 def run_program(
@@ -127,50 +126,3 @@ def _hide_progress(is_quiet: bool) -> Iterator[None]:
         yield
     finally:
         tqdm.__init__ = show
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """`--config-file`, and KEY VALUE pairs, which are the last words of a command: call it last."""
-    parser.add_argument(
-        "--config-file",
-        required=required,
-        metavar="FILE",
-        help="a .yaml file, or the name of a config that ships with focal_det",
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config, last"
-    )
-
-
-def add_output_argument(
-    parser: argparse.ArgumentParser, what: str, default: Optional[str] = None, **kwargs: Any
-) -> None:
-    """`--output`: the file or folder that a program writes its results to.
-
-    Args:
-        what: help text: what is written.
-        default: without one, it is required, unless `kwargs` say otherwise.
-        kwargs: of argparse, such as `required=False`.
-    """
-    kwargs.setdefault("required", default is None)
-    kwargs.setdefault("metavar", "PATH")
-    if default is not None:
-        what += " (default: %(default)s)"
-        kwargs["default"] = Path(default)
-    parser.add_argument("--output", type=Path, help=what, **kwargs)
-
-
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    """`--json`: print the results as JSON on stdout, and nothing else there."""
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-
-
-def check_picture_file(file: Path, advice: str = "") -> None:
-    """Refuse an `--output` whose suffix is not that of a supported picture format.
-
-    Raises:
-        ValueError: another suffix; the message ends with `advice`.
-    """
-    if file.suffix.lower() not in _PICTURES:
-        message = f"--output must end in {', '.join(_PICTURES)}, got {str(file)!r}"
-        raise ValueError("; ".join(filter(None, (message, advice))))

@@ -20,7 +20,8 @@ from focal_det.experiments.records import join_command
 from focal_det.files import write_json
 from focal_det.report.scaling import make_scaling_figure, make_timing_table
 
-from ._program import add_json_argument, add_output_argument, run_program
+from ._arguments import add_json_argument, add_output_argument
+from ._program import run_program
 
 _QUICK_NOTE = """\
 --quick only shows that everything runs: its small inputs favour the peers (fixed costs of a call

@@ -20,7 +20,8 @@ from focal_det.imbalance.config_file import warn_unread, write_suggestion
 from focal_det.report.check_page import write_check_page
 from focal_det.report.findings import print_results, to_json
 
-from ._program import add_config_arguments, add_json_argument, add_output_argument, run_program
+from ._arguments import add_config_arguments, add_json_argument, add_output_argument
+from ._program import run_program
 
 _EXAMPLE = "focal-det check --config-file digits/focal_retinanet_tiny.yaml --output check.html"
 

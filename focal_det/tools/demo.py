@@ -15,7 +15,8 @@ from focal_det.env import load_config
 from focal_det.inference.inputs import find_inputs, split_config_options
 from focal_det.inference.predictor import Predictor
 from focal_det.report.pictures import Painter, get_frame_rate
-from focal_det.tools._program import FAILED, add_output_argument, run_program
+from focal_det.tools._arguments import add_output_argument
+from focal_det.tools._program import FAILED, run_program
 
 _MP4 = cv2.VideoWriter.fourcc(*"mp4v")
 _DEFAULT = "digits/focal_retinanet_tiny.yaml"

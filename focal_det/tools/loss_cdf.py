@@ -15,12 +15,8 @@ from focal_det.experiments.records import join_command, make_origin
 from focal_det.files import write_json
 from focal_det.inference.predictor import load_trained
 from focal_det.report.loss_cdf import make_loss_cdf_figure
-from focal_det.tools._program import (
-    add_config_arguments,
-    add_output_argument,
-    check_picture_file,
-    run_program,
-)
+from focal_det.tools._arguments import add_config_arguments, add_output_argument, check_picture_file
+from focal_det.tools._program import run_program
 
 _EXAMPLE = "focal-det loss-cdf --config-file my_config.yaml --weights output/model_final.pth"
 

@@ -11,7 +11,8 @@ from focal_det.files import write_json
 from focal_det.report.detections import make_detections_figure
 from focal_det.report.run_page import make_run_page, read_run
 from focal_det.report.training_curves import make_training_curves_figure
-from focal_det.tools._program import add_output_argument, run_program
+from focal_det.tools._arguments import add_output_argument
+from focal_det.tools._program import run_program
 
 _EXAMPLE = "focal-det report output/tiny --score-thresh 0.3"
 

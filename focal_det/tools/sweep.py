@@ -18,7 +18,8 @@ from focal_det.experiments.sweep_runs import make_results, make_runs
 from focal_det.files import write_json
 from focal_det.report.sweep_results import make_results_figure, make_results_table
 
-from ._program import FAILED, add_json_argument, add_output_argument, run_program
+from ._arguments import add_json_argument, add_output_argument
+from ._program import FAILED, run_program
 
 _NUMBERS = {"seeds": "seeds per row, from 1", "jobs": "parallel runs", "num-gpus": "GPUs per run"}
 

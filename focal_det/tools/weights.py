@@ -24,7 +24,8 @@ from focal_det.imbalance.weights_report import (
     warn_unmeasured,
 )
 from focal_det.report.class_weights import make_class_weights_figure
-from focal_det.tools._program import add_config_arguments, add_output_argument, run_program
+from focal_det.tools._arguments import add_config_arguments, add_output_argument
+from focal_det.tools._program import run_program
 
 _EXAMPLE = "focal-det weights --config-file my_config.yaml --output my_config_weights.yaml"
 

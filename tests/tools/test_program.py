@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from focal_det.config import merge_options
 from focal_det.tools import __main__ as command
-from focal_det.tools._program import CRASHED, INTERRUPTED, REFUSED, add_json_argument, run_program
+from focal_det.tools._arguments import add_json_argument
+from focal_det.tools._program import CRASHED, INTERRUPTED, REFUSED, run_program
 
 PROGRAMS = list(command._find_programs())
 
