@@ -90,13 +90,7 @@ def measure_training_set(
     fit_after = None
     if suggest:
         anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit)
-    weights = compute_class_weights(
-        class_names,
-        count_objects(records, len(class_names)),
-        fit_after or fit,
-        alpha=_choose_alpha(cfg),
-        prior=read_settings(cfg).prior_prob,
-    )
+    weights = _compute_weights(cfg, class_names, records, fit_after or fit)
     batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
     loss_after = None
     if suggest:
@@ -159,12 +153,21 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
     return suggest_anchors(sample, setup, anchors, may_add_level=may_add_level)
 
 
-def _choose_alpha(cfg: CfgNode) -> float:
-    """The scalar alpha of the config, if it can be the mean of the alphas per class."""
+def _compute_weights(
+    cfg: CfgNode, class_names: Sequence[str], records: Sequence[dict[str, Any]], fit: AnchorFit
+) -> ClassWeights:
+    """The weights of each class, around the scalars of the config."""
     alpha = read_settings(cfg).alpha
-    if 0 < alpha <= MAX_ALPHA:
-        return alpha
-    return _DEFAULT_ALPHA
+    # Alphas per class cannot have a mean outside their own range.
+    if not 0 < alpha <= MAX_ALPHA:
+        alpha = _DEFAULT_ALPHA
+    return compute_class_weights(
+        class_names,
+        count_objects(records, len(class_names)),
+        fit,
+        alpha=alpha,
+        prior=read_settings(cfg).prior_prob,
+    )
 
 
 def _compute_loss_after(
