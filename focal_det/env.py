@@ -65,8 +65,8 @@ def load_config(
     Raises:
         FileNotFoundError: no such file here or among the shipped configs.
         UnknownNameError: a key that does not exist; names the nearest one.
-        ValueError: a file that runs code when it is read (names file, line and tag) or is not yaml,
-            or a value of the wrong type.
+        ValueError: a Lazy config, a file that runs code when it is read (names file, line and tag)
+            or is not yaml, or a value of the wrong type.
     """
     ensure_environment()
     from detectron2.config import get_cfg
