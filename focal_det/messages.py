@@ -1,6 +1,8 @@
-"""Parts of error messages: the nearest known name, a shortened list, text safe to print."""
+"""Parts of messages: the nearest known name, a shortened list, safe text, a command to copy."""
 
 import difflib
+import os
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +11,7 @@ MAX_NAME = 80  # characters of a class name, or of one value among several
 _MAX_LINE = 2000  # characters of a whole text
 _MAX_KNOWN = 20  # known names that are all listed
 _NUM_NEAREST = 8  # names listed if there are more
+_OBEYED_IN_QUOTES = set('"$`\\!')  # characters that the shell obeys inside double quotes
 _MIN_SIMILARITY = 0.5  # of a name suggested by "Did you mean ...?"
 
 
@@ -98,3 +101,19 @@ def describe_error(error: BaseException) -> str:
     if len(error.args) == 1:
         return str(error.args[0])
     return str(error)
+
+
+def to_command_line(words: Sequence[str]) -> str:
+    """A command for a POSIX shell, with FOCAL_DET_DATASETS if that is set."""
+    datasets_file = os.environ.get("FOCAL_DET_DATASETS")
+    variable = ""
+    if datasets_file:
+        variable = f"FOCAL_DET_DATASETS={_quote(datasets_file)} "
+    return variable + " ".join(_quote(x) for x in words)
+
+
+def _quote(word: str) -> str:
+    # `shlex.quote` would make "('cells_train',)" illegible, as it only knows single quotes.
+    if "'" in word and not set(word) & _OBEYED_IN_QUOTES:
+        return f'"{word}"'
+    return shlex.quote(word)

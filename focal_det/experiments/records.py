@@ -7,10 +7,8 @@ import json
 import math
 import platform
 import re
-import shlex
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -29,17 +27,6 @@ _PACKAGES = (
     "triton",
     "focal-det",
 )
-
-
-def join_command(program: str, argv: Optional[Sequence[str]] = None) -> str:
-    """The command line of a program, for the origin of its results.
-
-    Args:
-        program: such as "bench".
-        argv: its arguments; by default those of this process.
-    """
-    words = sys.argv[1:] if argv is None else argv
-    return shlex.join(["focal-det", program, *words])
 
 
 def make_origin(

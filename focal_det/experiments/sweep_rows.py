@@ -15,18 +15,17 @@ They come from a grid of keys or from a rows file, a json object with two lists:
 import ast
 import itertools
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-import yaml
 from detectron2.config import CfgNode
 
 from focal_det.config import find_config_file, get_config_file, merge_options
 from focal_det.env import load_config
+from focal_det.imbalance.config_file import write_config
 from focal_det.messages import describe_unknown
 from focal_det.modeling.build import flatten_config
 
@@ -353,24 +352,13 @@ def merge_row(cfg: CfgNode, row: Row) -> CfgNode:
     return cfg
 
 
-def write_config(row: Row, options: Sequence[str], file: Path) -> None:
-    """Write a row as a yaml with its config as `_BASE_`, for any Detectron2 program.
+def write_row(row: Row, options: Sequence[str], file: Path) -> None:
+    """Write a row as a config on top of its own.
 
     Args:
         options: KEY VALUE pairs of all rows.
     """
-    # Relative, so that a checkout can be moved.
-    base = os.path.relpath(row.config.resolve(), file.parent.resolve())
-    content: dict[str, Any] = {"_BASE_": base}
-    pairs = {key: parse_value(value) for key, value in zip(options[::2], options[1::2])}
+    values = {key: parse_value(value) for key, value in zip(options[::2], options[1::2])}
     # A row's own keys win over those for all rows, as in `load_rows`.
-    pairs.update(row.overrides)
-    for key, value in pairs.items():
-        node = content
-        *parents, last = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = list(value) if isinstance(value, tuple) else value
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(content, sort_keys=False)
-    file.write_text(f"# Table {row.table}, row {row.name}\n{text}")
+    values.update(row.overrides)
+    write_config(file, row.config, values, [f"Table {row.table}, row {row.name}"])

@@ -26,7 +26,7 @@ from .records import (
     make_record,
     read_metrics,
 )
-from .sweep_rows import Row, Start, Sweep, load_rows, write_config
+from .sweep_rows import Row, Start, Sweep, load_rows, write_row
 
 _AVERAGE_PRECISIONS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 
@@ -121,7 +121,7 @@ def make_runs(
             runs[row] = runs[first]
             continue
         file = output / "configs" / f"{row.slug}.yaml"
-        write_config(row, options, file)
+        write_row(row, options, file)
         words: tuple[str, ...] = ()
         if cfg.MODEL.DEVICE != "cpu":
             words = ("--num-gpus", str(num_gpus))

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import shlex
+import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import getitem
@@ -20,10 +20,14 @@ from .class_weights import get_weight_values
 from .describe import describe
 from .measure import TrainingSetReport
 
-# Characters that the shell obeys inside double quotes.
-_OBEYED_IN_QUOTES = set('"$`\\!')
+_SUFFIXES = (".yaml", ".yml")
 # How a suggested config begins, and so how one is recognized that may be overwritten.
 _FIRST_LINE = "Anchors, pi and alpha for"
+
+
+def check_suggestion_file(file: Path, config_file: Path) -> None:
+    """Refuse a `--write` that `write_suggestion` must not write; see `check_written_file`."""
+    check_written_file("--write", file, config_file, _FIRST_LINE)
 
 
 def write_suggestion(
@@ -32,22 +36,16 @@ def write_suggestion(
     """Write a config on top of `config_file` with better anchors, and pi and alpha per class.
 
     Args:
-        opts: as for `write_config`.
-
-    Raises:
-        ValueError: `file` exists and is not from an earlier call.
+        opts: KEY VALUE pairs that are merged in `cfg`; they are written as well.
     """
-    if file.exists() and not file.read_text().startswith(f"# {_FIRST_LINE}"):
-        raise ValueError(
-            f"--write {file} exists and is not from this program; remove it or choose another name"
-        )
-    values: dict[str, Any] = {}
+    warn_unread(cfg)
+    values = get_options(cfg, opts)
     if report.anchors:
         values.update(_get_anchor_values(report.anchors, report.level_names, cfg))
     values.update(get_weight_values(report.weights))
     training_sets = " + ".join(cfg.DATASETS.TRAIN)
     header = [f"{_FIRST_LINE} {training_sets}, from focal-det check --write.", *describe(report)]
-    write_config(file, config_file, cfg, opts, values, header)
+    write_config(file, config_file, values, header)
 
 
 def _get_anchor_values(
@@ -67,27 +65,61 @@ def _get_anchor_values(
     return values
 
 
-def write_config(
-    file: Path,
-    config_file: Path,
-    cfg: CfgNode,
-    opts: Sequence[str],
-    values: Mapping[str, Any],
-    header: Sequence[str],
-) -> None:
-    """Write a config on top of `config_file`, with the command line's changes and `values`.
+def check_written_file(flag: str, file: Path, config_file: Path, first_line: str) -> None:
+    """Refuse to write over anything but an older config of the same kind.
 
     Args:
-        opts: KEY VALUE pairs, merged into `cfg`, from which their values are taken.
+        flag: that names the file, for messages.
+        file: to write.
+        config_file: that the written one will be based on.
+        first_line: how a config of this kind begins, after "# ".
+
+    Raises:
+        ValueError: not a yaml file, somebody else's file, or one that would be based on itself.
+    """
+    if file.suffix not in _SUFFIXES:
+        raise ValueError(f"{flag} must be a .yaml file, got {file}")
+    if file.exists() and not file.read_text().startswith(f"# {first_line}"):
+        raise ValueError(
+            f"{flag} {file} exists and is not from this program; remove it or choose another name"
+        )
+    # The config, or one of its bases, may be an older config of this kind.
+    if file.resolve() in _find_bases(config_file):
+        raise ValueError(f"{flag} {file} is --config-file or one of its bases; choose another name")
+
+
+def _find_bases(config_file: Path) -> list[Path]:
+    """The config file and those that it is based on, as far as they are files here."""
+    files = [config_file.resolve()]
+    while files[-1].is_file():
+        base = re.search(r"^_BASE_:\s*[\"']?([^\"'\s]+)", files[-1].read_text(), re.MULTILINE)
+        if base is None:
+            break
+        file = (files[-1].parent / base.group(1)).resolve()
+        # Files that are based on each other are reported when the config is loaded.
+        if file in files:
+            break
+        files.append(file)
+    return files
+
+
+def get_options(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:
+    """The values of KEY VALUE pairs as they are in the config that they were merged in."""
+    return {key: reduce(getitem, key.split("."), cfg) for key in opts[0::2]}
+
+
+def write_config(file: Path, base: Path, values: Mapping[str, Any], header: Sequence[str]) -> None:
+    """Write a config on top of another, for any Detectron2 program.
+
+    Args:
+        base: that the values are on top of; named relative to `file`, so that both can be moved.
         values: by full key.
         header: lines of the comment at the top.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    # yaml has forward slashes on every system.
-    base = os.path.relpath(config_file.parent.resolve() / config_file.name, file.parent.resolve())
-    content: dict[str, Any] = {"_BASE_": Path(base).as_posix()}
-    for key in opts[0::2]:
-        _set_value(content, key, reduce(getitem, key.split("."), cfg))
+    # A base that is a link stays one; yaml has forward slashes on every system.
+    relative = os.path.relpath(base.parent.resolve() / base.name, file.parent.resolve())
+    content: dict[str, Any] = {"_BASE_": Path(relative).as_posix()}
     for key, value in values.items():
         _set_value(content, key, value)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header)
@@ -121,19 +153,3 @@ def warn_unread(cfg: CfgNode) -> None:
             "alpha_per_class is written for FocalLoss, but MODEL.FOCAL_DET.CLS_LOSS.NAME is "
             f"{loss_name}"
         )
-
-
-def to_command_line(words: Sequence[str]) -> str:
-    """A command for a POSIX shell, with FOCAL_DET_DATASETS if that is set."""
-    datasets_file = os.environ.get("FOCAL_DET_DATASETS")
-    variable = ""
-    if datasets_file:
-        variable = f"FOCAL_DET_DATASETS={_quote(datasets_file)} "
-    return variable + " ".join(_quote(x) for x in words)
-
-
-def _quote(word: str) -> str:
-    # `shlex.quote` would make "('cells_train',)" illegible, as it only knows single quotes.
-    if "'" in word and not set(word) & _OBEYED_IN_QUOTES:
-        return f'"{word}"'
-    return shlex.quote(word)

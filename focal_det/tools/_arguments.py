@@ -1,6 +1,7 @@
 """Arguments that several programs share."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -36,6 +37,19 @@ def add_output_argument(
         what += " (default: %(default)s)"
         kwargs["default"] = Path(default)
     parser.add_argument("--output", type=Path, help=what, **kwargs)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: an integer that is not below `least`."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be >= {least}, got {number}")
+        return number
+
+    parse.__name__ = "int"  # argparse says "invalid int value: 'x'"
+    return parse
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ the work. It catches no errors: `run_program` reports them all in the same way.
 
 import argparse
 import contextlib
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NoReturn, Optional
 
 from tqdm import tqdm
 
-from focal_det.messages import describe_error
+from focal_det.messages import describe_error, to_command_line
 
 FAILED = 1  # the work was done, and its outcome is not good
 REFUSED = 2  # something for the user to fix; one line says what
@@ -40,7 +41,8 @@ def run_program(
         name: of the program, such as "loss-cdf".
         doc: its docstring, for `--help`.
         add_arguments: adds its arguments to a parser.
-        run: does the work; returns the exit code, None for 0.
+        run: does the work; returns the exit code, None for 0. Among its arguments is
+            `command_line`, the whole command, for what the program writes.
         argv: arguments; by default those of this process.
         example: a command that `--help` shows.
         parser: with the arguments of another library, to be extended.
@@ -53,7 +55,9 @@ def run_program(
     warnings.filterwarnings("ignore", "`torch.jit")
     parser = make_parser(name, doc, example, parser)
     add_arguments(parser)
-    args = _parse(parser, argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = _parse(parser, words)
+    args.command_line = to_command_line(["focal-det", name, *words])
     try:
         with _hide_progress(args.quiet):
             return run(args) or 0
@@ -72,12 +76,12 @@ def _exit_for(error: Exception, parser: argparse.ArgumentParser) -> NoReturn:
     parser.exit(CRASHED, f"{parser.prog} crashed. {message}\n")
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> argparse.Namespace:
+def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """The arguments; options may stand between words unless KEY VALUE pairs come last."""
     try:
-        return parser.parse_intermixed_args(argv)
+        return parser.parse_intermixed_args(words)
     except TypeError:  # argparse's way to refuse nargs=REMAINDER
-        return parser.parse_args(argv)
+        return parser.parse_args(words)
 
 
 def is_for_user(error: BaseException) -> bool:

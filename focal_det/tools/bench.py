@@ -16,7 +16,6 @@ from focal_det.experiments.bench_cases import (
     make_benchmark,
     measure_cases,
 )
-from focal_det.experiments.records import join_command
 from focal_det.files import write_json
 from focal_det.report.scaling import make_scaling_figure, make_timing_table
 
@@ -30,9 +29,8 @@ outweigh the work), and one round is not a measurement. For figures, run without
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
-    run = functools.partial(_run, join_command("bench", argv))
     example = "focal-det bench loss --output output/bench"
-    return run_program("bench", __doc__, _add_arguments, run, argv, example=example)
+    return run_program("bench", __doc__, _add_arguments, _run, argv, example=example)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +47,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def _run(command: str, args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     ensure_environment()
     options = {"device": args.device, "dtype": args.dtype, "rounds": args.rounds}
-    content = make_benchmark(args.what, command, **options, quick=args.quick)
+    content = make_benchmark(args.what, args.command_line, **options, quick=args.quick)
     show = print
     if args.json:  # stdout is for the JSON alone
         show = functools.partial(print, file=sys.stderr)

@@ -16,11 +16,11 @@ from focal_det.check.fix import write_fixed
 from focal_det.check.rules import INTERRUPTED_CHECK
 from focal_det.check.run import load_checked_config, run_checks
 from focal_det.config import find_config_file
-from focal_det.imbalance.config_file import warn_unread, write_suggestion
+from focal_det.imbalance.config_file import check_suggestion_file, write_suggestion
 from focal_det.report.check_page import write_check_page
 from focal_det.report.findings import print_results, to_json
 
-from ._arguments import add_config_arguments, add_json_argument, add_output_argument
+from ._arguments import add_config_arguments, add_json_argument, add_output_argument, at_least
 from ._program import run_program
 
 _EXAMPLE = "focal-det check --config-file digits/focal_retinanet_tiny.yaml --output check.html"
@@ -38,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--fix", type=Path, metavar="OUT.json", help="correct a COCO JSON; needs --dataset")
     option("--dataset", metavar="NAME", help="check this data set only, in place of the config's")
     what = "decode N images of each data set, measure anchors on at most N (default: all and 200)"
-    option("--images", type=int, default=0, metavar="N", help=what)
+    option("--images", type=at_least(0), default=0, metavar="N", help=what)
     what = "leave out findings by id; another option must follow before KEY VALUE"
     option("--ignore", nargs="+", default=[], metavar="ID", help=what)
     option("--unsafe-yaml", action="store_true", help="let the config run code (!!python/...)")
@@ -49,9 +49,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.fix and not args.dataset:
         raise ValueError("--fix needs --dataset, the data set whose JSON is to be corrected")
-    if args.images < 0:
-        raise ValueError(f"--images must be >= 0, got {args.images}")
     file = Path(find_config_file(args.config_file))
+    if args.write:
+        check_suggestion_file(args.write, file)
     cfg = load_checked_config(file, args.opts, args.dataset, unsafe_yaml=args.unsafe_yaml)
     findings = Findings()
     given = {"images": args.images, "dataset": args.dataset, "ignore": args.ignore}
@@ -65,7 +65,6 @@ def _run(args: argparse.Namespace) -> int:
         raise
     if report and args.write:
         write_suggestion(report, cfg, file, args.opts, args.write)
-        warn_unread(cfg)
     if args.output:
         write_check_page(args.output, str(file), findings, report)
     if args.json:

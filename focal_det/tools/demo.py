@@ -15,7 +15,7 @@ from focal_det.env import load_config
 from focal_det.inference.inputs import find_inputs, split_config_options
 from focal_det.inference.predictor import Predictor
 from focal_det.report.pictures import Painter, get_frame_rate
-from focal_det.tools._arguments import add_output_argument
+from focal_det.tools._arguments import add_output_argument, at_least
 from focal_det.tools._program import FAILED, run_program
 
 _MP4 = cv2.VideoWriter.fourcc(*"mp4v")
@@ -37,12 +37,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_argument(parser, "folder of the pictures", "output/detections", metavar="FOLDER")
     what = "lowest score drawn (default: %(default)s)"
     option("--score-thresh", type=float, default=0.4, help=what)
-    option("--batch", type=int, default=8, help="images at a time (default: %(default)s)")
+    option("--batch", type=at_least(1), default=8, help="images at a time (default: %(default)s)")
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.batch < 1:
-        raise ValueError(f"--batch must be >= 1, got {args.batch}")
     if not 0 <= args.score_thresh <= 1:
         raise ValueError(f"--score-thresh must be in [0, 1], got {args.score_thresh:g}")
     words, opts = split_config_options(args.inputs)

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -11,11 +10,16 @@ from tqdm import tqdm
 
 from focal_det.env import load_config
 from focal_det.experiments import loss_cdf
-from focal_det.experiments.records import join_command, make_origin
+from focal_det.experiments.records import make_origin
 from focal_det.files import write_json
 from focal_det.inference.predictor import load_trained
 from focal_det.report.loss_cdf import make_loss_cdf_figure
-from focal_det.tools._arguments import add_config_arguments, add_output_argument, check_picture_file
+from focal_det.tools._arguments import (
+    add_config_arguments,
+    add_output_argument,
+    at_least,
+    check_picture_file,
+)
 from focal_det.tools._program import run_program
 
 _EXAMPLE = "focal-det loss-cdf --config-file my_config.yaml --weights output/model_final.pth"
@@ -23,8 +27,7 @@ _EXAMPLE = "focal-det loss-cdf --config-file my_config.yaml --weights output/mod
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
-    run = partial(_run, join_command("loss-cdf", argv))
-    return run_program("loss-cdf", __doc__, _add_arguments, run, argv, example=_EXAMPLE)
+    return run_program("loss-cdf", __doc__, _add_arguments, _run, argv, example=_EXAMPLE)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,16 +42,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "one curve per class or object size (of positives), or per pyramid level"
     option("--by", choices=loss_cdf.GROUPINGS, help=what)
     what = "take so many, at even distances; 0 for all (default: %(default)s)"
-    option("--images", type=int, default=0, help=what)
-    option("--batch", type=int, default=4, help="images at a time (default: %(default)s)")
+    option("--images", type=at_least(0), default=0, help=what)
+    option("--batch", type=at_least(1), default=4, help="images at a time (default: %(default)s)")
     add_output_argument(parser, "picture to write, and a .json beside it", "output/loss_cdf.png")
     add_config_arguments(parser)
 
 
-def _run(command: str, args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     check_picture_file(args.output)
-    if args.batch < 1 or args.images < 0:
-        raise ValueError(f"--batch must be >= 1 and --images >= 0: {args.batch}, {args.images}")
     cfg = load_config(args.config_file, args.opts)
     losses = loss_cdf.build_losses(cfg, args.gammas, args.losses)
     trained = load_trained(cfg, args.weights)
@@ -61,7 +62,7 @@ def _run(command: str, args: argparse.Namespace) -> None:
     num_images = sum(map(len, batches))
     rows = loss_cdf.summarize(histograms)
     print(*map(loss_cdf.describe_row, rows), sep="\n")
-    content = make_origin(command, device=cfg.MODEL.DEVICE.partition(":")[0])
+    content = make_origin(args.command_line, device=cfg.MODEL.DEVICE.partition(":")[0])
     content |= {"config_file": args.config_file, "weights": args.weights or cfg.MODEL.WEIGHTS}
     content |= {"dataset": dataset, "images": num_images, "by": args.by, "curves": rows}
     json_file = args.output.with_suffix(".json")

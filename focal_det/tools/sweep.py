@@ -4,16 +4,14 @@ Repeat the command to continue: finished runs are kept, and interrupted runs res
 """
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from focal_det.experiments.records import join_command
 from focal_det.experiments.sweep_launch import execute_sweep, make_launcher
-from focal_det.experiments.sweep_rows import load_rows, read_sweep, write_config
+from focal_det.experiments.sweep_rows import load_rows, read_sweep, write_row
 from focal_det.experiments.sweep_runs import make_results, make_runs
 from focal_det.files import write_json
 from focal_det.report.sweep_results import make_results_figure, make_results_table
@@ -26,9 +24,8 @@ _NUMBERS = {"seeds": "seeds per row, from 1", "jobs": "parallel runs", "num-gpus
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
-    run = functools.partial(_run, join_command("sweep", argv))
     example = "focal-det sweep --table 1b --base digits --seeds 3 --jobs 2"
-    return run_program("sweep", __doc__, _add_arguments, run, argv, example=example)
+    return run_program("sweep", __doc__, _add_arguments, _run, argv, example=example)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,20 +47,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to every config, last")
 
 
-def _run(command: str, args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     sweep = read_sweep(tables=args.table, rows_file=args.rows, grid=args.grid, base=args.base)
     output = args.output or Path("output", "sweep", Path(sweep.name).stem)
     configs = load_rows([row for rows in sweep.tables.values() for row in rows], args.opts)
     if args.configs_only:
         for row in configs:
-            write_config(row, args.opts, output / f"{row.slug}.yaml")
+            write_row(row, args.opts, output / f"{row.slug}.yaml")
         print(f"{len(configs)} configs: {output}")
         return 0
     launch = make_launcher(args.launcher, args.jobs, args.slurm, output)
     numbers = {"num_seeds": args.seeds, "num_gpus": args.num_gpus}
     runs = make_runs(configs, args.opts, output, **numbers)
     is_complete = execute_sweep(sweep.starts, configs, runs, output, launch)
-    results = make_results(sweep, command, runs)  # also of a sweep in which runs crashed
+    results = make_results(sweep, args.command_line, runs)  # also of a sweep in which runs crashed
     for content in results:
         file = output / f"results_{content['table']}.json"
         write_json(file, content)

@@ -6,15 +6,13 @@ Writes them into a config, and a picture of them beside it.
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Optional
 
 from focal_det.config import find_config_file
 from focal_det.env import load_config
 from focal_det.imbalance.class_weights import MAX_ALPHA, WEIGHT_METHODS
-from focal_det.imbalance.config_file import to_command_line, warn_unread
-from focal_det.imbalance.weights_config import check_files, write_weights
+from focal_det.imbalance.weights_config import check_weights_file, write_weights
 from focal_det.imbalance.weights_report import (
     WeightOptions,
     describe_method,
@@ -23,8 +21,9 @@ from focal_det.imbalance.weights_report import (
     shorten_table,
     warn_unmeasured,
 )
+from focal_det.messages import to_command_line
 from focal_det.report.class_weights import make_class_weights_figure
-from focal_det.tools._arguments import add_config_arguments, add_output_argument
+from focal_det.tools._arguments import add_config_arguments, add_output_argument, at_least
 from focal_det.tools._program import run_program
 
 _EXAMPLE = "focal-det weights --config-file my_config.yaml --output my_config_weights.yaml"
@@ -32,9 +31,7 @@ _EXAMPLE = "focal-det weights --config-file my_config.yaml --output my_config_we
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see `--help`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    run = partial(_run, to_command_line(["focal-det", "weights", *words]))
-    return run_program("weights", __doc__, _add_arguments, run, words, example=_EXAMPLE)
+    return run_program("weights", __doc__, _add_arguments, _run, argv, example=_EXAMPLE)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,21 +45,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "no class has a larger alpha (default: %(default)s)"
     option("--max-alpha", type=float, default=MAX_ALPHA, help=what)
     what = "images that pi is counted in; 0 is all (default: %(default)s)"
-    option("--images", type=int, default=1000, help=what)
+    option("--images", type=at_least(0), default=1000, help=what)
     add_config_arguments(parser)
 
 
-def _run(command: str, args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     config_file = Path(find_config_file(args.config_file))
-    check_files(config_file, args.output)
-    if args.images < 0:
-        raise ValueError(f"--images must be >= 0, got {args.images}")
+    check_weights_file(args.output, config_file)
     cfg = load_config(config_file, args.opts)
     options = WeightOptions(method=args.method, beta=args.beta, max_alpha=args.max_alpha)
     report = measure_class_weights(cfg, options, args.images)
     warn_unmeasured(cfg, report)
-    warn_unread(cfg)
-    write_weights(report, cfg, config_file, args.opts, args.output, command)
+    write_weights(report, cfg, config_file, args.opts, args.output, args.command_line)
     picture = args.output.with_suffix(".png")
     make_class_weights_figure(report.weights, report.title).savefig(picture)
 

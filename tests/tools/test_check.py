@@ -552,6 +552,19 @@ def test_suggested_anchors_reach_more_boxes(small_boxes, tmp_path, capsys):
     )
 
 
+def test_suggestion_never_becomes_its_own_base(config, tmp_path, capsys):
+    out = tmp_path / "better.yaml"
+    assert run(config, "--write", str(out)) == 0
+    before = out.read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(out, "--write", str(out))
+    printed = capsys.readouterr()
+    assert "--write" in printed.err and "is --config-file or one of its bases" in printed.err
+    assert out.read_text() == before
+    assert not printed.out  # refused before minutes of checks
+
+
 def test_broken_image_that_was_not_decoded_spares_the_page(config, tmp_path, capsys):
     (config.parent / "images" / "1.png").write_bytes(b"no image")
     page = tmp_path / "page.html"
@@ -917,7 +930,7 @@ def test_crash_at_an_ignored_error_is_not_a_bug(config, capsys):
         (["--fix", "a.json"], "--fix needs --dataset"),
         (["--ignore", "chk012", "--images", "4"], "check id 'chk012'. Did you mean 'CHK012'"),
         (["--dataset", "cels"], "Did you mean 'cells'"),
-        (["--images", "-1"], "--images must be >= 0"),
+        (["--images", "-1"], "--images: must be >= 0"),
         (["SOLVER.BASE_LRR", "1"], "Did you mean 'BASE_LR'"),
         (["--dataset", "cells", "--fix", "{json}"], "is the original; write to another file"),
     ],

@@ -141,7 +141,7 @@ def test_config_options_follow_the_inputs(position, blank, tmp_path, capsys):
             "no MODEL.WEIGHTS: give a trained checkpoint with --weights",
         ),
         (["{image}", "--score-thresh", "40"], "--score-thresh must be in [0, 1], got 40"),
-        (["{image}", "--batch", "0"], "--batch must be >= 1, got 0"),
+        (["{image}", "--batch", "0"], "--batch: must be >= 1, got 0"),
         (["{image}", "--output", "{image}/.."], "would be overwritten; choose another --output"),
         (["{image}", "MODEL.DEVISE", "cpu"], "Did you mean 'DEVICE'"),
         (["{image}", "MODEL.DEVICE"], "'MODEL.DEVICE' has no value"),

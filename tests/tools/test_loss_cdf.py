@@ -53,7 +53,7 @@ def test_it_prints_and_draws_what_the_hardest_carry(tmp_path, capsys):
         ([*WORDS, "--losses", "FocalLos"], "Did you mean 'FocalLoss'"),
         ([*WORDS, "--gammas", "-1"], "gamma must be in [0, inf), got -1.0"),
         ([*WORDS, "--output", "a.txt"], "--output must end in .png"),
-        ([*WORDS, "--batch", "0"], "--batch must be >= 1"),
+        ([*WORDS, "--batch", "0"], "--batch: must be >= 1"),
         (
             [*WORDS, "--images", "1", "MODEL.META_ARCHITECTURE", "RetinaNet"],
             "must be FocalRetinaNet, got RetinaNet",

@@ -64,7 +64,7 @@ def test_written_config_equals_that_of_the_row(table, base, tmp_path):
     options = ["SOLVER.MAX_ITER", "7", "MODEL.RETINANET.PRIOR_PROB", "0.02"]
     for row, cfg in sweep_rows.load_rows(sweep_rows.read_table(table, base), options).items():
         file = tmp_path / f"{row.slug}.yaml"
-        sweep_rows.write_config(row, options, file)
+        sweep_rows.write_row(row, options, file)
         assert load_config(file) == cfg
 
 

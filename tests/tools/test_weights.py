@@ -335,11 +335,11 @@ def test_file_of_someone_else_is_left_alone(base, capsys):
             ["--config-file", "nowhere.yaml", "--output", "a.yaml"],
             "the config nowhere.yaml does not exist",
         ),
-        (["--config-file", __file__, "--output", "a.yaml"], "--config-file must be a .yaml file"),
+        (["--config-file", __file__, "--output", "a.yaml"], "the config must be a .yaml file"),
         (["--config-file", BASE, "--output", "a.png"], "--output must be a .yaml file, got a.png"),
         (
             ["--config-file", BASE, "--output", "a.yaml", "--images", "-1"],
-            "--images must be >= 0, got -1",
+            "--images: must be >= 0, got -1",
         ),
     ],
 )
