@@ -38,10 +38,12 @@ def main() -> int:
 
 def draw_detections(axes: Axes) -> None:
     """Draw the detections of one validation image."""
+    # Written on first use: a fresh clone has no images yet.
     build_digits("val")
     predictor = Predictor(load_config(CONFIG), str(WEIGHTS))
     image = predictor.read(get_digits_root() / "val" / "images" / IMAGE)
     (detections,) = predictor([image])
+    # BGR to RGB; digits are small, and smoothing would hide that.
     axes.imshow(image[:, :, ::-1], interpolation="nearest")
     for i in range(len(detections)):
         score = float(detections.scores[i])
@@ -59,6 +61,7 @@ def draw_detections(axes: Axes) -> None:
 def draw_negatives(axes: Axes, curves: list[dict]) -> None:
     """Draw the cumulative loss of the negative anchors, figure 4 of the paper."""
     for curve, color in zip(curves, COLORS):
+        # Curves are named "gamma 2" and so on.
         gamma = curve["curve"].removeprefix("gamma ")
         axes.plot(
             curve["fractions"], curve["shares"], color=color, label=rf"$\gamma$ = {gamma}", lw=1.8

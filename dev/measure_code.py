@@ -232,8 +232,6 @@ def count_places(name: str, places: Sequence[str], most: int = 0) -> Measure:
 def measure(sources: Sequence[Source]) -> list[Measure]:
     """Measure all sources, in the order in which the figures are printed."""
     num_lines = sum(len(x.lines) for x in sources)
-    # Blank lines between thoughts are wanted: they do not make comments scarcer.
-    num_filled = sum(bool(line.strip()) for x in sources for line in x.lines)
     num_tuples, num_conditional = count_nodes(sources)
     num_comments = sum(map(count_comments, sources))
     programs = [x for x in sources if is_program(x)]
@@ -245,9 +243,7 @@ def measure(sources: Sequence[Source]) -> list[Measure]:
         Measure("lines", num_lines),
         Measure("tuple assignments per 1,000 lines", num_tuples * per_1000, most=3),
         Measure("conditional expressions per 1,000 lines", num_conditional * per_1000, most=8),
-        Measure(
-            "comments per 100 lines that are not blank", num_comments * 100 / num_filled, least=4
-        ),
+        Measure("comments per 100 lines", num_comments * 100 / num_lines, least=4),
         count_places(f"lines over {MAX_COLUMNS} columns", find_wide_lines(sources)),
         count_places(f"files over {MAX_LINES_OF_FILE} lines", long_files),
         count_places(f"functions over {MAX_LINES_OF_FUNCTION} lines", long_functions),

@@ -92,6 +92,7 @@ def write_large_coco(file: Path, num_images: int) -> None:
         out.write('{"images": [' + ", ".join(images))
         names = ", ".join(f'{{"id": {i + 1}, "name": "c{i}"}}' for i in range(NUM_CLASSES))
         out.write(f'], "categories": [{names}], "annotations": [')
+        # One by one: all of them as objects would take gigabytes in the process that measures.
         for index in range(num_images * BOXES_PER_IMAGE):
             out.write(", " if index else "")
             out.write(json.dumps(make_annotation(index, rng)))
@@ -140,6 +141,7 @@ def write_check(folder: Path, num_images: int) -> list[str]:
     write_large_coco(folder / "large.json", num_images)
     cv2.imwrite(str(folder / "0.jpg"), np.zeros((480, 640, 3), np.uint8))
     for i in range(1, num_images):
+        # The check asks whether each file exists, and opens one.
         (folder / f"{i}.jpg").symlink_to(folder / "0.jpg")
     file = str(folder / "large.json")
     block = {"name": "large", "format": "coco", "json": file, "images": str(folder)}

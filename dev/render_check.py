@@ -61,6 +61,7 @@ FOCAL_DET_ENV_MODULE=my_checks.py focal-det check --config-file digits/focal_ret
 
 def render_check() -> str:
     """The whole page."""
+    # Rules register when the file of their check is imported.
     load_checks()
     parts = [INTRODUCTION]
     for prefix, title in TOPICS.items():

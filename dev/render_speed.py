@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 OURS = "focal_det"
+# A copy is the least that any loss takes, and the plain path is ours as well.
 NO_PEERS = (OURS, "copy of the logits", "plain path")
 ORDER = ("loss", "labels", "step", "infer")
 WATCHED = {
@@ -47,6 +48,7 @@ def render_headlines(files: Sequence[Path]) -> str:
 def _read_cases(files: Sequence[Path]) -> list[tuple[Path, dict]]:
     """All cases that are no part of a scaling, which has a picture instead."""
     contents = [(file, json.loads(file.read_text())) for file in files]
+    # From the smallest part to the whole model, not by file name.
     contents.sort(key=lambda x: ORDER.index(x[1]["benchmark"]))
     return [(f, case) for f, x in contents for case in x["results"] if not case.get("scaling")]
 
@@ -55,6 +57,7 @@ def _get_cells(case: dict) -> list[str]:
     ours = case["contenders"][OURS]
     peers = {}
     for name, values in case["contenders"].items():
+        # A peer that ran out of memory, or has no such case, has no time.
         if name not in NO_PEERS and "error" not in values:
             peers[name] = values
     fastest = min(peers, key=lambda name: peers[name]["median_seconds"])
@@ -78,6 +81,7 @@ def _format_seconds(seconds: float) -> str:
 
 
 def _format_memory(contender: dict) -> str:
+    # Bytes mean little without the size of the input, where that has a natural unit.
     if contender["peak_units"] is not None:
         return f"{contender['peak_units']:.2f} x logits"
     return f"{contender['peak_bytes'] / 1e6:.1f} MB"

@@ -86,6 +86,7 @@ def _check_ids(annotations: Sequence[dict[str, Any]], file: Path, findings: Find
 def _check_evaluated_fields(
     annotations: Sequence[dict[str, Any]], file: Path, findings: Findings, is_test: bool
 ) -> None:
+    # pycocotools cannot evaluate without these fields; training can do without.
     severity = "error" if is_test else "warning"
     for annotation in annotations:
         missing = [x for x in ("iscrowd", "area") if x not in annotation]
@@ -142,10 +143,12 @@ def _check_annotation(
         image = images[image_id]
         size = f"{image['width']} x {image['height']}"
         place += f" of {image['file_name']} (image {image['id']}, {size})"
+    # Only the advice of this rule lists the known categories.
     fields = {}
     if rule is UNKNOWN_CATEGORY:
         fields["known"] = shorten([f"{key} ({name})" for key, name in category_names.items()])
     findings.add(rule, f"{place}: {value}", **fields)
+    # A box that reaches beyond the image is still trained on; any other fault costs the object.
     return rule is BOX_CUT and is_object
 
 
@@ -158,6 +161,7 @@ def find_annotation_fault(
         images: images by id, with "width" and "height" in pixels.
         category_names: names of categories by id.
     """
+    # In this order, each check reads only what an earlier one has found to be valid.
     missing = [x for x in _REQUIRED_FIELDS if x not in annotation]
     if missing:
         return INCOMPLETE_ANNOTATION, f"no {', '.join(missing)}"
@@ -181,6 +185,7 @@ def find_annotation_fault(
 
 def _find_evaluation_fault(annotation: dict[str, Any]) -> Optional[tuple[Rule, str]]:
     """First value of iscrowd, ignore or area that pycocotools would misread."""
+    # pycocotools takes any true value for a crowd, even the text "0".
     crowd = annotation.get("iscrowd", 0)
     ignore = annotation.get("ignore", 0)
     if crowd not in (0, 1) or ignore != 0:

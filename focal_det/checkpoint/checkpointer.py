@@ -60,6 +60,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
         if self.divergence:
             self._report_divergence(name)
             name = f"diverged_{name}"
+        # As Detectron2 lays a checkpoint out, so that either can resume what the other has saved.
         content = {"model": self.model.state_dict()}
         for key, value in self.checkpointables.items():
             content[key] = value.state_dict()
@@ -99,6 +100,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
         checkpoint = self.get_checkpoint_file() if resume else ""
         if not checkpoint:
             return self.load(path, checkpointables=[], source="MODEL.WEIGHTS ")
+        # A run that lacked a layer would go on with random weights in it.
         self.requires_all = True
         content = self.load(checkpoint, source="checkpoint ")
         if "iteration" not in content:
@@ -183,6 +185,7 @@ def load_all_weights(model: nn.Module, weights: str) -> dict[str, Any]:
 
 
 def _refuse_nonfinite(model: dict[str, Any]) -> None:
+    # Detectron2's .pkl files hold numpy arrays.
     tensors = {k: torch.as_tensor(v) for k, v in model.items()}
     wrong = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if wrong:

@@ -317,6 +317,7 @@ def _load(spec: dict[str, Any]) -> list[dict[str, Any]]:
     if spec["format"] == "voc":
         return load_voc(Path(spec["root"]), spec["split"], spec["classes"], name)
     if spec["format"] == "digits":
+        # The images are drawn when they are first needed, and kept.
         build_digits(spec["split"])
     else:
         _read_classes(spec)

@@ -73,6 +73,7 @@ def read_voc(
                 raise
             errors.append(str(error))
             continue
+        # Before the shift by a pixel, after which a click without a drag would have an area.
         kept = [x for x in record["annotations"] if _has_area(x["bbox"])]
         dropped = [x for x in record["annotations"] if not _has_area(x["bbox"])]
         without_area += [f"{image_id} ({classes[x['category_id']]} {x['bbox']})" for x in dropped]
@@ -145,6 +146,7 @@ def _has_area(box: Sequence[float]) -> bool:
 def _read_split(root: Path, split: str, name: str) -> list[str]:
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
+        # The usual slip is a split that the data set calls by another name.
         known = [p.stem for p in path.parent.glob("*.txt")]
         raise FileNotFoundError(
             f"Data set {name}: {path} does not exist. {describe_unknown('split', split, known)}"

@@ -72,6 +72,7 @@ def make_benchmark(
         raise ValueError(f"--rounds must be >= 1, got {rounds}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a GPU, and torch finds none")
+    # The record would claim a dtype that was not measured.
     if what == "labels" and dtype != "float32":
         raise ValueError(f"--dtype {dtype}: labels are computed in float32 only")
     if quick:
@@ -173,6 +174,7 @@ def _make_loss_case(
 def _make_labels(num_anchors: int, num_classes: int) -> Tensor:
     """150 positive anchors and 300 ignored ones among the background."""
     labels = torch.full((num_anchors,), num_classes)
+    # Without repeats, so that none is positive and ignored at once.
     chosen = torch.randperm(num_anchors)[:450]
     labels[chosen[:150]] = torch.randint(num_classes, (150,))
     labels[chosen[150:]] = -1
@@ -192,6 +194,7 @@ def _compute_from_one_hot(
     function: Callable[..., Tensor], logits: Tensor, labels: Tensor, gamma: float
 ) -> Tensor:
     """A peer's loss, which needs one-hot targets and does not know ignored anchors."""
+    # Part of the measured time: whoever uses a peer has to do it in each step.
     valid = labels >= 0
     target = F.one_hot(labels[valid], logits.shape[1] + 1)[:, :-1].to(logits.dtype)
     return function(logits[valid], target, alpha=0.25, gamma=gamma, reduction="sum")

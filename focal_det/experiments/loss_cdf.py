@@ -156,6 +156,7 @@ def _map_inputs(
 ) -> Iterator[list[dict[str, Any]]]:
     """Inputs with ground truth, as in training, but resized as in evaluation and not flipped."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    # In evaluation, the mapper would drop the ground truth.
     mapper = DatasetMapper(is_train=True, augmentations=[resize], image_format=cfg.INPUT.FORMAT)
     for records in batches:
         yield [mapper(x) for x in records]
@@ -186,9 +187,11 @@ def add_batch(
         groups = _group_by_level(targets, [x.shape[1] for x in logits])
     elif by == "size":
         groups = _group_by_size(targets, inputs, image_sizes)
+    # A background anchor has no object, and so no class or size, but it does have a level.
     groups_of_negatives = groups if groups and groups.has_negatives else None
     is_negative = targets.gt_labels == model.num_classes
     is_positive = (targets.gt_labels >= 0) & ~is_negative
+    # Level by level: one tensor of all logits would double the memory.
     levels = list(split_levels(logits, targets))
     for name, loss in losses.items():
         values = torch.cat([loss.per_anchor(*level) for level in levels], dim=1)
@@ -238,6 +241,7 @@ def _add_side(
 def _group_by_level(targets: DenseTargets, anchors_per_level: Sequence[int]) -> Groups:
     counts = torch.tensor(anchors_per_level, device=targets.gt_labels.device)
     index = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    # RetinaNet's pyramid begins at stride 8, which is P3.
     names = [f"P{i + 3}" for i in range(len(counts))]
     return Groups(index.expand_as(targets.gt_labels), names, has_negatives=True)
 

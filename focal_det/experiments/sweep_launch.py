@@ -57,6 +57,7 @@ def execute_all(runs: Sequence[Run], num_jobs: int) -> None:
 
 def _share_machine(slot: int, num_jobs: int) -> dict[str, str]:
     """Variables of one of several runs at a time: its part of the cores, and one of the GPUs."""
+    # torch takes all cores for each process, and several runs would wait for each other.
     env = {}
     if "OMP_NUM_THREADS" not in os.environ:
         env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // num_jobs))

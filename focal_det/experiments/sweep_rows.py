@@ -113,6 +113,7 @@ def read_sweep(
     if rows_file is not None:
         name = base or rows_file.resolve().parent.name
         return Sweep(name, read_rows(rows_file, base), read_starts(rows_file))
+    # A rows file may have a config in each row; tables and grids need one base for all.
     base = _require_base(base)
     # A grid may use one of the paper's bases, which need their start weights.
     starts = read_starts(Path(get_config_file(PAPER_ROWS)))
@@ -267,6 +268,7 @@ def _get_anchors(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
         raise ValueError(
             f"row {entry['row']!r}: anchors have {known} aspect ratios, got {num_aspects}"
         )
+    # Scales divide the octave between two levels evenly, as in section 4 of the paper.
     factors = [2 ** (i / num_scales) for i in range(num_scales)]
     smallest = [sizes[0] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
     return {
@@ -293,6 +295,7 @@ def _get_image_sizes(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for key in _SIZE_KEYS:
         sizes = cfg.INPUT[key]
+        # Training draws from several sizes.
         if isinstance(sizes, tuple):
             overrides[f"INPUT.{key}"] = [scale(x) for x in sizes]
         else:
@@ -340,6 +343,7 @@ def load_rows(rows: Sequence[Row], options: Sequence[str]) -> dict[Row, CfgNode]
         options: KEY VALUE pairs for all rows; a row's own keys come after them.
     """
     files = {row.config for row in rows}
+    # Many rows share a config; each is read once.
     bases = {file: load_config(file, options) for file in files}
     return {row: merge_row(bases[row.config], row) for row in rows}
 

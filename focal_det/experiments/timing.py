@@ -66,6 +66,7 @@ def time_alternating(
                     else:
                         timing.seconds.append(_measure_seconds(function, device))
                 except (RuntimeError, MemoryError, NotImplementedError) as error:
+                    # CUDA's messages run to many lines.
                     first_line, _, _ = str(error).partition("\n")
                     timing.error = f"{type(error).__name__}: {first_line[:_MAX_ERROR]}"
     return timings
@@ -103,6 +104,7 @@ def compute_ratios(
     for name, timing in timings.items():
         if name == ours or timing.error:
             continue
+        # Round by round: other load slows both times of a round alike, and cancels out.
         quotients = [a / b for a, b in zip(timing.seconds, timings[ours].seconds)]
         low = high = quotients[0]
         if len(quotients) > 1:

@@ -107,6 +107,7 @@ def compute_class_alphas(
     if not counts.any() or counts.min() < 0:
         message = "counts must be >= 0 with at least one object in all"
         raise ValueError(f"{message}, got {counts.tolist()}")
+    # 1 / 0 would be infinite, and leave nothing for the classes that have objects.
     num_objects = np.maximum(counts, 1).astype(np.float64)
     effective_number = {
         "inverse": num_objects,

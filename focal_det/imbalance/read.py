@@ -47,6 +47,7 @@ def read_training_set(
             )
         records += dataset_dicts
 
+    # What training does not see must not count as background.
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
     if not records:
@@ -67,6 +68,7 @@ def get_class_names(cfg: CfgNode) -> list[str]:
         classes = [str(i) for i in range(settings.num_classes)]
     for name in cfg.DATASETS.TRAIN:
         others = MetadataCatalog.get(name).get("thing_classes") or classes
+        # Ids mean the same in all sets only if their classes are in the same order.
         if list(others) != list(classes):
             raise ValueError(
                 f"DATASETS.TRAIN: the classes of {name} {others[:10]} are not those of {first} "

@@ -155,6 +155,7 @@ def warn_unmeasured(cfg: CfgNode, report: WeightsReport) -> None:
         report.fit.positives,
         f"without a positive anchor in the images looked at (--images), {prior}",
     )
+    # With alphas from these counts, rare classes would be raised twice.
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         logging.getLogger(LOGGER_NAME).warning(
             "DATALOADER.SAMPLER_TRAIN repeats images of rare classes; the counts are those of the "

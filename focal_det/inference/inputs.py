@@ -85,6 +85,7 @@ def _check_outputs(outputs: dict[Path, Path]) -> None:
     """Refuse to replace an input, or to write two inputs to one file."""
     sources: dict[Path, Path] = {}
     for file, out_file in outputs.items():
+        # Two folders may have a file of the same name, and a video may be named like an image.
         first = sources.setdefault(out_file, file)
         if first != file:
             raise ValueError(

@@ -60,6 +60,7 @@ def load_trained(cfg: CfgNode, weights: str = "") -> TrainedModel:
     names = _find_class_names(cfg, weights, checkpoint)
     if names:
         return TrainedModel(model, names, has_names=True)
+    # Without names, detections can still be shown with their class ids.
     numbers = [str(i) for i in range(read_settings(cfg).num_classes)]
     return TrainedModel(model, numbers, has_names=False)
 
@@ -103,6 +104,7 @@ class Predictor:
         self, cfg: CfgNode, weights: str = "", *, score_thresh: Optional[float] = None
     ) -> None:
         if score_thresh is not None:
+            # The caller's config keeps its threshold.
             cfg = cfg.clone()
             key = read_settings(cfg).get_key("SCORE_THRESH_TEST")
             cfg.merge_from_list([key, float(score_thresh)])

@@ -42,6 +42,7 @@ def get_checkpoint_url(config_path: str) -> str:
     name = url.rsplit("/", 1)[-1] if url else entry["file"]
     folders = [Path(__file__).parent]
     if os.environ.get("FOCAL_DET_ZOO"):
+        # First, so that a site can give its own copies precedence.
         folders.insert(0, Path(os.environ["FOCAL_DET_ZOO"]))
     for folder in folders:
         file = folder / name

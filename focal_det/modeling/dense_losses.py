@@ -81,6 +81,7 @@ def compute_dense_losses(
     Returns:
         Scalar classification loss (nats) and scalar box loss (in its own unit).
     """
+    # One divisor for both losses, as in the paper; two would change their balance.
     box_sums = box_loss_per_image(
         pred_anchor_deltas,
         anchors,

@@ -46,6 +46,7 @@ def compute_loss_at_prior(
     bias = get_prior_bias(head, cls_loss.num_outputs(targets.num_classes))
     if bias is None:
         return None
+    # A loaded checkpoint has a trained bias: its first loss says nothing about the prior.
     if not torch.equal(head.get_parameter("cls_score.bias"), head.get_buffer("prior_bias")):
         return None
     sums = compute_initial_loss(cls_loss, bias, targets, level_sizes)

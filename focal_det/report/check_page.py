@@ -46,6 +46,7 @@ def _add_training_set(page: Page, report: TrainingSetReport) -> None:
     page.add_text("\n".join(describe(report)))
     images = make_ground_truth_figure(report.sample, report.class_names)
     page.add_figure(images, "images with their boxes")
+    # Side by side, so that a suggestion shows which sizes of boxes it gains.
     fits = {"now": report.fit}
     if report.fit_after:
         fits["suggested"] = report.fit_after

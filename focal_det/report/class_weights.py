@@ -30,8 +30,10 @@ def make_class_weights_figure(weights: ClassWeights, title: str) -> Figure:
     figure = Figure(figsize=(12, _get_height(num_classes)), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
     objects, alphas, priors = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
+    # Counts span orders of magnitude: on a linear axis, rare classes would have no visible bar.
     objects.set_xscale("log")
     objects.set_xlim(0.7, 4.0 * weights.counts.max())
+    # Rows are counted downwards, as in a table.
     objects.set_ylim(num_classes - 0.4, -0.6)
     objects.set_xlabel("objects")
     if is_named:

@@ -46,6 +46,7 @@ def make_detections_figure(
     """
     records = DatasetCatalog.get(dataset_name)
     detections = _read_results(results_file)
+    # Results of another data set would be drawn beside the wrong images.
     unknown = set(detections) - {x["image_id"] for x in records}
     if unknown:
         raise ValueError(

@@ -103,6 +103,7 @@ def make_run_page(
     page.add_heading("Training")
     page.add_figure(curves, "losses, and average precision of each evaluation")
     page.add_heading("Detections")
+    # A figure with a title has no detection to show, and the title says so.
     caption = detections.get_suptitle() or "ground truth on the left, detections on the right"
     page.add_figure(detections, caption)
     return page

@@ -60,6 +60,7 @@ def _describe_seconds(runs: Sequence[dict[str, Any]]) -> str:
     seconds = [x["seconds_per_iter"] for x in runs if x.get("seconds_per_iter")]
     if not seconds:
         return ""
+    # The median: a run that shared the machine would raise a mean.
     return f"{statistics.median(seconds):.3f}"
 
 
@@ -101,6 +102,7 @@ def _draw_row(axes: Axes, index: int, row: dict[str, Any]) -> None:
         if len(values) > 1:
             deviation = statistics.stdev(values)
         axes.errorbar(index, mean, deviation, fmt="o", color=_OURS, capsize=4, label="ours")
+        # With three seeds, the runs themselves say more than their deviation.
         axes.plot([index] * len(values), values, ".", color=_OURS, alpha=0.4, markersize=4)
     else:
         # A gap would look like a row that was forgotten.

@@ -60,9 +60,11 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(f"--iou must be in [0, 1], got {args.iou}")
     curves = {}
     for spec in args.losses:
+        # One logit per anchor: the curves are functions of a single number.
         loss = build_loss(spec, num_classes=1)
         try:
             curves[get_label(*parse_loss(spec))] = compute_loss_curves(loss, iou=args.iou)
+        # Some losses have no curve; with several losses, the message must say which.
         except ValueError as error:
             raise ValueError(f"{spec}: {error}") from None
     figure = make_loss_curves_figure(curves)

@@ -68,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
 def _write_video(painter: Painter, file: Path, out_file: Path, batch: int) -> None:
     writer = None
     for picture in painter.paint_video(file, batch):
+        # The first picture gives the size of the video.
         if writer is None:
             out_file.parent.mkdir(parents=True, exist_ok=True)
             rate = get_frame_rate(file)

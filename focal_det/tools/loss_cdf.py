@@ -49,6 +49,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    # Measuring takes minutes; a name that cannot be written is refused before.
     check_picture_file(args.output)
     cfg = load_config(args.config_file, args.opts)
     losses = loss_cdf.build_losses(cfg, args.gammas, args.losses)
@@ -62,6 +63,7 @@ def _run(args: argparse.Namespace) -> None:
     num_images = sum(map(len, batches))
     rows = loss_cdf.summarize(histograms)
     print(*map(loss_cdf.describe_row, rows), sep="\n")
+    # The device of an origin is "cuda", without the number of "cuda:1".
     content = make_origin(args.command_line, device=cfg.MODEL.DEVICE.partition(":")[0])
     content |= {"config_file": args.config_file, "weights": args.weights or cfg.MODEL.WEIGHTS}
     content |= {"dataset": dataset, "images": num_images, "by": args.by, "curves": rows}

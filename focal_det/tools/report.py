@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace) -> None:
     if (args.record or args.command) and "--config-file" not in (args.command or ""):
         raise ValueError("the record needs --command, the whole command with its --config-file")
     run = read_run(args.run)
+    # All that can fail comes first, so that a failure leaves no half of the files.
     curves = make_training_curves_figure(run.metrics)
     detections = make_detections_figure(
         run.dataset, run.results_file, num_images=args.images, score_thresh=args.score_thresh
@@ -63,6 +64,7 @@ def _run(args: argparse.Namespace) -> None:
     detections.savefig(args.run / "detections.png")
     page_file = args.output or args.run / "report.html"
     make_run_page(run, curves=curves, detections=detections, record=record).write(page_file)
+    # The figure has a title only if it shows no detection: worth a line here, too.
     if detections.get_suptitle():
         print(detections.get_suptitle())
     if args.record:

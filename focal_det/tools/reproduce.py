@@ -49,6 +49,7 @@ def _describe(step: dict[str, Any]) -> list[str]:
     outcome = "all is finite"
     if gradients or not all(map(math.isfinite, losses.values())):
         outcome = "non-finite again"
+    # A non-finite loss spoils nearly every gradient; a few names are enough.
     names = f", {shorten(gradients)}" if gradients else ""
     return [
         f"iteration {step['iteration']}: {outcome}",
