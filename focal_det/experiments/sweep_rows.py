@@ -33,11 +33,15 @@ PAPER_ROWS = "PaperTables/rows.json"
 BASES = {name: f"PaperTables/{name}.yaml" for name in ("coco", "digits", "bccd")}
 _PAPER_SIZE = 600  # pixels, of the paper's ablations
 _ASPECT_RATIOS = {1: [1.0], 3: [0.5, 1.0, 2.0]}
+# Numbers of scales and aspect ratios that a row may ask for, those of the paper's table 1c.
+_ANCHORS = [[scales, aspects] for scales in (1, 2, 3, 4) for aspects in _ASPECT_RATIOS]
 # "depth" applies only to bases that start from these weights: R-101 weights exist beside them.
 _RESNET_50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 _SIZE_KEYS = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
 _ROW_KEYS = {"table", "row", "config", "set", "paper", "bases", "anchors", "depth", "scale"}
 _START_KEYS = {"file", "keep", "model", "train", "set"}
+# A comma, but not one inside the brackets of a list or tuple.
+_BETWEEN_VALUES = re.compile(r",(?![^(\[]*[)\]])")
 
 
 # eq=False: rows are keys of dicts, and the dicts they hold cannot be hashed.
@@ -62,7 +66,7 @@ class Row:
     @property
     def slug(self) -> str:
         """The row's name as a file name."""
-        return re.sub(r"[^\w.]+", "-", f"{self.table} {self.name}").strip("-").lower()
+        return re.sub(r"[^\w.-]+", "-", f"{self.table} {self.name}").strip("-").lower()
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +140,12 @@ def get_base_file(base: str) -> Path:
 
     Raises:
         FileNotFoundError: neither; names the known bases.
+        ValueError: a URL.
     """
     if base in BASES:
         return Path(get_config_file(BASES[base]))
+    if "://" in base:
+        raise ValueError(f"--base must be a file, got {base}; download it first")
     try:
         return Path(find_config_file(base))
     except FileNotFoundError:
@@ -189,6 +196,8 @@ def read_rows(file: Path, base: Optional[str] = None) -> dict[str, list[Row]]:
         raise ValueError(f"--base {base}: every row of {file} has its own config; leave out --base")
     tables: dict[str, list[Row]] = {}
     for entry in entries:
+        if base not in entry.get("bases", [base]):
+            continue
         rows = tables.setdefault(entry["table"], [])
         if "config" not in entry:
             base_file = get_base_file(_require_base(base))
@@ -238,7 +247,9 @@ def _read_rows_file(file: Path) -> dict[str, Any]:
     return content
 
 
-def _check_keys(entry: dict, known: set[str], required: Sequence[str], file: Path) -> None:
+def _check_keys(entry: Any, known: set[str], required: Sequence[str], file: Path) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{file}: an entry must be an object with keys, got {entry!r}")
     # A mistyped key would be ignored, and the row would train something else than it says.
     for key in entry:
         if key not in known:
@@ -262,12 +273,12 @@ def _get_anchors(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
     """Numbers of scales and aspect ratios, from the smallest size of each level of the base."""
     if "anchors" not in entry:
         return {}
-    num_scales, num_aspects = entry["anchors"]
-    if num_aspects not in _ASPECT_RATIOS:
-        known = " or ".join(map(str, _ASPECT_RATIOS))
+    if entry["anchors"] not in _ANCHORS:
+        known = ", ".join(map(str, _ANCHORS))
         raise ValueError(
-            f"row {entry['row']!r}: anchors have {known} aspect ratios, got {num_aspects}"
+            f"row {entry['row']!r}: anchors must be one of {known}; got {entry['anchors']}"
         )
+    num_scales, num_aspects = entry["anchors"]
     # Scales divide the octave between two levels evenly, as in section 4 of the paper.
     factors = [2 ** (i / num_scales) for i in range(num_scales)]
     smallest = [sizes[0] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
@@ -315,10 +326,10 @@ def make_grid(grid: Sequence[str], base_file: Path) -> list[Row]:
         key, equals, values = word.partition("=")
         if not (key and equals and values):
             raise ValueError(f"--grid takes KEY=value,value..., got {word!r}")
-        parsed = [parse_value(x) for x in values.split(",")]
+        parsed = [parse_value(x) for x in _BETWEEN_VALUES.split(values)]
         if isinstance(base_values.get(key), float):
             # "2" is an int, which the config refuses for a float.
-            parsed = [float(x) for x in parsed]
+            parsed = [float(x) if isinstance(x, int) else x for x in parsed]
         axes.append([(key, x) for x in parsed])
     rows = []
     for combination in itertools.product(*axes):
@@ -341,7 +352,19 @@ def load_rows(rows: Sequence[Row], options: Sequence[str]) -> dict[Row, CfgNode]
 
     Args:
         options: KEY VALUE pairs for all rows; a row's own keys come after them.
+
+    Raises:
+        ValueError: two rows whose files would have the same name, or as for `load_config`.
     """
+    names: dict[str, Row] = {}
+    for row in rows:
+        other = names.setdefault(row.slug, row)
+        # One would get the results of the other.
+        if other is not row:
+            raise ValueError(
+                f"table {row.table}: rows {other.name!r} and {row.name!r} would both be written to "
+                f"{row.slug}.yaml; give them different names"
+            )
     files = {row.config for row in rows}
     # Many rows share a config; each is read once.
     bases = {file: load_config(file, options) for file in files}

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from focal_det.config import get_config_file
 from focal_det.env import load_config
 from focal_det.experiments import sweep_rows
 from focal_det.experiments.sweep_launch import execute_with_submitit, make_executor
@@ -125,6 +126,15 @@ def test_grid_has_all_combinations():
     assert rows[2].overrides == overrides
 
 
+def test_grid_keeps_signs_and_brackets_apart(tmp_path):
+    base = sweep_rows.get_base_file("digits")
+    rows = sweep_rows.make_grid(["MODEL.RETINANET.FOCAL_LOSS_ALPHA=-1,1"], base)
+    assert len({x.slug for x in rows}) == 2
+    assert len(sweep_rows.load_rows(rows, ())) == 2
+    rows = sweep_rows.make_grid(["SOLVER.STEPS=(100,200),(300,)"], base)
+    assert [x.overrides["SOLVER.STEPS"] for x in rows] == [(100, 200), (300,)]
+
+
 def test_grid_reads_whole_numbers_for_float_keys():
     base = sweep_rows.get_base_file("coco")
     (row,) = sweep_rows.make_grid(["MODEL.RETINANET.FOCAL_LOSS_GAMMA=2"], base)
@@ -166,8 +176,13 @@ def write_rows(folder, rows, **others):
         ({"table": "t", "row": "a"}, "--base is required"),
         (
             {"table": "t", "row": "a", "config": "config.yaml", "anchors": [1, 2]},
-            "row 'a': anchors have 1 or 3 aspect ratios, got 2",
+            "row 'a': anchors must be one of [1, 1], [1, 3], ",
         ),
+        (
+            {"table": "t", "row": "a", "config": "config.yaml", "anchors": 3},
+            "[4, 3]; got 3",
+        ),
+        (7, "an entry must be an object with keys, got 7"),
         ({"table": "t", "config": "no*.yaml"}, "matches 'no*.yaml'"),
     ],
 )
@@ -206,10 +221,26 @@ def test_pattern_stands_for_a_row_per_config(tmp_path):
     assert [x.SEED for x in sweep_rows.load_rows(tables["t"], ()).values()] == [7, 7]
 
 
+def test_rows_that_would_share_a_file_are_refused(tmp_path, capsys):
+    for name in ("a", "b"):
+        make_config(tmp_path).rename(tmp_path / f"{name}.yaml")
+    file = write_rows(tmp_path, [{"table": "t", "row": "same", "config": "*.yaml"}])
+    assert "rows 'same' and 'same' would both be written to t-same.yaml" in get_error(
+        capsys, "--rows", file
+    )
+
+
+def test_rows_for_other_bases_are_left_out():
+    rows = sweep_rows.read_rows(Path(get_config_file(sweep_rows.PAPER_ROWS)), "digits")
+    assert "1b" in rows and "2" not in rows
+    names = [x.name for x in rows["1b"]]
+    assert names == [x.name for x in sweep_rows.read_table("1b", "digits")]
+
+
 def test_configs_only_writes_rows_for_train_net(tmp_path, capsys):
     words = ["--table", "1b", "3", "--base", "coco", "--configs-only", "--output", str(tmp_path)]
     assert main(words) == 0
-    assert "11 configs" in capsys.readouterr().out
+    assert "11 configs" in capsys.readouterr().err
     content = yaml.safe_load((tmp_path / "1b-fl-gamma-0.5-alpha-0.5.yaml").read_text())
     assert (tmp_path / content.pop("_BASE_")).is_file()
     assert content == {"MODEL": {"RETINANET": {"FOCAL_LOSS_GAMMA": 0.5, "FOCAL_LOSS_ALPHA": 0.5}}}
