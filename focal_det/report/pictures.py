@@ -12,6 +12,7 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from focal_det.check.images import find_value_fault
+from focal_det.files import open_to_replace
 from focal_det.inference.inputs import read_frames
 from focal_det.inference.predictor import Predictor
 
@@ -19,6 +20,7 @@ from .detections import describe_absence, draw_boxes
 
 _MIN_SIDE = 480  # pixels of the longer side of a picture, so that labels can be read
 _FRAME_RATE = 25.0  # per second, of a video that does not say
+_MP4 = cv2.VideoWriter.fourcc(*"mp4v")
 
 
 class Painter:
@@ -118,6 +120,35 @@ class Painter:
             rule, place = fault
             raise ValueError(f"{place}: {rule.title} cannot be drawn. {rule.advice}")
         return image
+
+
+def write_picture(file: Path, picture: np.ndarray) -> None:
+    """Write a BGR picture, its folder included, in the format that its suffix names.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _, data = cv2.imencode(file.suffix, picture)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Not `cv2.imwrite`, which reports a failure by a value that is easily overlooked.
+    with open_to_replace(file) as stream:
+        stream.write(data.tobytes())
+
+
+def open_video(file: Path, rate: float, picture: np.ndarray) -> cv2.VideoWriter:
+    """Open an .mp4 file for pictures of the size of `picture`, its folder included.
+
+    Args:
+        rate: frames per second.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(file), _MP4, rate, picture.shape[1::-1])
+    if not writer.isOpened():
+        raise OSError(f"{file} cannot be written")
+    return writer
 
 
 def get_frame_rate(file: Path) -> float:

@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-import cv2
-
 from focal_det import model_zoo
 from focal_det.env import load_config
 from focal_det.inference.inputs import find_inputs, split_config_options
 from focal_det.inference.predictor import Predictor
-from focal_det.report.pictures import Painter, get_frame_rate
-from focal_det.tools._arguments import add_output_argument, at_least
-from focal_det.tools._program import FAILED, run_program
+from focal_det.report.pictures import Painter, get_frame_rate, open_video, write_picture
 
-_MP4 = cv2.VideoWriter.fourcc(*"mp4v")
+from ._arguments import add_output_argument, at_least
+from ._program import FAILED, run_program
+
 _DEFAULT = "digits/focal_retinanet_tiny.yaml"
 _EXAMPLE = "focal-det demo photos/ video.mp4 --output output/photos MODEL.DEVICE cpu"
 
@@ -51,11 +49,10 @@ def _run(args: argparse.Namespace) -> int:
     predictor = Predictor(cfg, args.weights, score_thresh=0.0)
     if not predictor.has_names:
         number = len(predictor.class_names)
-        print(f"neither checkpoint nor data sets have names of {number} classes: they are numbers")
+        print(f"neither checkpoint nor data sets name the {number} classes; their ids are shown")
     painter = Painter(predictor, args.score_thresh)
     for file, picture in painter.paint_images(list(inputs.images), args.batch):
-        inputs.images[file].parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(inputs.images[file]), picture)
+        write_picture(inputs.images[file], picture)
     for file, out_file in inputs.videos.items():
         _write_video(painter, file, out_file, args.batch)
     print(painter.describe_counts())
@@ -70,9 +67,7 @@ def _write_video(painter: Painter, file: Path, out_file: Path, batch: int) -> No
     for picture in painter.paint_video(file, batch):
         # The first picture gives the size of the video.
         if writer is None:
-            out_file.parent.mkdir(parents=True, exist_ok=True)
-            rate = get_frame_rate(file)
-            writer = cv2.VideoWriter(str(out_file), _MP4, rate, picture.shape[1::-1])
+            writer = open_video(out_file, get_frame_rate(file), picture)
         writer.write(picture)
 
 

@@ -113,7 +113,7 @@ def test_classes_without_names_are_said_to_be_numbers(blank, tmp_path, capsys):
     words += ["--score-thresh", "0", "--output", str(tmp_path / "out")]
     assert main([str(blank), *words, *opts]) == 0
     output = capsys.readouterr().out
-    assert "neither checkpoint nor data sets have names of 3 classes" in output
+    assert "neither checkpoint nor data sets name the 3 classes" in output
     assert "0: " in output
     assert "2: " in output
 
@@ -128,6 +128,14 @@ def test_config_options_follow_the_inputs(position, blank, tmp_path, capsys):
     assert error.value.code == 2
     # The shipped model has ten classes.
     assert "MODEL.RETINANET.NUM_CLASSES is 11" in capsys.readouterr().err
+
+
+def test_picture_that_cannot_be_written_is_an_error(blank, tmp_path, capsys):
+    (tmp_path / "out" / blank.name).mkdir(parents=True)
+    with pytest.raises(SystemExit) as error:
+        main([str(blank), "--output", str(tmp_path / "out")])
+    assert error.value.code == 2
+    assert f"{tmp_path / 'out' / blank.name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
