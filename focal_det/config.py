@@ -142,8 +142,8 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
 
     Raises:
         UnknownNameError: a key that does not exist; names the file and the nearest key.
-        ValueError: a file that runs code or is not yaml, or a value of the wrong type; names the
-            file.
+        ValueError: a file that runs code or is not yaml, files that are based on each other, or a
+            value of the wrong type; names the file.
     """
     try:
         if not unsafe_yaml:
@@ -160,9 +160,14 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
         raise ValueError(f"{config_file}: {_explain_type(error)}") from None
     except KeyError as error:
         key = re.search(r"key: ([\w.]+)$", str(error.args[0]))
-        if key is None:
-            raise
-        raise UnknownNameError(f"{config_file}: {_describe_unknown_key(cfg, key[1])}") from None
+        reason = describe_error(error)  # of a key that was renamed or removed
+        if key:
+            reason = _describe_unknown_key(cfg, key[1])
+        raise UnknownNameError(f"{config_file}: {reason}") from None
+    except RecursionError:
+        raise ValueError(
+            f"{config_file} is nested too deeply, or its _BASE_ files are based on each other"
+        ) from None
     # Detectron2 asserts that it knows the VERSION.
     except AssertionError as error:
         raise ValueError(f"{config_file}: {error}") from None

@@ -8,6 +8,7 @@ from focal_det.config import add_focal_det_config, merge_file, merge_options
 from focal_det.env import load_config
 from focal_det.losses import FocalLoss
 from focal_det.losses.normalizers import GlobalPosCount
+from focal_det.messages import UnknownNameError
 from focal_det.model_zoo import get_config_file
 from focal_det.modeling.build import build_cls_loss, build_normalizer
 
@@ -153,3 +154,19 @@ def test_config_of_a_newer_detectron2_is_named(make_cfg, tmp_path):
     file.write_text("VERSION: 9\n")
     with pytest.raises(ValueError, match=r"newer\.yaml: Cannot merge a v9 config into a v2 config"):
         merge_file(make_cfg(), str(file))
+
+
+def test_configs_that_are_based_on_each_other_are_named(make_cfg, tmp_path):
+    for name, base in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"_BASE_: {base}.yaml\n")
+    with pytest.raises(ValueError, match=r"a\.yaml .*its _BASE_ files are based on each other"):
+        merge_file(make_cfg(), str(tmp_path / "a.yaml"))
+
+
+def test_renamed_key_in_a_file_is_named(make_cfg, tmp_path):
+    cfg = make_cfg()
+    cfg.register_renamed_key("SOLVER.RATE", "SOLVER.BASE_LR")
+    file = tmp_path / "old.yaml"
+    file.write_text("SOLVER:\n  RATE: 0.1\n")
+    with pytest.raises(UnknownNameError, match=r"old\.yaml: .*SOLVER\.RATE was renamed"):
+        merge_file(cfg, str(file))

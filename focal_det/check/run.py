@@ -1,7 +1,6 @@
 """All checks of a config, stage by stage."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Optional
 
 from detectron2.config import CfgNode
@@ -18,7 +17,7 @@ from .stages import Stage, get_checks, load_checks
 
 
 def load_checked_config(
-    file: Path, opts: Sequence[str], dataset: Optional[str], *, unsafe_yaml: bool = False
+    file: str, opts: Sequence[str], dataset: Optional[str], *, unsafe_yaml: bool = False
 ) -> CfgNode:
     """The config to check, in spite of a wrong block of FOCAL_DET_DATASETS for another data set.
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import getitem
@@ -25,13 +24,13 @@ _SUFFIXES = (".yaml", ".yml")
 _FIRST_LINE = "Anchors, pi and alpha for"
 
 
-def check_suggestion_file(file: Path, config_file: Path) -> None:
+def check_suggestion_file(file: Path, config_file: str) -> None:
     """Refuse a `--write` that `write_suggestion` must not write; see `check_written_file`."""
     check_written_file("--write", file, config_file, _FIRST_LINE)
 
 
 def write_suggestion(
-    report: TrainingSetReport, cfg: CfgNode, config_file: Path, opts: Sequence[str], file: Path
+    report: TrainingSetReport, cfg: CfgNode, config_file: str, opts: Sequence[str], file: Path
 ) -> None:
     """Write a config on top of `config_file` with better anchors, and pi and alpha per class.
 
@@ -45,7 +44,7 @@ def write_suggestion(
     values.update(get_weight_values(report.weights))
     training_sets = " + ".join(cfg.DATASETS.TRAIN)
     header = [f"{_FIRST_LINE} {training_sets}, from focal-det check --write.", *describe(report)]
-    write_config(file, config_file, values, header)
+    write_config(file, Path(config_file), values, header)
 
 
 def _get_anchor_values(
@@ -65,42 +64,66 @@ def _get_anchor_values(
     return values
 
 
-def check_written_file(flag: str, file: Path, config_file: Path, first_line: str) -> None:
+def check_written_file(flag: str, file: Path, config_file: str, first_line: str) -> None:
     """Refuse to write over anything but an older config of the same kind.
 
     Args:
         flag: that names the file, for messages.
         file: to write.
-        config_file: that the written one will be based on.
+        config_file: of `find_config_file`; the written config will be based on it.
         first_line: how a config of this kind begins, after "# ".
 
     Raises:
-        ValueError: not a yaml file, somebody else's file, or one that would be based on itself.
+        ValueError: not a yaml file, somebody else's file, or one that would be based on itself or
+            on a URL.
     """
+    if "://" in config_file:
+        raise ValueError(f"--config-file must be a file for {flag}, got {config_file}; download it")
     if file.suffix not in _SUFFIXES:
         raise ValueError(f"{flag} must be a .yaml file, got {file}")
-    if file.exists() and not file.read_text().startswith(f"# {first_line}"):
+    if file.exists() and not _read_text(file).startswith(f"# {first_line}"):
         raise ValueError(
             f"{flag} {file} exists and is not from this program; remove it or choose another name"
         )
     # The config, or one of its bases, may be an older config of this kind.
-    if file.resolve() in _find_bases(config_file):
+    if file.resolve() in _find_bases(Path(config_file)):
         raise ValueError(f"{flag} {file} is --config-file or one of its bases; choose another name")
 
 
-def _find_bases(config_file: Path) -> list[Path]:
+def _find_bases(config_file: Path) -> set[Path]:
     """The config file and those that it is based on, as far as they are files here."""
-    files = [config_file.resolve()]
-    while files[-1].is_file():
-        base = re.search(r"^_BASE_:\s*[\"']?([^\"'\s]+)", files[-1].read_text(), re.MULTILINE)
-        if base is None:
-            break
-        file = (files[-1].parent / base.group(1)).resolve()
+    found: set[Path] = set()
+    open_files = [config_file]
+    while open_files:
+        file = open_files.pop().resolve()
         # Files that are based on each other are reported when the config is loaded.
-        if file in files:
-            break
-        files.append(file)
-    return files
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        open_files += [file.parent / Path(x).expanduser() for x in _read_base_names(file)]
+    return found
+
+
+def _read_base_names(file: Path) -> list[str]:
+    """What the `_BASE_` of a config names: one file or several; nothing if it is not yaml."""
+    try:
+        # The nodes alone: nothing is constructed, so a tag cannot run code.
+        content = yaml.compose(_read_text(file))
+    except yaml.YAMLError:
+        return []
+    if not isinstance(content, yaml.MappingNode):
+        return []
+    names: list[str] = []
+    for key, value in content.value:
+        if key.value == "_BASE_":
+            nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            names += [x.value for x in nodes]
+    return names
+
+
+def _read_text(file: Path) -> str:
+    # Somebody else's file may have any encoding; it must be recognized as that.
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def get_options(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .weights_report import WeightsReport, describe_method, make_table
 _FIRST_LINE = "Class weights of"
 
 
-def check_weights_file(file: Path, config_file: Path) -> None:
+def check_weights_file(file: Path, config_file: str) -> None:
     """Refuse an `--output` that `write_weights` must not write; see `check_written_file`."""
     check_written_file("--output", file, config_file, _FIRST_LINE)
 
@@ -20,7 +20,7 @@ def check_weights_file(file: Path, config_file: Path) -> None:
 def write_weights(
     report: WeightsReport,
     cfg: CfgNode,
-    config_file: Path,
+    config_file: str,
     opts: Sequence[str],
     output: Path,
     command: str,
@@ -41,4 +41,4 @@ def write_weights(
     ]
     values = get_options(cfg, opts)
     values.update(get_weight_values(report.weights, report.options.max_alpha))
-    write_config(output, config_file, values, header)
+    write_config(output, Path(config_file), values, header)

@@ -49,7 +49,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.fix and not args.dataset:
         raise ValueError("--fix needs --dataset, the data set whose JSON is to be corrected")
-    file = Path(find_config_file(args.config_file))
+    file = find_config_file(args.config_file)
     if args.write:
         check_suggestion_file(args.write, file)
     cfg = load_checked_config(file, args.opts, args.dataset, unsafe_yaml=args.unsafe_yaml)
@@ -59,14 +59,14 @@ def _run(args: argparse.Namespace) -> int:
         _, report = run_checks(cfg, **given, suggest=True, findings=findings)
     except KeyboardInterrupt:
         if args.output:
-            findings.add(INTERRUPTED_CHECK, str(file))
-            write_check_page(args.output, str(file), findings, None)
+            findings.add(INTERRUPTED_CHECK, file)
+            write_check_page(args.output, file, findings, None)
             print(f"\npage:    {args.output}", file=sys.stderr)
         raise
     if report and args.write:
         write_suggestion(report, cfg, file, args.opts, args.write)
     if args.output:
-        write_check_page(args.output, str(file), findings, report)
+        write_check_page(args.output, file, findings, report)
     if args.json:
         print(json.dumps(to_json(findings, report), indent=1))
     else:

@@ -6,7 +6,6 @@ Writes them into a config, and a picture of them beside it.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Optional
 
 from focal_det.config import find_config_file
@@ -23,8 +22,9 @@ from focal_det.imbalance.weights_report import (
 )
 from focal_det.messages import to_command_line
 from focal_det.report.class_weights import make_class_weights_figure
-from focal_det.tools._arguments import add_config_arguments, add_output_argument, at_least
-from focal_det.tools._program import run_program
+
+from ._arguments import add_config_arguments, add_output_argument, at_least
+from ._program import run_program
 
 _EXAMPLE = "focal-det weights --config-file my_config.yaml --output my_config_weights.yaml"
 
@@ -50,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    config_file = Path(find_config_file(args.config_file))
+    config_file = find_config_file(args.config_file)
     check_weights_file(args.output, config_file)
     # Slow, and so only after the output file has been checked.
     cfg = load_config(config_file, args.opts)

@@ -328,6 +328,19 @@ def test_file_of_someone_else_is_left_alone(base, capsys):
     assert run(base, "--method", "inverse").read_text() != first
 
 
+def test_base_is_never_overwritten(base, tmp_path, capsys):
+    """In whichever way the config names it: alone, in a list, or from the home folder."""
+    written = run(base)
+    before = written.read_text()
+    for name in (f"[{written}]", f'["{written}", {base}]', f'"{written}"'):
+        config = tmp_path / "upper.yaml"
+        config.write_text(f"_BASE_: {name}\n")
+        with pytest.raises(SystemExit):
+            main(["--config-file", str(config), "--output", str(written)])
+        assert "is --config-file or one of its bases" in capsys.readouterr().err
+    assert written.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -336,6 +349,10 @@ def test_file_of_someone_else_is_left_alone(base, capsys):
             "the config nowhere.yaml does not exist",
         ),
         (["--config-file", __file__, "--output", "a.yaml"], "the config must be a .yaml file"),
+        (
+            ["--config-file", "https://a.b/c.yaml", "--output", "a.yaml"],
+            "--config-file must be a file for --output, got https://a.b/c.yaml",
+        ),
         (["--config-file", BASE, "--output", "a.png"], "--output must be a .yaml file, got a.png"),
         (
             ["--config-file", BASE, "--output", "a.yaml", "--images", "-1"],
