@@ -77,24 +77,37 @@ class DetectorSettings:
     @property
     def alpha(self) -> float:
         """Weight of the positives; -1 for no weighting."""
-        alpha: float = self.node["FOCAL_LOSS_ALPHA"]
+        alpha: float = self._read("FOCAL_LOSS_ALPHA")
         return alpha
 
     @property
     def prior_prob(self) -> float:
         """Foreground probability at the start, one for all classes."""
-        prior_prob: float = self.node["PRIOR_PROB"]
+        prior_prob: float = self._read("PRIOR_PROB")
         return prior_prob
 
     @property
     def level_names(self) -> Sequence[str]:
         """Names of the feature maps that have anchors."""
-        level_names: Sequence[str] = self.node["IN_FEATURES"]
+        level_names: Sequence[str] = self._read("IN_FEATURES")
         return level_names
 
     def get_key(self, name: str) -> str:
         """Full key of a value of the node."""
         return f"{self.node_key}.{name}"
+
+    def _read(self, name: str) -> Any:
+        """A value that only a RetinaNet has.
+
+        Raises:
+            ValueError: the architecture is another one.
+        """
+        if not self.is_dense:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE must be FocalRetinaNet or another RetinaNet here: only "
+                f"it has a {name}"
+            )
+        return self.node[name]
 
 
 def read_settings(cfg: CfgNode) -> DetectorSettings:

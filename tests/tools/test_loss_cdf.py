@@ -39,6 +39,10 @@ def test_it_prints_and_draws_what_the_hardest_carry(tmp_path, capsys):
         (["--config-file", DIGITS], "no MODEL.WEIGHTS: give a trained checkpoint with --weights"),
         ([*WORDS[:2], "--weights", "none.pth"], "--weights none.pth does not exist"),
         (
+            [*WORDS, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
+            "MODEL.META_ARCHITECTURE must be FocalRetinaNet or another RetinaNet here",
+        ),
+        (
             [*WORDS, "--dataset", "digits_vol"],
             "Unknown data set 'digits_vol'. Did you mean 'digits_val'",
         ),
