@@ -88,7 +88,8 @@ class ComponentRegistry(Registry):
         # Set first: a module of the package may look something up while it is imported.
         self._is_filled = True
         try:
-            components = list(self._find_components())
+            # Once each: a module may give a class a second name.
+            components = list(dict.fromkeys(self._find_components()))
             self._refuse_taken_names(components)
         except BaseException:
             # The next look-up must raise the same error, not report an unknown name.

@@ -135,3 +135,10 @@ for name in ("FocalLoss", "VarifocalLoss"):
     _, output = run_python("-c", code, env={"DETECTRON2_ENV_MODULE": None})
     message = "classification loss 'GHMCLoss' is one of focal_det's: choose another name"
     assert output.count(message) == 2
+
+
+def test_second_name_of_a_class_registers_it_once(monkeypatch):
+    module = sys.modules["focal_det.losses.hinge"]
+    monkeypatch.setattr(module, "AlsoHingeLoss", module.HingeLoss, raising=False)
+    registry = ComponentRegistry("AGAIN", "loss", base="focal_det.losses.base:ClsLoss")
+    assert sorted(dict(registry)) == LOSSES
