@@ -11,6 +11,8 @@ MAX_NAME = 80  # characters of a class name, or of one value among several
 _MAX_LINE = 2000  # characters of a whole text
 _MAX_KNOWN = 20  # known names that are all listed
 _NUM_NEAREST = 8  # names listed if there are more
+# Environment variables without which a command may find another data set or loss, or none.
+_VARIABLES = ("FOCAL_DET_DATASETS", "FOCAL_DET_ENV_MODULE")
 _OBEYED_IN_QUOTES = set('"$`\\!')  # characters that the shell obeys inside double quotes
 _MIN_SIMILARITY = 0.5  # of a name suggested by "Did you mean ...?"
 
@@ -104,12 +106,10 @@ def describe_error(error: BaseException) -> str:
 
 
 def to_command_line(words: Sequence[str]) -> str:
-    """A command for a POSIX shell, with FOCAL_DET_DATASETS if that is set."""
-    datasets_file = os.environ.get("FOCAL_DET_DATASETS")
-    variable = ""
-    if datasets_file:
-        variable = f"FOCAL_DET_DATASETS={_quote(datasets_file)} "
-    return variable + " ".join(_quote(x) for x in words)
+    """A command for a POSIX shell, with the environment variables that it depends on."""
+    variables = {x: os.environ.get(x) for x in _VARIABLES}
+    settings = [f"{name}={_quote(value)}" for name, value in variables.items() if value]
+    return " ".join([*settings, *map(_quote, words)])
 
 
 def _quote(word: str) -> str:

@@ -7,6 +7,7 @@ from focal_det.messages import (
     describe_error,
     describe_unknown,
     shorten,
+    to_command_line,
     to_line,
 )
 
@@ -67,3 +68,12 @@ def test_long_text_loses_its_middle():
 )
 def test_errors_are_described_without_quotes(error, expected):
     assert describe_error(error) == expected
+
+
+def test_command_has_the_variables_it_depends_on(monkeypatch):
+    for name in ("FOCAL_DET_DATASETS", "FOCAL_DET_ENV_MODULE"):
+        monkeypatch.delenv(name, raising=False)
+    words = ["focal-det", "train", "OUTPUT_DIR", "my run"]
+    assert to_command_line(words) == "focal-det train OUTPUT_DIR 'my run'"
+    monkeypatch.setenv("FOCAL_DET_ENV_MODULE", "my_checks.py")
+    assert to_command_line(words[:2]) == "FOCAL_DET_ENV_MODULE=my_checks.py focal-det train"
