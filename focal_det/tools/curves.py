@@ -13,8 +13,9 @@ from focal_det.experiments.loss_curves import compute_loss_curves
 from focal_det.experiments.loss_specs import build_loss, parse_loss
 from focal_det.registry import CLS_LOSS_REGISTRY, get_constructor_args
 from focal_det.report.loss_curves import get_label, make_loss_curves_figure
-from focal_det.tools._arguments import add_output_argument, check_picture_file
-from focal_det.tools._program import run_program
+
+from ._arguments import add_output_argument, check_picture_file
+from ._program import run_program
 
 FIGURE_1 = [f"FocalLoss:gamma={gamma},alpha=-1" for gamma in (0, 0.5, 1, 2, 5)]
 _EXAMPLE = "focal-det curves FocalLoss:gamma=2,alpha=0.25 QualityFocalLoss --output curves.svg"

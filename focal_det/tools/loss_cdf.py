@@ -14,13 +14,14 @@ from focal_det.experiments.records import make_origin
 from focal_det.files import write_json
 from focal_det.inference.predictor import load_trained
 from focal_det.report.loss_cdf import make_loss_cdf_figure
-from focal_det.tools._arguments import (
+
+from ._arguments import (
     add_config_arguments,
     add_output_argument,
     at_least,
     check_picture_file,
 )
-from focal_det.tools._program import run_program
+from ._program import run_program
 
 _EXAMPLE = "focal-det loss-cdf --config-file my_config.yaml --weights output/model_final.pth"
 

@@ -11,8 +11,9 @@ from focal_det.files import write_json
 from focal_det.report.detections import make_detections_figure
 from focal_det.report.run_page import make_run_page, read_run
 from focal_det.report.training_curves import make_training_curves_figure
-from focal_det.tools._arguments import add_output_argument
-from focal_det.tools._program import run_program
+
+from ._arguments import add_output_argument
+from ._program import run_program
 
 _EXAMPLE = "focal-det report output/tiny --score-thresh 0.3"
 
@@ -49,8 +50,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if (args.record or args.command) and "--config-file" not in (args.command or ""):
-        raise ValueError("the record needs --command, the whole command with its --config-file")
+    if args.record and not args.command:
+        raise ValueError("--record needs --command, the command that made the run")
+    if args.command and "--config-file" not in args.command:
+        raise ValueError("--command must be the whole command, with its --config-file")
     run = read_run(args.run)
     # All that can fail comes first, so that a failure leaves no half of the files.
     curves = make_training_curves_figure(run.metrics)
@@ -64,15 +67,13 @@ def _run(args: argparse.Namespace) -> None:
     detections.savefig(args.run / "detections.png")
     page_file = args.output or args.run / "report.html"
     make_run_page(run, curves=curves, detections=detections, record=record).write(page_file)
-    # The figure has a title only if it shows no detection: worth a line here, too.
     if detections.get_suptitle():
         print(detections.get_suptitle())
     if args.record:
         write_json(args.record, record)
         print(f"record: {args.record}")
     print(f"page: {page_file.resolve()}")
-    files = "detections.png, curves.png, metrics.json, TensorBoard events and checkpoints"
-    print(f"{files} are in {args.run.resolve()}")
+    print(f"pictures, metrics.json, TensorBoard events and checkpoints: {args.run.resolve()}")
 
 
 if __name__ == "__main__":

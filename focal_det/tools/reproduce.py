@@ -13,8 +13,9 @@ from typing import Any, Optional
 
 from focal_det.engine.nonfinite_step import reproduce_step
 from focal_det.messages import shorten
-from focal_det.tools._arguments import add_json_argument
-from focal_det.tools._program import run_program
+
+from ._arguments import add_json_argument
+from ._program import run_program
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -14,8 +14,10 @@ from focal_det.check.run import run_checks
 from focal_det.engine.launch import StoppedError, launch_run, prepare_run
 from focal_det.engine.run import RunPlan
 from focal_det.report.findings import print_findings
-from focal_det.tools._program import REFUSED, run_program
 
+from ._program import REFUSED, run_program
+
+_EXAMPLE = "focal-det train --config-file digits/focal_retinanet_tiny.yaml OUTPUT_DIR output"
 _CHECKED_IMAGES = 200  # of each data set: decoding all of a large one takes minutes
 # Of Detectron2's own arguments, those whose help is not true of this program.
 _HELP = {
@@ -30,14 +32,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # Not at the top: without Detectron2, the imports there say how to get it.
     from detectron2.engine import default_argument_parser
 
+    theirs = default_argument_parser()
     return run_program(
-        "train",
-        __doc__,
-        _add_arguments,
-        _run,
-        argv,
-        example="focal-det train --config-file digits/focal_retinanet_tiny.yaml OUTPUT_DIR output",
-        parser=default_argument_parser(),
+        "train", __doc__, _add_arguments, _run, argv, example=_EXAMPLE, parser=theirs
     )
 
 

@@ -229,4 +229,5 @@ def test_unregistered_data_set_is_named(run, capsys):
 
 def test_record_needs_the_command(run, capsys):
     error = get_error(capsys, run, "--record", "a.json", "--command", "make demo")
-    assert "the whole command with its --config-file" in error
+    assert "--command must be the whole command, with its --config-file" in error
+    assert "--record needs --command" in get_error(capsys, run, "--record", "a.json")
