@@ -1,5 +1,7 @@
 """Draw docs/overview.png: detections of the shipped digits model, and its cumulative loss.
 
+The shares of the loss that the README quotes are kept beside it, in docs/overview.json.
+
     focal-det loss-cdf --config-file configs/digits/focal_retinanet_tiny.yaml \\
         --weights focal_det/model_zoo/digits_focal_retinanet_tiny.pth --output output/loss_cdf.png
     python dev/draw_overview.py output/loss_cdf.json
@@ -15,6 +17,7 @@ from matplotlib.patches import Rectangle
 
 from focal_det.data.digits import build_digits, get_digits_root
 from focal_det.env import load_config
+from focal_det.files import write_json
 from focal_det.inference.predictor import Predictor
 
 ROOT = Path(__file__).parent.parent
@@ -27,12 +30,17 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 def main() -> int:
     """Draw the picture from the JSON file of `focal-det loss-cdf`."""
-    curves = json.loads(Path(sys.argv[1]).read_text())["curves"]
+    content = json.loads(Path(sys.argv[1]).read_text())
+    curves = content["curves"]
     figure = Figure(figsize=(9.2, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_detections(left)
     draw_negatives(right, [x for x in curves if x["side"] == "negative"])
     figure.savefig(ROOT / "docs" / "overview.png", dpi=110)
+    # Thousands of points are in the picture; a record needs only the figures.
+    for curve in curves:
+        del curve["fractions"], curve["shares"]
+    write_json(ROOT / "docs" / "overview.json", content)
     return 0
 
 

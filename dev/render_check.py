@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from focal_det.check.rules import FIX_NOTE, RULES, TOPICS, Rule
+from focal_det.check.rules import FIX_NOTE, FIX_OPTIONS, RULES, TOPICS, Rule
 from focal_det.check.stages import load_checks
 
 FILE = Path(__file__).parent.parent / "docs" / "check.md"
@@ -28,7 +28,7 @@ five), or if the file has a systematic fault (CHK320 to CHK323), such as boxes i
 
 Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
 focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A
-warning costs something, such as objects that are left out. A note is good to know.
+warning means that something is lost, such as objects that are left out. A note is information.
 
 In the tables, `{name}` stands for a value. Ids never change their meaning.
 
@@ -68,7 +68,7 @@ def render_check() -> str:
         rules = [rule for rule_id, rule in sorted(RULES.items()) if rule_id.startswith(prefix)]
         lines = [f"## {prefix}xx: {title}", ""]
         if any(rule.is_fixable for rule in rules):
-            lines += [FIX_NOTE, ""]
+            lines += [FIX_NOTE.replace(FIX_OPTIONS, f"`{FIX_OPTIONS}`"), ""]
         lines += ["| id | severity | finding | advice |", "|---|---|---|---|"]
         lines += [render_rule(rule) for rule in rules]
         parts.append("\n".join(lines) + "\n")

@@ -34,7 +34,7 @@ from .stages import Stage, register_check
 _EVALUATORS = ("coco", "lvis", "pascal_voc")
 # Detectron2's RetinaNet trains with 16 images at a learning rate of 0.01.
 _IMAGES_PER_LR = 16 / 0.01
-# Times that rate. Far higher ones work with normalization, far lower ones for fine-tuning.
+# Factors around that rate. Normalization, or a start from scratch, allows a wider range.
 _NARROW = 4
 _WIDE = 40
 _SHORT_WARMUP = 100  # iterations
@@ -140,7 +140,7 @@ def check_machine(plan: Plan, findings: Findings) -> None:
     """Check that this machine has the GPU and the folder that training needs."""
     device = plan.cfg.MODEL.DEVICE
     if device.startswith("cuda") and not torch.cuda.is_available():
-        # None leaves the severity of the rule.
+        # None keeps the rule's own severity.
         severity = "error" if plan.is_training else None
         findings.add(NO_GPU, f"MODEL.DEVICE {device}", severity=severity)
     if plan.is_training:

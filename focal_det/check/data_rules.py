@@ -209,7 +209,7 @@ FLAT_IMAGE = add_rule(
 NOT_ALL_DECODED = add_rule(
     "CHK226",
     "note",
-    "data set that was decoded in part",
+    "partly decoded data set",
     "The other images were only checked for being missing or empty (0 bytes). Run focal-det "
     "check without --images to decode all.",
 )

@@ -27,9 +27,8 @@ TOPICS = {
     "CHK5": "Training set",
 }
 # Said once, above a table and after findings: as advice it would fill most rows of CHK3xx.
-FIX_NOTE = (
-    "For CHK300 to CHK316, --dataset NAME --fix OUT.json writes a corrected copy of a COCO JSON."
-)
+FIX_OPTIONS = "--dataset NAME --fix OUT.json"
+FIX_NOTE = f"For CHK300 to CHK316, {FIX_OPTIONS} writes a corrected copy of a COCO JSON."
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .targets import DenseTargets
 
 
 class ClsLoss(nn.Module, ABC):
-    """Base of all classification losses: sums per image, never divides.
+    """Base of all classification losses: a value per image, which a normalizer divides.
 
     Subclasses declare how they differ through the attributes and methods below; callers never test
     the type. A config selects a loss by the name of its class. Constructor arguments are
@@ -19,8 +19,8 @@ class ClsLoss(nn.Module, ABC):
 
     Attributes:
         needs: which of "iou" and "anchors" the loss reads from its targets.
-        self_normalized: True if the sums are means already; they are then averaged over images, not
-            divided by the number of positives.
+        self_normalized: True if the values are means and not sums; they are then averaged over
+            images, not divided by the number of positives.
         pointwise: True if the loss of an anchor depends on that anchor alone; such a loss has the
             methods of `PointwiseClsLoss`.
         stateful: True if buffers change with every training step, see `state.is_training_step`.
@@ -67,7 +67,7 @@ class ClsLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, logits: Sequence[Tensor], targets: DenseTargets) -> Tensor:
-        """Sum of the loss of each image.
+        """Loss of each image: a sum, or a mean if `self_normalized`.
 
         Args:
             logits: per level (N, Ri, C), any float dtype; the sum of Ri is R.

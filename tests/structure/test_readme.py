@@ -118,3 +118,15 @@ def test_changelog_has_the_version():
     headings = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert re.fullmatch(rf"{re.escape(focal_det.__version__)} - \d{{4}}-\d\d-\d\d", headings[1])
+
+
+def test_shares_of_the_loss_are_those_of_the_record():
+    content = json.loads((ROOT / "docs" / "overview.json").read_text())
+    easiest = {
+        x["curve"]: round(100 * (1 - x["share_of_hardest_20_percent"]))
+        for x in content["curves"]
+        if x["side"] == "negative"
+    }
+    text = " ".join(README.read_text().split())
+    assert f"carry {easiest['gamma 0']} % of the loss at" in text
+    assert f"(cross entropy), {easiest['gamma 2']} % at" in text

@@ -569,7 +569,7 @@ def test_broken_image_that_was_not_decoded_spares_the_page(config, tmp_path, cap
     (config.parent / "images" / "1.png").write_bytes(b"no image")
     page = tmp_path / "page.html"
     assert run(config, "--images", "1", "--output", str(page)) == 0
-    assert "CHK226 data set that was decoded in part" in capsys.readouterr().out
+    assert "CHK226 partly decoded data set" in capsys.readouterr().out
     assert "training set: 4 images" in page.read_text(encoding="utf-8")
     assert len(read_pictures(page)) == 3
 
@@ -775,7 +775,7 @@ def test_given_number_of_images_is_decoded(config, capsys):
     assert "image that cannot be decoded" in capsys.readouterr().out
     assert run(config, "--images", "1") == 0
     assert (
-        f"data set that was decoded in part: {file.parent}: 1 of 4. The other images"
+        f"partly decoded data set: {file.parent}: 1 of 4. The other images"
         in capsys.readouterr().out
     )
     file.write_bytes(b"")
