@@ -36,7 +36,11 @@ def check_model(plan: Plan, findings: Findings) -> None:
         with silence():
             model = build_model(copy)
     except Exception as error:  # whatever it is, it would stop training
-        findings.add(MODEL_NOT_BUILT, f"{type(error).__name__}: {describe_error(error)}")
+        message = describe_error(error)
+        # An error of ours says what to change; one of a library may be no more than a value.
+        if not isinstance(error, ValueError):
+            message = f"{type(error).__name__}: {message}"
+        findings.add(MODEL_NOT_BUILT, message)
         return
     weights = plan.cfg.MODEL.WEIGHTS
     # A download may take longer than all other checks.

@@ -27,7 +27,7 @@ def write_check_page(
     Raises:
         OSError: it cannot be written.
     """
-    page = Page(title)
+    page = Page(f"Check of {title}")
     page.add_text(summarize(findings))
     page.add_table(
         ("severity", "finding", "places", "advice"),

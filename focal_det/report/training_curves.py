@@ -38,7 +38,9 @@ def make_training_curves_figure(metrics: list[dict[str, Any]]) -> Figure:
 
 
 def _draw_series(axes: Axes, metrics: list[dict[str, Any]], key: str, **style: Any) -> None:
-    lines = [line for line in metrics if key in line]
+    trained = [line["iteration"] for line in metrics if "total_loss" in line]
+    # Evaluations after training count as further iterations; the last one is the run's result.
+    last = max(trained, default=0)
+    values = {min(line["iteration"], last): line[key] for line in metrics if key in line}
     # Detectron2 counts iterations from 0.
-    iterations = [line["iteration"] + 1 for line in lines]
-    axes.plot(iterations, [line[key] for line in lines], **style)
+    axes.plot([x + 1 for x in values], list(values.values()), **style)

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Optional
@@ -51,8 +50,6 @@ def run_program(
         SystemExit: with `REFUSED` and one line on stderr for what the user can fix, with `CRASHED`
             and a traceback for a bug.
     """
-    # fvcore compiles its own losses on import, which current torch warns about.
-    warnings.filterwarnings("ignore", "`torch.jit")
     parser = make_parser(name, doc, example, parser)
     add_arguments(parser)
     words = sys.argv[1:] if argv is None else list(argv)

@@ -18,7 +18,7 @@ from ._arguments import add_output_argument, at_least
 from ._program import FAILED, run_program
 
 _DEFAULT = "digits/focal_retinanet_tiny.yaml"
-_EXAMPLE = "focal-det demo photos/ video.mp4 --output output/photos MODEL.DEVICE cpu"
+_EXAMPLE = "focal-det demo photos/ video.mp4 --output output MODEL.DEVICE cpu"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -56,7 +56,9 @@ def _run(args: argparse.Namespace) -> int:
     for file, out_file in inputs.videos.items():
         _write_video(painter, file, out_file, args.batch)
     print(painter.describe_counts())
-    print(f"pictures: {args.output.resolve()}")
+    total = len(inputs.images) + len(inputs.videos)
+    done = total - len(painter.faults)
+    print(f"pictures of {done} of {total} files: {args.output.resolve()}")
     for fault in painter.faults:
         print(fault, file=sys.stderr)
     return FAILED if painter.faults else 0

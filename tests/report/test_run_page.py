@@ -102,6 +102,17 @@ def test_page_has_the_origin_if_the_command_is_known(run, tmp_path):
     assert not (run / "report.html").exists()
 
 
+def test_evaluations_after_training_are_drawn_at_its_end():
+    metrics = [
+        {"iteration": 39, "total_loss": 1.0},
+        {"iteration": 40, "bbox/AP": 7.0},
+        {"iteration": 41, "bbox/AP": 8.0},
+    ]
+    _, precision = make_training_curves_figure(metrics).axes
+    (line,) = precision.lines
+    assert line.get_xydata().tolist() == [[40, 8]]
+
+
 def test_final_evaluation_is_no_iteration(run):
     with open(run / "metrics.json", "a") as file:
         file.write('\n{"iteration": 40, "bbox/AP": 7.0}\n')

@@ -10,6 +10,7 @@ from focal_det.config import merge_options
 from focal_det.tools import __main__ as command
 from focal_det.tools._arguments import add_json_argument
 from focal_det.tools._program import CRASHED, INTERRUPTED, REFUSED, run_program
+from tests.conftest import run_python
 
 PROGRAMS = list(command._find_programs())
 
@@ -102,3 +103,8 @@ def test_every_program_has_help_with_an_example(name, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert f"focal-det {name}" in shown.partition("example:")[2]
+
+
+def test_a_program_prints_no_warnings_of_torch():
+    _, output = run_python("-m", "focal_det.tools", "demo", "--help", env={"PYTHONWARNINGS": None})
+    assert output.startswith("usage:") and "Warning" not in output
