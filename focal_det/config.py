@@ -152,6 +152,9 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
         cfg.merge_from_file(config_file, allow_unsafe=True)
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not yaml: {error}") from None
+    except FileNotFoundError as error:
+        missing = f"{error.filename}, which a _BASE_ names, does not exist"
+        raise FileNotFoundError(f"{config_file}: {missing}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{config_file} must have KEY: VALUE lines ({error})") from None
     except _UnsafeYamlError:
@@ -165,9 +168,7 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
             reason = _describe_unknown_key(cfg, key[1])
         raise UnknownNameError(f"{config_file}: {reason}") from None
     except RecursionError:
-        raise ValueError(
-            f"{config_file} is nested too deeply, or its _BASE_ files are based on each other"
-        ) from None
+        raise ValueError(f"{config_file}: its _BASE_ files are based on each other") from None
     # Detectron2 asserts that it knows the VERSION.
     except AssertionError as error:
         raise ValueError(f"{config_file}: {error}") from None

@@ -20,6 +20,8 @@ from .describe import describe
 from .measure import TrainingSetReport
 
 _SUFFIXES = (".yaml", ".yml")
+# Configs in it ship with focal_det, and stay where they are when other files are moved.
+_ROOT = Path(__file__).resolve().parents[2]
 # How a suggested config begins, and so how one is recognized that may be overwritten.
 _FIRST_LINE = "Anchors, pi and alpha for"
 
@@ -135,14 +137,17 @@ def write_config(file: Path, base: Path, values: Mapping[str, Any], header: Sequ
     """Write a config on top of another, for any Detectron2 program.
 
     Args:
-        base: that the values are on top of; named relative to `file`, so that both can be moved.
+        base: that the values are on top of; named relative to `file`, so that both can be moved
+            together, unless it ships with focal_det.
         values: by full key.
         header: lines of the comment at the top.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     # A base that is a link stays one; yaml has forward slashes on every system.
-    relative = os.path.relpath(base.parent.resolve() / base.name, file.parent.resolve())
-    content: dict[str, Any] = {"_BASE_": Path(relative).as_posix()}
+    base = base.parent.resolve() / base.name
+    if _ROOT not in base.parents or _ROOT in file.resolve().parents:
+        base = Path(os.path.relpath(base, file.parent.resolve()))
+    content: dict[str, Any] = {"_BASE_": base.as_posix()}
     for key, value in values.items():
         _set_value(content, key, value)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header)

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 
+from focal_det.env import load_config
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.weights import main
 from tests.conftest import make_batch
@@ -109,6 +110,17 @@ def test_nothing_else_of_the_base_changes(base, caplog):
     want.MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class = get_alphas(cfg)
     assert cfg == want
     assert not [x for x in caplog.records if x.levelno >= logging.WARNING]
+
+
+def test_config_on_a_shipped_base_can_be_moved(tmp_path):
+    words = ["--config-file", "digits/focal_retinanet_tiny.yaml", "--images", "4"]
+    assert main([*words, "--output", str(tmp_path / "weights.yaml")]) == 0
+    (tmp_path / "new").mkdir()
+    file = (tmp_path / "weights.yaml").rename(tmp_path / "new" / "weights.yaml")
+    assert load(file).MODEL.RETINANET.NUM_CLASSES == 10
+    file.write_text("_BASE_: gone.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml, which a _BASE_ names"):
+        load_config(file)
 
 
 def test_base_is_found_from_any_folder(base, tmp_path, monkeypatch):
