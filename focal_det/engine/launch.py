@@ -61,6 +61,7 @@ def prepare_run(args: argparse.Namespace) -> RunPlan:
             refuse_changes(cfg, earlier)
         if find_last_checkpoint(folder):
             cfg.MODEL.WEIGHTS = ""  # not read, and the file may be gone by now
+        _note_another_length(cfg, earlier)
         return RunPlan(cfg, earlier)
     # On the other machines of a run, the folder may hold what the first one has just written.
     if args.machine_rank == 0 and not args.overwrite:
@@ -114,6 +115,13 @@ def _find_evaluated_weights(cfg: CfgNode, args: argparse.Namespace, earlier: dic
     raise ValueError(
         f"--eval-only: there is nothing to evaluate. {reason}. Name a file: MODEL.WEIGHTS FILE"
     )
+
+
+def _note_another_length(cfg: CfgNode, earlier: dict[str, Any]) -> None:
+    """Print a change of MAX_ITER, which a resume allows but may not intend."""
+    before = earlier.get("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
+    if before != cfg.SOLVER.MAX_ITER:
+        print(f"note: SOLVER.MAX_ITER: {before} before, {cfg.SOLVER.MAX_ITER} now")
 
 
 def _warn_of_another_model(cfg: CfgNode, earlier: dict[str, Any]) -> None:
