@@ -1,13 +1,22 @@
 """Files that are complete or missing: a new file replaces the old one in a single step."""
 
 import errno
+import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where files of dead processes stay
+    fcntl = None  # type: ignore[assignment]
+
+_PART = ".part"  # suffix of a file that is being written
 
 
 class DiskFullError(OSError):
@@ -15,31 +24,101 @@ class DiskFullError(OSError):
 
 
 @contextmanager
-def open_to_replace(file: Path) -> Iterator[BinaryIO]:
+def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
     """Open a binary file that gets its name once all of it is on the disk.
 
-    An earlier file of that name stays until then. If the block fails, the new file is removed.
+    An earlier file of that name stays until then. If the block fails, the new file is removed; if
+    the process is killed, the next writer of that name removes it. A link of that name is replaced,
+    and what it points to is not touched.
 
     Args:
         file: the final name.
+        num_bytes: expected size, such as that of the file before; 0 if it is not known.
 
     Raises:
-        DiskFullError: the disk is full.
+        DiskFullError: the disk is full, or has less room than `num_bytes`.
         OSError: the file cannot be written.
     """
-    part = file.with_name(f"{file.name}.part")
+    remove_parts(file.parent, glob.escape(file.name))
+    if shutil.disk_usage(file.parent).free < num_bytes:
+        raise DiskFullError(describe_full_disk(file, num_bytes))
+    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}{_PART}")
     try:
-        with open(part, "wb") as stream:
+        # "x": never through a link, or into a file that another process writes.
+        with open(part, "xb") as stream:
+            # Held while this process lives: so others see that the file is still being written.
+            _lock(stream)
             yield stream
             # Without fsync, a power cut after the rename can leave an empty file of the final name.
             stream.flush()
             os.fsync(stream.fileno())
-        part.replace(file)
+            # Within the block, so that it is locked until it has its name.
+            if fcntl is None:
+                stream.close()  # Windows renames no open file
+            part.replace(file)
+        _sync_folder(file.parent)
     except BaseException as error:
         part.unlink(missing_ok=True)
         if is_disk_full(error):
-            raise DiskFullError(describe_full_disk(file)) from None
+            raise DiskFullError(describe_full_disk(file, num_bytes)) from None
         raise
+
+
+def remove_parts(folder: Path, pattern: str = "*") -> None:
+    """Remove what killed processes have left of files that they were writing.
+
+    Args:
+        pattern: of the names of the files.
+    """
+    if fcntl is None:
+        return
+    for part in folder.glob(f".{pattern}.*{_PART}"):
+        # It may be gone by now, or belong to somebody else.
+        try:
+            with open(part, "rb+") as stream:
+                if _lock(stream):
+                    part.unlink()
+        except OSError:
+            continue
+
+
+def _lock(stream: BinaryIO) -> bool:
+    """Lock a file until it is closed; returns whether no other process has locked it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    # Some network file systems have no locks; a file that may be in use there is left alone.
+    except OSError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, too; some systems cannot."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file in UTF-8 whole or not at all, its folder included.
+
+    Raises:
+        DiskFullError, OSError: see `open_to_replace`.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open_to_replace(file) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -48,9 +127,7 @@ def write_json(file: Path, content: Any) -> None:
     Raises:
         DiskFullError, OSError: see `open_to_replace`.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open_to_replace(file) as stream:
-        stream.write(json.dumps(content, indent=1).encode() + b"\n")
+    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 def is_disk_full(error: Optional[BaseException]) -> bool:
@@ -63,10 +140,13 @@ def is_disk_full(error: Optional[BaseException]) -> bool:
     return False
 
 
-def describe_full_disk(file: Path) -> str:
+def describe_full_disk(file: Path, num_bytes: int = 0) -> str:
     """Error text for a file that did not fit on the disk: the file, the free space, the fix."""
     free = shutil.disk_usage(file.parent).free
+    needed = ""
+    if num_bytes:
+        needed = f"needs about {num_bytes / 1e6:.1f} MB, and "
     return (
-        f"the disk is full: {file} could not be written ({free / 1e6:.1f} MB are free in "
+        f"the disk is full: {file} could not be written ({needed}{free / 1e6:.1f} MB are free in "
         f"{file.parent}). Files saved before are complete; make room, then continue with --resume"
     )

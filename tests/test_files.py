@@ -1,9 +1,14 @@
 """Files on a full disk, or written only in part: the earlier file stays."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from focal_det.files import DiskFullError, open_to_replace
+from focal_det.files import DiskFullError, open_to_replace, remove_parts, write_text
 
 
 def test_file_appears_when_it_is_complete(tmp_path):
@@ -28,3 +33,47 @@ def test_full_disk_leaves_the_file_before_and_no_part(small_disk):
     with pytest.raises(DiskFullError, match=message), open_to_replace(file) as stream:
         torch.save({"x": torch.zeros(8_000_000)}, stream)
     assert file.read_bytes() == before and len(list(small_disk.iterdir())) == 1
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from focal_det.files import open_to_replace
+with open_to_replace(Path(sys.argv[1])) as stream:
+    stream.write(b"half")
+    stream.flush()
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_killed_writer_leaves_the_file_before_and_nothing_else(tmp_path):
+    file = tmp_path / "model[1].pth"
+    write_text(file, "before")
+    command = [sys.executable, "-c", WRITE, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        # What a living process writes is left alone.
+        remove_parts(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+    assert file.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
+    write_text(file, "after")
+    assert file.read_text() == "after" and list(tmp_path.iterdir()) == [file]
+
+
+def test_link_is_replaced_and_its_target_stays(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("of somebody else")
+    file = tmp_path / "file"
+    file.symlink_to(target)
+    write_text(file, "ours")
+    assert target.read_text() == "of somebody else" and not file.is_symlink()
+
+
+def test_too_little_room_is_found_before_writing(small_disk):
+    message = r"needs about 100\.0 MB, and 2\d\.\d MB are free"
+    file = small_disk / "model.pth"
+    with pytest.raises(DiskFullError, match=message), open_to_replace(file, num_bytes=10**8):
+        raise AssertionError("nothing is written")

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from focal_det.data.boxes import is_usable
+from focal_det.files import write_text
 from focal_det.messages import shorten
 
 from .annotations import find_annotation_fault, get_object_key, is_area
@@ -69,7 +70,7 @@ def write_fixed(name: str, out_file: Path) -> str:
         raise ValueError(f"--fix: {file} cannot be read")
     fixed, changes = fix_coco(content)
     out_file.parent.mkdir(parents=True, exist_ok=True)
-    out_file.write_text(json.dumps(fixed))
+    write_text(out_file, json.dumps(fixed))
     head = f"corrected copy written to {out_file}; point the data set to it and run the check again"
     return "\n  ".join([head, *(changes or ["nothing to correct"])])
 

@@ -22,7 +22,7 @@ _RUN_FILES = (
 )
 _ALL_FILES = (
     *_RUN_FILES,
-    "*.pth.part",
+    ".*.part",
     "events.out.tfevents.*",
     "log.txt*",
     "inference/coco_instances_results.json",

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from focal_det.files import write_text
 from focal_det.host import LOGGER_NAME
 from focal_det.modeling.build import read_settings
 
@@ -154,7 +155,7 @@ def write_config(file: Path, base: Path, values: Mapping[str, Any], header: Sequ
     text = yaml.safe_dump(
         content, default_flow_style=None, sort_keys=False, width=130, allow_unicode=True
     )
-    file.write_text(comment + text, encoding="utf-8")
+    write_text(file, comment + text)
 
 
 def _set_value(content: dict[str, Any], key: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Optional
 from focal_det.experiments.sweep_launch import execute_sweep, make_launcher
 from focal_det.experiments.sweep_rows import load_rows, read_sweep, write_row
 from focal_det.experiments.sweep_runs import make_results, make_runs
-from focal_det.files import write_json
+from focal_det.files import write_json, write_text
 from focal_det.report.sweep_results import make_results_figure, make_results_table
 
 from ._arguments import add_json_argument, add_output_argument
@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     for content in results:
         file = output / f"results_{content['table']}.json"
         write_json(file, content)
-        file.with_suffix(".md").write_text(make_results_table(content) + "\n")
+        write_text(file.with_suffix(".md"), make_results_table(content) + "\n")
         make_results_figure(content).savefig(file.with_suffix(".png"), dpi=110)
         if not args.json:
             title = f"Table {content['table']} on {content['base']}"

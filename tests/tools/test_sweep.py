@@ -321,7 +321,7 @@ def test_half_written_result_is_never_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", replace_and_look)
     assert execute(run)["error"] == "no such config" and seen == [{}]
     assert json.loads(run.result_file.read_text())["seed"] == 1
-    assert not list(run.folder.glob("*.part"))
+    assert not list(run.folder.glob(".*.part"))
 
 
 @pytest.mark.slow
