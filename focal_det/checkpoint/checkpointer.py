@@ -11,10 +11,9 @@ from torch import nn
 
 from focal_det.files import open_to_replace
 from focal_det.host import LOGGER_NAME
-from focal_det.messages import shorten
 
 from .last import find_last_checkpoint
-from .weights_file import WeightsError, read_weights
+from .weights_file import WeightsError, read_weights, refuse_nonfinite
 
 MIN_MATCHED = 0.1  # share of the model's parameter tensors that a weights file must have
 _MAX_NAMES = 3
@@ -52,6 +51,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
         super().__init__(*args, **kwargs)
         self.extra: dict[str, Any] = {}
         self.loaded_class_names: list[str] = []
+        self._num_bytes = 0  # of the checkpoint saved last
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
@@ -66,14 +66,16 @@ class HealthyCheckpointer(DetectionCheckpointer):
             content[key] = value.state_dict()
         file = Path(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        with open_to_replace(file) as stream:
+        with open_to_replace(file, num_bytes=self._num_bytes) as stream:
             torch.save({**content, **self.extra, **kwargs}, stream)
+        self._num_bytes = file.stat().st_size
         if not self.divergence:
             self.tag_last_checkpoint(file.name)
 
     def _report_divergence(self, name: str) -> None:
         resume = "there is no healthy checkpoint yet"
-        if self.has_checkpoint():
+        # Of this run, which has read it or saved it: no need to examine it.
+        if Path(self.save_dir, "last_checkpoint").is_file():
             resume = "--resume continues from the healthy checkpoint before it"
         logging.getLogger(LOGGER_NAME).error(
             f"The model has diverged: {self.divergence}. It is saved as diverged_{name}.pth and "
@@ -146,7 +148,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         found = list(checkpoint["model"])
-        _refuse_nonfinite(checkpoint["model"])
+        refuse_nonfinite(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         names = [name for name, _ in self.model.named_parameters()]
         shapes = {x[0]: x[1:] for x in incompatible.incorrect_shapes}
@@ -182,17 +184,6 @@ def load_all_weights(model: nn.Module, weights: str) -> dict[str, Any]:
     checkpointer = HealthyCheckpointer(model)
     checkpointer.requires_all = True
     return checkpointer.resume_or_load(weights, resume=False)
-
-
-def _refuse_nonfinite(model: dict[str, Any]) -> None:
-    # Detectron2's .pkl files hold numpy arrays.
-    tensors = {k: torch.as_tensor(v) for k, v in model.items()}
-    wrong = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
-    if wrong:
-        raise WeightsError(
-            f"{len(wrong)} of its tensors contain NaN or infinity: {shorten(wrong, _MAX_NAMES)}. "
-            "Take a checkpoint from before the run diverged"
-        )
 
 
 def _describe_lacking(names: list[str], shapes: dict[str, tuple]) -> str:

@@ -1,11 +1,14 @@
 """Weights read without running code, and a description of files that hold none."""
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from focal_det.messages import shorten
 
 # Everything that a pickle of numpy arrays by name calls; the model zoos of Detectron2 and Detectron
 # are such pickles. numpy 2 renamed `numpy.core` to `numpy._core`, and files of both are in use.
@@ -24,6 +27,7 @@ _ALLOWED = {
 _SAFE_FORM = (
     "torch.save({'model': model.state_dict()}, 'weights.pth') writes a file that can be read"
 )
+_MAX_NAMES = 3
 _MAX_LINE = 200  # characters of an error message from another library
 
 
@@ -74,6 +78,25 @@ def read_weights(file: str) -> dict[str, Any]:
     return content
 
 
+def refuse_nonfinite(model: dict[str, Any]) -> None:
+    """Refuse weights with NaN or infinity.
+
+    Args:
+        model: tensors or arrays by name.
+
+    Raises:
+        WeightsError: there are such weights; names the first.
+    """
+    # Detectron2's .pkl files hold numpy arrays.
+    tensors = {k: torch.as_tensor(v) for k, v in model.items()}
+    wrong = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if wrong:
+        raise WeightsError(
+            f"{len(wrong)} of its tensors contain NaN or infinity: {shorten(wrong, _MAX_NAMES)}. "
+            "Take a checkpoint from before the run diverged"
+        )
+
+
 def _describe_kind(file: Path) -> str:
     """The kind of a file that cannot hold weights, from its first bytes; empty if it may."""
     with open(file, "rb") as stream:
@@ -104,6 +127,8 @@ def _read_pickle(file: str) -> dict[str, Any]:
 
 
 def _read_torch(file: str) -> dict[str, Any]:
+    if zipfile.is_zipfile(file):
+        _check_archive(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -116,6 +141,32 @@ def _read_torch(file: str) -> dict[str, Any]:
     except Exception as error:  # torch raises errors of many types
         raise WeightsError(_describe_damage(error)) from None
     return _require_mapping(content)
+
+
+def _check_archive(file: str) -> None:
+    """Refuse a zip file with a changed byte, or one that would grow when it is read.
+
+    torch reads damaged weights without complaint: it does not compare the checksums that it saves.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        # torch.save compresses nothing; a few bytes can stand for gigabytes of zeros.
+        packed = [x.filename for x in members if x.compress_type != zipfile.ZIP_STORED]
+        size = Path(file).stat().st_size
+        if packed or sum(x.file_size for x in members) > size:
+            raise WeightsError(
+                f"it is compressed ({shorten(packed, 3)}), which torch.save never does: it could "
+                f"fill the memory. {_SAFE_FORM}"
+            )
+        try:
+            damaged = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise WeightsError(_describe_damage(error)) from None
+    if damaged is not None:
+        raise WeightsError(
+            f"it is damaged: the checksum of {damaged} is wrong. Get it again, or, if it was saved "
+            f"without checksums (torch.serialization.set_crc32_options), save it with them"
+        )
 
 
 def _describe_damage(error: Exception) -> str:

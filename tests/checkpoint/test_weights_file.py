@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -149,3 +150,37 @@ def test_file_without_weights_is_named(name, content, message, digits, capsys, t
     assert code == 2 and output.count(str(file)) == 1 and "WeightsError" not in output
     with pytest.raises(WeightsError, match=f"^MODEL.WEIGHTS {file}: {message}"):
         HealthyCheckpointer(torch.nn.Linear(1, 1)).resume_or_load(str(file), resume=False)
+
+
+def rewrite(file, compression):
+    """The same zip file with other members' compression."""
+    with zipfile.ZipFile(file) as archive:
+        members = [(x.filename, archive.read(x)) for x in archive.infolist()]
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+
+
+def test_compressed_weights_are_refused(tmp_path):
+    """A few megabytes of them can fill the memory."""
+    file = tmp_path / "weights.pth"
+    torch.save({"model": {"x": torch.zeros(1_000_000)}}, file)
+    rewrite(file, zipfile.ZIP_STORED)
+    assert read_weights(str(file))["model"]["x"].shape == (1_000_000,)
+    rewrite(file, zipfile.ZIP_DEFLATED)
+    assert file.stat().st_size < 20_000
+    with pytest.raises(WeightsError, match="it is compressed"):
+        read_weights(str(file))
+
+
+def test_changed_bit_in_a_weight_is_found(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"model": {"x": torch.arange(1000.0)}}, file)
+    data = bytearray(file.read_bytes())
+    place = data.index(torch.arange(1000.0).numpy().tobytes()) + 2001
+    data[place] ^= 1
+    file.write_bytes(data)
+    # torch itself reads it without complaint.
+    assert torch.load(file, weights_only=True)["model"]["x"].shape == (1000,)
+    with pytest.raises(WeightsError, match=r"the checksum of .*/data/0 is wrong"):
+        read_weights(str(file))

@@ -171,11 +171,12 @@ def test_resume_without_checkpoint_takes_any_settings(digits):
     assert read_checkpoint(out / "model_final.pth")["iteration"] == 1
 
 
-def test_resume_of_a_broken_checkpoint_names_it(finished, capsys):
+def test_resume_with_broken_checkpoints_alone_is_refused(finished, capsys):
     config, out = finished
     (out / "model_final.pth").write_bytes((out / "model_final.pth").read_bytes()[:5000])
     message = refuse_train(capsys, config, "--resume")
-    assert f"the last checkpoint, {out / 'model_final.pth'}, cannot be read" in message
+    assert "has no checkpoint that a run can resume from" in message
+    assert f"{out / 'model_final.pth'} is skipped: it is damaged" in message
 
 
 # --- a resume with other settings
