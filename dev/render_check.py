@@ -48,7 +48,7 @@ def check_length(plan, findings):
 
 
 def setup_environment():
-    \"\"\"Called by Detectron2; importing this file has registered the check.\"\"\"
+    \"\"\"Required, but with nothing to do: importing this file registers the check.\"\"\"
 ```
 
 `FOCAL_DET_ENV_MODULE` names it:

@@ -362,6 +362,6 @@ BOX_AS_ARRAY = add_rule(
     "CHK332",
     "error",
     "box given as an array",
-    "Detectron2 accepts a list for each box, or one array for all boxes of an image: convert the "
-    "box to a list.",
+    "Detectron2 converts boxes given as lists of four numbers, but not one-dimensional arrays: use "
+    ".tolist().",
 )

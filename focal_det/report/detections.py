@@ -20,7 +20,7 @@ from focal_det.messages import MAX_NAME, to_line
 from .style import get_class_color
 
 _NUM_GROUND_TRUTH = 9  # images, in three columns
-_MAX_BOXES = 200  # of ground truth in an image; each takes milliseconds to draw
+_MAX_BOXES = 200  # of an image in the ground-truth figure; each takes milliseconds to draw
 _TILE = 420  # longer side of an image in the grid, in pixels
 
 # A detection of Detectron2's COCOEvaluator: "image_id", "category_id", "bbox" (XYWH), "score".
@@ -32,8 +32,8 @@ def make_detections_figure(
 ) -> Figure:
     """Pairs of images, ground truth on the left and detections on the right.
 
-    An image without detections has its best score in its title. If the whole data set has no
-    detections, the title of the figure says so.
+    If no detection of an image reaches `score_thresh`, its title gives the best score, or says that
+    there are none. If none in the whole data set does, the title of the figure says the same.
 
     Args:
         dataset_name: a registered data set with annotations.
@@ -138,7 +138,7 @@ def draw_boxes(
 
 
 def _get_aspect(records: Sequence[dict[str, Any]]) -> float:
-    """Height by width of the tallest image, which decides the height of the rows."""
+    """The largest height-to-width ratio of the images, which decides the height of the rows."""
     return max(x["height"] / x["width"] for x in records)
 
 
@@ -218,7 +218,7 @@ def _draw_objects(
 def _draw_detections(
     image: np.ndarray, detections: Sequence[Detection], metadata: Metadata
 ) -> np.ndarray:
-    """The image with detections whose category ids are those of the data set's file."""
+    """The image with its detections; their category ids are those of the annotation file."""
     boxes = np.array([x["bbox"] for x in detections], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = [x["category_id"] for x in detections]
