@@ -127,8 +127,7 @@ def _read_pickle(file: str) -> dict[str, Any]:
 
 
 def _read_torch(file: str) -> dict[str, Any]:
-    if zipfile.is_zipfile(file):
-        _check_archive(file)
+    _check_archive(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -147,25 +146,27 @@ def _check_archive(file: str) -> None:
     """Refuse a zip file with a changed byte, or one that would grow when it is read.
 
     torch reads damaged weights without complaint: it does not compare the checksums that it saves.
+    Files of torch before 1.6 are no zip files, and have no checksums.
     """
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        # torch.save compresses nothing; a few bytes can stand for gigabytes of zeros.
-        packed = [x.filename for x in members if x.compress_type != zipfile.ZIP_STORED]
-        size = Path(file).stat().st_size
-        if packed or sum(x.file_size for x in members) > size:
-            raise WeightsError(
-                f"it is compressed ({shorten(packed, 3)}), which torch.save never does: it could "
-                f"fill the memory. {_SAFE_FORM}"
-            )
-        try:
-            damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise WeightsError(_describe_damage(error)) from None
+    try:
+        if not zipfile.is_zipfile(file):
+            return
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            # torch.save compresses nothing; a few bytes can stand for gigabytes of zeros.
+            is_packed = any(x.compress_type != zipfile.ZIP_STORED for x in members)
+            is_packed |= sum(x.file_size for x in members) > Path(file).stat().st_size
+            damaged = None if is_packed else archive.testzip()
+    except Exception as error:  # a damaged directory can raise any type
+        raise WeightsError(_describe_damage(error)) from None
+    if is_packed:
+        raise WeightsError(
+            f"it is compressed, which torch.save never does: it could fill the memory. {_SAFE_FORM}"
+        )
     if damaged is not None:
         raise WeightsError(
             f"it is damaged: the checksum of {damaged} is wrong. Get it again, or, if it was saved "
-            f"without checksums (torch.serialization.set_crc32_options), save it with them"
+            "without checksums (torch.serialization.set_crc32_options), save it with them"
         )
 
 
