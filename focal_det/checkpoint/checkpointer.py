@@ -91,7 +91,8 @@ class HealthyCheckpointer(DetectionCheckpointer):
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        return str(find_last_checkpoint(Path(self.save_dir)) or "")
+        last = find_last_checkpoint(Path(self.save_dir))
+        return str(last.file) if last else ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load the last checkpoint if `resume` is set and it exists, else the weights of `path`.
@@ -99,16 +100,14 @@ class HealthyCheckpointer(DetectionCheckpointer):
         Raises:
             WeightsError: the file holds no weights, or they do not fit; names the file.
         """
-        checkpoint = self.get_checkpoint_file() if resume else ""
-        if not checkpoint:
+        last = find_last_checkpoint(Path(self.save_dir)) if resume else None
+        if last is None:
             return self.load(path, checkpointables=[], source="MODEL.WEIGHTS ")
+        for reason in last.skipped:
+            logging.getLogger(LOGGER_NAME).warning(reason)
         # A run that lacked a layer would go on with random weights in it.
         self.requires_all = True
-        content = self.load(checkpoint, source="checkpoint ")
-        if "iteration" not in content:
-            raise WeightsError(
-                f"checkpoint {checkpoint}: it contains weights alone, and no state to resume from"
-            )
+        content = self.load(str(last.file), source="checkpoint ")
         self.loaded_class_names = content.get("class_names", [])
         return content
 

@@ -1,84 +1,92 @@
 """Which checkpoint of an OUTPUT_DIR a run resumes from."""
 
 import functools
-import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
-
-from focal_det.host import LOGGER_NAME
 
 from .weights_file import WeightsError, read_weights, refuse_nonfinite
 
 
-def find_last_checkpoint(folder: Path) -> Optional[Path]:
+@dataclass(frozen=True)
+class LastCheckpoint:
+    """The checkpoint that a run resumes from.
+
+    Attributes:
+        file: valid: it can be read, and has correct checksums, finite weights and an iteration.
+        config: yaml text of the run's config; None if the checkpoint has none, as of Detectron2's
+            own trainer.
+        skipped: why it is not another file, a reason each; empty if `last_checkpoint` names it.
+    """
+
+    file: Path
+    config: Optional[str]
+    skipped: Sequence[str]
+
+
+def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
     """The checkpoint to resume from, None if the folder has none.
 
     It is the one that `last_checkpoint` names, if it is valid, or else the valid one of the highest
-    iteration. A valid checkpoint can be read, has correct checksums, finite weights and an
-    iteration. What is skipped is logged with the reason.
+    iteration.
 
     Raises:
         WeightsError: there are checkpoints, but none is valid; a run would start at iteration 0 and
             overwrite them.
     """
-    tagged, fault = _read_tag(folder)
-    if tagged and not fault:
-        return tagged
-    faults = [fault]
+    tag = folder / "last_checkpoint"
+    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
     # By iteration, not by name or time: model_final.pth sorts last, and copies get new times.
-    found = []
-    files = [x for x in sorted(folder.glob("model_*.pth")) if x != tagged]
-    for file in files:
-        fault, iteration = _examine(file)
-        if fault:
-            faults.append(f"{file} is skipped: {fault}")
-        else:
-            found.append((iteration, file))
-    if found:
-        _, file = max(found)
-        _warn_once(f"{'; '.join(faults)}. {file} is the newest checkpoint that can be read")
-        return file
-    if files or tagged:
-        reasons = "".join(f"\n  {x}" for x in faults)
+    files = sorted(folder.glob("model_*.pth"))
+    if not name:
+        skipped = [f"{tag} is empty or missing"]
+    # A file elsewhere does not belong to this run, whoever has written the tag.
+    elif Path(name).name != name:
+        skipped = [f"{tag} names {name!r}, which is not a file name in its folder"]
+    elif not (folder / name).is_file():
+        skipped = [f"{tag} names {name}, which does not exist"]
+    else:
+        skipped = []
+        tagged = _examine(folder / name)
+        if not tagged.fault:
+            return LastCheckpoint(folder / name, tagged.config, ())
+        files = list(dict.fromkeys([folder / name, *files]))
+
+    examined = [(_examine(file), file) for file in files]
+    skipped += [f"{file} is skipped: {x.fault}" for x, file in examined if x.fault]
+    valid = [(x.iteration, file) for x, file in examined if not x.fault]
+    if valid:
+        _, newest = max(valid)
+        return LastCheckpoint(newest, _examine(newest).config, skipped)
+    if files:
+        reasons = "".join(f"\n  {x}" for x in skipped)
         raise WeightsError(f"{folder} has no checkpoint that a run can resume from:{reasons}")
     return None
 
 
-def _read_tag(folder: Path) -> tuple[Optional[Path], str]:
-    """The file that `last_checkpoint` names, if there is one, and why it is skipped, if it is."""
-    tag = folder / "last_checkpoint"
-    name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
-    if not name:
-        return None, f"{tag} is empty or missing"
-    # A file elsewhere does not belong to this run, whoever has written the tag.
-    if Path(name).name != name:
-        return None, f"{tag} names {name!r}, which is not a file name in its folder"
-    file = folder / name
-    if not file.is_file():
-        return None, f"{tag} names {name}, which does not exist"
-    fault, _ = _examine(file)
-    return file, fault and f"{file} is skipped: {fault}"
+@dataclass(frozen=True)
+class _Examined:
+    """What a file holds of a run; `fault` says why none can resume from it."""
+
+    iteration: int = -1
+    config: Optional[str] = None
+    fault: str = ""
 
 
-def _examine(file: Path) -> tuple[str, int]:
-    """Why a run cannot resume from a checkpoint, empty if it can; and its iteration."""
+def _examine(file: Path) -> _Examined:
     stat = file.stat()
     return _examine_once(file, stat.st_mtime_ns, stat.st_size)
 
 
 # A checkpoint is asked for several times at a start, and reading one takes seconds.
 @functools.lru_cache
-def _examine_once(file: Path, mtime: int, size: int) -> tuple[str, int]:
+def _examine_once(file: Path, mtime: int, size: int) -> _Examined:
     try:
         content = read_weights(str(file))
         refuse_nonfinite(content["model"])
     except (WeightsError, OSError) as error:
-        return str(error), -1
+        return _Examined(fault=str(error))
     if "iteration" not in content:
-        return "it holds weights alone, and no state to resume from", -1
-    return "", int(content["iteration"])
-
-
-@functools.lru_cache
-def _warn_once(message: str) -> None:
-    logging.getLogger(LOGGER_NAME).warning(message)
+        return _Examined(fault="it holds weights alone, and no state to resume from")
+    return _Examined(int(content["iteration"]), content.get("config"))

@@ -1,13 +1,12 @@
 """An OUTPUT_DIR that holds an earlier run: what it may share with a new run, and what not."""
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from focal_det.checkpoint.last import find_last_checkpoint
-from focal_det.checkpoint.weights_file import WeightsError, read_weights
 from focal_det.messages import shorten
 from focal_det.modeling.build import INFERENCE_KEYS, flatten_config
 
@@ -118,28 +117,18 @@ def read_earlier_config(folder: Path) -> dict[str, Any]:
     Without a checkpoint a run has nothing to continue from, and the config is empty.
 
     Raises:
-        WeightsError: the last checkpoint cannot be read.
+        WeightsError: there are checkpoints, but none can be read.
     """
     checkpoint = find_last_checkpoint(folder)
     if checkpoint is None:
         return {}
-    text = _read_config_of(checkpoint)
+    text = checkpoint.config
     file = folder / "config.yaml"
     if text is None and file.is_file():
         text = file.read_text(encoding="utf-8")
     if not text:
         return {}
     return flatten_config(yaml.safe_load(text))
-
-
-def _read_config_of(checkpoint: Path) -> Optional[str]:
-    try:
-        return read_weights(str(checkpoint)).get("config")
-    except WeightsError as error:
-        raise WeightsError(
-            f"the last checkpoint, {checkpoint}, cannot be read: {error}. If you remove this file, "
-            "--resume continues from the checkpoint before it"
-        ) from None
 
 
 def find_changes(cfg: CfgNode, before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

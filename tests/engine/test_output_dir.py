@@ -12,6 +12,7 @@ from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.modeling.build import flatten_config
 from focal_det.tools.train import main as train
+from tests.conftest import run_program
 from tests.faults.copies import refuse_train, run_train
 
 
@@ -177,6 +178,24 @@ def test_resume_with_broken_checkpoints_alone_is_refused(finished, capsys):
     message = refuse_train(capsys, config, "--resume")
     assert "has no checkpoint that a run can resume from" in message
     assert f"{out / 'model_final.pth'} is skipped: it is damaged" in message
+
+
+def test_resume_skips_a_damaged_checkpoint_and_logs_why(digits):
+    """A flipped bit in a weight of the tagged checkpoint, and the rest of a killed write."""
+    config = digits.write_config(DATASETS__TEST=[], SOLVER__CHECKPOINT_PERIOD=1)
+    out = digits.folder / "out"
+    run_train(config)
+    damaged = out / (out / "last_checkpoint").read_text()
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    (out / ".model_0000007.pth.0123abcd.part").write_bytes(b"half")
+    words = ["train", "--no-check", "--config-file", config, "--resume"]
+    run_program(*words, "SOLVER.MAX_ITER", "3")
+    log = read_log(digits)
+    assert f"{damaged} is skipped: it is damaged: the checksum of" in log
+    assert "Starting training from iteration 2\n" in log
+    assert not list(out.glob(".*.part"))
 
 
 # --- a resume with other settings

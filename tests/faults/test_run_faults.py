@@ -43,15 +43,33 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "row, tag, what, stock",
+    "row, tag, message, what, stock",
     [
-        (6, "", "`last_checkpoint` is empty", "stops: the folder is not a checkpoint"),
-        (7, "model_0000007.pth", "`last_checkpoint` names a missing file", "stops at its name"),
-        (8, None, "`last_checkpoint` is missing", "SILENT: starts at 0, over the checkpoints"),
+        (
+            6,
+            "",
+            "is empty or missing",
+            "`last_checkpoint` is empty",
+            "stops: the folder is not a checkpoint",
+        ),
+        (
+            7,
+            "model_0000007.pth",
+            "names model_0000007.pth, which does not exist",
+            "`last_checkpoint` names a missing file",
+            "stops at its name",
+        ),
+        (
+            8,
+            None,
+            "is empty or missing",
+            "`last_checkpoint` is missing",
+            "SILENT: starts at 0, over the checkpoints",
+        ),
     ],
 )
 def test_rows_6_to_8_tag_without_a_checkpoint(
-    row, tag, what, stock, trained, digits, capsys, fault
+    row, tag, message, what, stock, trained, digits, capsys, fault
 ):
     config = digits.write_config(SOLVER__CHECKPOINT_PERIOD=1, **NOT_EVALUATED)
     shutil.copytree(trained, digits.folder / "out")
@@ -69,7 +87,9 @@ def test_rows_6_to_8_tag_without_a_checkpoint(
     capsys.readouterr()
     run_train(config, "--resume", "SOLVER.MAX_ITER", "3")
     assert get_start(digits) == 2
-    assert "is the newest checkpoint that can be read" in capsys.readouterr().out
+    # In log.txt as well, for a run whose terminal nobody has seen.
+    log = (digits.folder / "out" / "log.txt").read_text()
+    assert f"{file} {message}" in log and f"{file} {message}" in capsys.readouterr().out
     fault(row, what, stock=stock, ours="resumes from the newest readable checkpoint", seen=seen)
 
 
