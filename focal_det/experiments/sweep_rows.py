@@ -40,8 +40,6 @@ _RESNET_50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 _SIZE_KEYS = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
 _ROW_KEYS = {"table", "row", "config", "set", "paper", "bases", "anchors", "depth", "scale"}
 _START_KEYS = {"file", "keep", "model", "train", "set"}
-# A comma, but not one inside the brackets of a list or tuple.
-_BETWEEN_VALUES = re.compile(r",(?![^(\[]*[)\]])")
 
 
 # eq=False: rows are keys of dicts, and the dicts they hold cannot be hashed.
@@ -326,7 +324,7 @@ def make_grid(grid: Sequence[str], base_file: Path) -> list[Row]:
         key, equals, values = word.partition("=")
         if not (key and equals and values):
             raise ValueError(f"--grid takes KEY=value,value..., got {word!r}")
-        parsed = [parse_value(x) for x in _BETWEEN_VALUES.split(values)]
+        parsed = _parse_values(values)
         if isinstance(base_values.get(key), float):
             # "2" is an int, which the config refuses for a float.
             parsed = [float(x) if isinstance(x, int) else x for x in parsed]
@@ -337,6 +335,14 @@ def make_grid(grid: Sequence[str], base_file: Path) -> list[Row]:
         name = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in combination)
         rows.append(Row("grid", name, base_file, dict(combination)))
     return rows
+
+
+def _parse_values(values: str) -> list[Any]:
+    """Values with commas between them: Python literals, which may have brackets, or else texts."""
+    try:
+        return list(ast.literal_eval(f"[{values}]"))
+    except (ValueError, SyntaxError):
+        return [parse_value(x) for x in values.split(",")]
 
 
 def parse_value(value: str) -> Any:

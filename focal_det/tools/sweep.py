@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.configs_only:
         for row in configs:
             write_row(row, args.opts, output / f"{row.slug}.yaml")
-        print(f"{len(configs)} configs: {output}", file=sys.stderr)
+        print(f"{len(configs)} configs: {output}", file=sys.stderr if args.json else sys.stdout)
         return 0
     launch = make_launcher(args.launcher, args.jobs, args.slurm, output)
     numbers = {"num_seeds": args.seeds, "num_gpus": args.num_gpus}

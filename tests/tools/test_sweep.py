@@ -126,13 +126,27 @@ def test_grid_has_all_combinations():
     assert rows[2].overrides == overrides
 
 
-def test_grid_keeps_signs_and_brackets_apart(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "parsed"),
+    [
+        ("(100,200),(300,)", [(100, 200), (300,)]),
+        ("[[8],[16]],[[32]]", [[[8], [16]], [[32]]]),
+        ("giou,smooth_l1", ["giou", "smooth_l1"]),
+        ("cpu", ["cpu"]),
+        ("True,None", [True, None]),
+    ],
+)
+def test_grid_splits_values_outside_of_brackets(values, parsed):
+    base = sweep_rows.get_base_file("digits")
+    rows = sweep_rows.make_grid([f"SOLVER.STEPS={values}"], base)
+    assert [x.overrides["SOLVER.STEPS"] for x in rows] == parsed
+
+
+def test_grid_keeps_signs_apart():
     base = sweep_rows.get_base_file("digits")
     rows = sweep_rows.make_grid(["MODEL.RETINANET.FOCAL_LOSS_ALPHA=-1,1"], base)
     assert len({x.slug for x in rows}) == 2
     assert len(sweep_rows.load_rows(rows, ())) == 2
-    rows = sweep_rows.make_grid(["SOLVER.STEPS=(100,200),(300,)"], base)
-    assert [x.overrides["SOLVER.STEPS"] for x in rows] == [(100, 200), (300,)]
 
 
 def test_grid_reads_whole_numbers_for_float_keys():
@@ -240,7 +254,9 @@ def test_rows_for_other_bases_are_left_out():
 def test_configs_only_writes_rows_for_train_net(tmp_path, capsys):
     words = ["--table", "1b", "3", "--base", "coco", "--configs-only", "--output", str(tmp_path)]
     assert main(words) == 0
-    assert "11 configs" in capsys.readouterr().err
+    assert "11 configs" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert not capsys.readouterr().out
     content = yaml.safe_load((tmp_path / "1b-fl-gamma-0.5-alpha-0.5.yaml").read_text())
     assert (tmp_path / content.pop("_BASE_")).is_file()
     assert content == {"MODEL": {"RETINANET": {"FOCAL_LOSS_GAMMA": 0.5, "FOCAL_LOSS_ALPHA": 0.5}}}
