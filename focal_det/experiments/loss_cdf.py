@@ -184,7 +184,8 @@ def add_batch(
     if by == "class":
         groups = Groups(targets.gt_labels, class_names, has_negatives=False)
     elif by == "level":
-        groups = _group_by_level(targets, [x.shape[1] for x in logits])
+        names = [x.upper() for x in model.head_in_features]
+        groups = _group_by_level(targets, [x.shape[1] for x in logits], names)
     elif by == "size":
         groups = _group_by_size(targets, inputs, image_sizes)
     # A background anchor has no object, and so no class or size, but it does have a level.
@@ -238,11 +239,11 @@ def _add_side(
         histograms[f"{name}, {group}"][side].add(values[mask & (groups.index == i)])
 
 
-def _group_by_level(targets: DenseTargets, anchors_per_level: Sequence[int]) -> Groups:
+def _group_by_level(
+    targets: DenseTargets, anchors_per_level: Sequence[int], names: Sequence[str]
+) -> Groups:
     counts = torch.tensor(anchors_per_level, device=targets.gt_labels.device)
     index = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    # RetinaNet's pyramid begins at stride 8, which is P3.
-    names = [f"P{i + 3}" for i in range(len(counts))]
     return Groups(index.expand_as(targets.gt_labels), names, has_negatives=True)
 
 

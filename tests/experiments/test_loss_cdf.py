@@ -48,6 +48,19 @@ def test_groups_make_the_whole(model, batch, by):
     assert {"class": "QFL, b", "level": "QFL, P4", "size": "QFL, medium"}[by] in groups
 
 
+def test_levels_have_the_names_of_the_model(make_cfg, batch):
+    levels = ["p2", "p3", "p4", "p5", "p6", "p7"]
+    sizes = [[16], [32], [64], [128], [256], [512]]
+    cfg = make_cfg(
+        *("MODEL.RETINANET.IN_FEATURES", levels, "MODEL.ANCHOR_GENERATOR.SIZES", sizes),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+        *("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+    )
+    losses = {"QFL": QualityFocalLoss()}
+    groups = collect(build_model(cfg), losses, batch, by="level")
+    assert list(groups) == [f"QFL, {x.upper()}" for x in levels]
+
+
 def test_sizes_are_those_of_the_image_on_disk(model, batch):
     """Objects of 128 px in an image that is four times as large are large."""
     losses = {"FL": FocalLoss()}
