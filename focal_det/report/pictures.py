@@ -12,7 +12,6 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from focal_det.check.images import find_value_fault
-from focal_det.files import open_to_replace
 from focal_det.inference.inputs import read_frames
 from focal_det.inference.predictor import Predictor
 
@@ -128,11 +127,9 @@ def write_picture(file: Path, picture: np.ndarray) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    _, data = cv2.imencode(file.suffix, picture)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Not `cv2.imwrite`, which reports a failure by a value that is easily overlooked.
-    with open_to_replace(file) as stream:
-        stream.write(data.tobytes())
+    if not cv2.imwrite(str(file), picture):
+        raise OSError(f"{file} cannot be written")
 
 
 def open_video(file: Path, rate: float, picture: np.ndarray) -> cv2.VideoWriter:
