@@ -120,7 +120,7 @@ def _read_base_names(file: Path) -> list[str]:
     for key, value in content.value:
         if key.value == "_BASE_":
             nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            names += [x.value for x in nodes]
+            names += [x.value for x in nodes if isinstance(x, yaml.ScalarNode)]
     return names
 
 

@@ -340,11 +340,13 @@ def test_file_of_someone_else_is_left_alone(base, capsys):
     assert run(base, "--method", "inverse").read_text() != first
 
 
-def test_base_is_never_overwritten(base, tmp_path, capsys):
+def test_base_is_never_overwritten(base, tmp_path, capsys, monkeypatch):
     """In whichever way the config names it: alone, in a list, or from the home folder."""
     written = run(base)
     before = written.read_text()
-    for name in (f"[{written}]", f'["{written}", {base}]', f'"{written}"'):
+    monkeypatch.setenv("HOME", str(written.parent))
+    names = (f"[{written}]", f'["{written}", {base}]', f'"{written}"', f"~/{written.name}")
+    for name in names:
         config = tmp_path / "upper.yaml"
         config.write_text(f"_BASE_: {name}\n")
         with pytest.raises(SystemExit):
