@@ -92,7 +92,7 @@ def write_large_coco(file: Path, num_images: int) -> None:
         out.write('{"images": [' + ", ".join(images))
         names = ", ".join(f'{{"id": {i + 1}, "name": "c{i}"}}' for i in range(NUM_CLASSES))
         out.write(f'], "categories": [{names}], "annotations": [')
-        # One by one: all of them as objects would take gigabytes in the process that measures.
+        # One by one: this process would otherwise hold them all at once.
         for index in range(num_images * BOXES_PER_IMAGE):
             out.write(", " if index else "")
             out.write(json.dumps(make_annotation(index, rng)))

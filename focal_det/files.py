@@ -40,7 +40,7 @@ def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
         OSError: the file cannot be written.
     """
     remove_parts(file.parent, glob.escape(file.name))
-    if shutil.disk_usage(file.parent).free < num_bytes:
+    if num_bytes and shutil.disk_usage(file.parent).free < num_bytes:
         raise DiskFullError(describe_full_disk(file, num_bytes))
     part = file.with_name(f".{file.name}.{secrets.token_hex(4)}{_PART}")
     try:

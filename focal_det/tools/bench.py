@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     show(", ".join(f"{key}: {value}" for key, value in conditions.items()))
     if args.quick:
         show(_QUICK_NOTE)
-    # Each case is shown as soon as it is measured: together they may take an hour.
+    # Each case is shown as soon as it is measured: all of them take long.
     for case in measure_cases(content, args.device):
         show(f"\n{make_timing_table(case, OURS)}", flush=True)
         content["results"].append(case)

@@ -52,7 +52,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     config_file = find_config_file(args.config_file)
     check_weights_file(args.output, config_file)
-    # Slow, and so only after the output file has been checked.
     cfg = load_config(config_file, args.opts)
     options = WeightOptions(method=args.method, beta=args.beta, max_alpha=args.max_alpha)
     report = measure_class_weights(cfg, options, args.images)

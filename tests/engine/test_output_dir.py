@@ -242,6 +242,13 @@ def test_arguments_of_another_loss_may_change(finished, digits):
     assert "Starting training from iteration 2" in read_log(digits)
 
 
+def test_another_length_is_noted(finished, capsys):
+    run_train(finished[0], "--resume")
+    assert "note: SOLVER.MAX_ITER" not in capsys.readouterr().out
+    run_train(finished[0], "--resume", "SOLVER.MAX_ITER", "3")
+    assert "note: SOLVER.MAX_ITER: 2 before, 3 now" in capsys.readouterr().out
+
+
 def test_length_may_change_if_learning_rates_do_not(finished, capsys):
     config = finished[0]
     cosine = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]
