@@ -14,7 +14,7 @@ from focal_det.checkpoint.last import find_last_checkpoint
 from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.config import find_config_file
 from focal_det.env import load_config
-from focal_det.files import DiskFullError, is_disk_full, remove_parts
+from focal_det.files import DiskFullError, is_disk_full
 
 from .output_dir import (
     find_changes,
@@ -145,11 +145,8 @@ def launch_run(args: argparse.Namespace, plan: RunPlan) -> None:
         WeightsError: the weights cannot be read, or do not fit.
         StoppedError: the run stopped for any other reason.
     """
-    folder = Path(plan.cfg.OUTPUT_DIR)
-    if args.machine_rank == 0:
-        remove_parts(folder)
     if args.overwrite and args.machine_rank == 0:
-        remove_run(folder, plan.cfg.MODEL.WEIGHTS)
+        remove_run(Path(plan.cfg.OUTPUT_DIR), plan.cfg.MODEL.WEIGHTS)
     try:
         with end_children_on_error():
             launch(

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from focal_det.checkpoint.checkpointer import load_all_weights
 from focal_det.data.catalog import register_datasets
 from focal_det.env import load_config
-from focal_det.files import open_to_replace
+from focal_det.files import open_to_replace, remove_parts
 from focal_det.host import LOGGER_NAME, keep_log_files_plain
 
 from .processes import end_with_parent
@@ -121,6 +121,8 @@ def _log_notes(seed_note: str, findings: Sequence[str]) -> None:
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
+    if comm.is_main_process():
+        remove_parts(Path(cfg.OUTPUT_DIR))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume, allow_changes=args.allow_changes)
     results = trainer.train()
