@@ -96,6 +96,23 @@ def _lock(stream: BinaryIO) -> bool:
     return True
 
 
+def lock_for_process(stream: BinaryIO) -> bool:
+    """Lock a file until this process closes it; returns whether no other process has locked it.
+
+    Processes forked from this one do not hold the lock. Where locks do not exist, as on some
+    network file systems, there is none.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk, too; some systems cannot."""
     if os.name != "posix":

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Union
 
 # As Detectron2's layers take it: a name, or a function of the number of channels.
@@ -58,13 +59,51 @@ def get_head_norm(norm: Norm) -> Norm:
     return make_group_norm
 
 
-def set_data_loader(trainer: Any, data_loader: Any) -> None:
-    """Give a SimpleTrainer another data loader; main has a method for it, 0.5 does not."""
-    if hasattr(trainer, "reset_data_loader"):
-        trainer.reset_data_loader(lambda: data_loader)
-    else:
-        trainer.data_loader = data_loader
-        trainer._data_loader_iter = iter(data_loader)
+def create_local_group(num_local: int) -> None:
+    """Make the process group of this machine, which `comm.get_local_rank` needs.
+
+    Detectron2's main has a function for it, 0.5 and 0.6 do it in their launcher, for GPUs only.
+
+    Args:
+        num_local: processes on each machine.
+    """
+    from detectron2.utils import comm
+    from torch import distributed
+
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(num_local)
+        return
+    for first in range(0, comm.get_world_size(), num_local):
+        ranks = list(range(first, first + num_local))
+        group = distributed.new_group(ranks)
+        if comm.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+@contextmanager
+def parallelize_on_cpu(device: str) -> Iterator[None]:
+    """Let Detectron2's trainers wrap a model that is on the CPU for several processes.
+
+    They name a GPU for each process, which torch refuses for such a model.
+
+    Args:
+        device: MODEL.DEVICE; on a GPU nothing changes.
+    """
+    from detectron2.engine import defaults
+
+    if not device.startswith("cpu"):
+        yield
+        return
+    wrapper = defaults.DistributedDataParallel
+
+    def wrap(model: Any, device_ids: Any = None, **kwargs: Any) -> Any:
+        return wrapper(model, **kwargs)
+
+    defaults.DistributedDataParallel = wrap
+    try:
+        yield
+    finally:
+        defaults.DistributedDataParallel = wrapper
 
 
 class _PlainFormatter(logging.Formatter):

@@ -36,7 +36,8 @@ class HealthyCheckpointer(DetectionCheckpointer):
         divergence: its last result.
         extra: saved in each checkpoint besides the model, such as "class_names".
         requires_all: whether weights that lack parameters of the model are refused.
-        loaded_class_names: of the checkpoint that a run was resumed from, if it has any.
+        loaded: what the checkpoint that a run was resumed from holds besides the model, such as
+            "class_names".
         num_tensors: number of parameter tensors of the model.
         num_matched: how many of them the weights loaded last contain.
     """
@@ -50,7 +51,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.extra: dict[str, Any] = {}
-        self.loaded_class_names: list[str] = []
+        self.loaded: dict[str, Any] = {}
         self._num_bytes = 0  # of the checkpoint saved last
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -107,9 +108,8 @@ class HealthyCheckpointer(DetectionCheckpointer):
             logging.getLogger(LOGGER_NAME).warning(reason)
         # A run that lacked a layer would go on with random weights in it.
         self.requires_all = True
-        content = self.load(str(last.file), source="checkpoint ")
-        self.loaded_class_names = content.get("class_names", [])
-        return content
+        self.loaded = self.load(str(last.file), source="checkpoint ")
+        return self.loaded
 
     def load(self, path: str, *args: Any, source: str = "", **kwargs: Any) -> dict[str, Any]:
         try:
@@ -134,11 +134,6 @@ class HealthyCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)
-        if self.requires_all and "optimizer" in self.checkpointables and "optimizer" not in content:
-            logging.getLogger(LOGGER_NAME).warning(
-                f"{filename} contains no optimizer state (train_net.py of Detectron2 0.5 "
-                "and 0.6 does not save it): momentum starts at 0"
-            )
         # Detectron2 main accepts a query after a file name: file.pth?matching_heuristics=True.
         url = getattr(self, "_parsed_url_during_load", None)
         if url and url.query == "matching_heuristics=True":

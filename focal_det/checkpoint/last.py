@@ -15,12 +15,16 @@ class LastCheckpoint:
 
     Attributes:
         file: valid: it can be read, and has correct checksums, finite weights and an iteration.
+        iteration: the last one that is in it.
+        num_processes: of the run; None if the checkpoint does not say it.
         config: yaml text of the run's config; None if the checkpoint has none, as of Detectron2's
             own trainer.
         skipped: why it is not another file, a reason each; empty if `last_checkpoint` names it.
     """
 
     file: Path
+    iteration: int
+    num_processes: Optional[int]
     config: Optional[str]
     skipped: Sequence[str]
 
@@ -50,7 +54,7 @@ def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
         skipped = []
         tagged = _examine(folder / name)
         if not tagged.fault:
-            return LastCheckpoint(folder / name, tagged.config, ())
+            return _describe(folder / name, tagged, ())
         files = list(dict.fromkeys([folder / name, *files]))
 
     examined = [(_examine(file), file) for file in files]
@@ -58,7 +62,7 @@ def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
     valid = [(x.iteration, file) for x, file in examined if not x.fault]
     if valid:
         _, newest = max(valid)
-        return LastCheckpoint(newest, _examine(newest).config, skipped)
+        return _describe(newest, _examine(newest), skipped)
     if files:
         reasons = "".join(f"\n  {x}" for x in skipped)
         raise WeightsError(f"{folder} has no checkpoint that a run can resume from:{reasons}")
@@ -70,8 +74,13 @@ class _Examined:
     """What a file holds of a run; `fault` says why none can resume from it."""
 
     iteration: int = -1
+    num_processes: Optional[int] = None
     config: Optional[str] = None
     fault: str = ""
+
+
+def _describe(file: Path, found: _Examined, skipped: Sequence[str]) -> LastCheckpoint:
+    return LastCheckpoint(file, found.iteration, found.num_processes, found.config, skipped)
 
 
 def _examine(file: Path) -> _Examined:
@@ -89,4 +98,5 @@ def _examine_once(file: Path, mtime: int, size: int) -> _Examined:
         return _Examined(fault=str(error))
     if "iteration" not in content:
         return _Examined(fault="it holds weights alone, and no state to resume from")
-    return _Examined(int(content["iteration"]), content.get("config"))
+    num_processes = content.get("run_state", {}).get("num_processes")
+    return _Examined(int(content["iteration"]), num_processes, content.get("config"))

@@ -1,14 +1,15 @@
 """Start of a run: what is refused before it, and what the error of a process means."""
 
 import argparse
+import contextlib
+import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import launch
-from torch import multiprocessing
 
 from focal_det.checkpoint.last import find_last_checkpoint
 from focal_det.checkpoint.weights_file import WeightsError
@@ -16,34 +17,101 @@ from focal_det.config import find_config_file
 from focal_det.env import load_config
 from focal_det.files import DiskFullError, is_disk_full
 
+from .data_workers import DataWorkerError
 from .output_dir import (
     find_changes,
+    lock_output_dir,
     read_earlier_config,
     refuse_changes,
     refuse_mixed_runs,
     remove_run,
 )
-from .processes import end_children_on_error
+from .processes import (
+    Place,
+    ProcessKilledError,
+    joined,
+    plan_places,
+    read_place,
+    run_in_processes,
+    share_from_first,
+)
 from .run import RunPlan, run_process
 from .step_guard import DIVERGED, DivergedError
-
-# Errors of a process that the user can act on; all others are crashes, with a traceback.
-_KNOWN_ERRORS = (DivergedError, WeightsError, DiskFullError)
 
 
 class StoppedError(RuntimeError):
     """A run that stopped before its end; the message is complete, a traceback included."""
 
 
-def prepare_run(args: argparse.Namespace) -> RunPlan:
-    """Refuse what can be refused before a process starts.
+def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> None:
+    """Refuse what can be refused; then train or evaluate, and wait for the end.
+
+    The processes are started here, unless torchrun or a launcher like it has done so: then this
+    process joins the others.
 
     Args:
-        args: the flags of Detectron2's train_net.py, and overwrite, allow_changes, unsafe_yaml.
+        args: the flags of Detectron2's train_net.py, and num_processes, overwrite, allow_changes,
+            no_check, unsafe_yaml.
+        check: examines a run before it starts, and raises SystemExit to refuse it.
 
     Raises:
-        OSError: the config does not exist.
+        OSError: the config does not exist, or another run uses OUTPUT_DIR.
         ValueError: names the flag, key or folder that must change.
+        WeightsError: the weights cannot be read, or do not fit.
+        StoppedError: the run stopped for any other reason.
+        SystemExit: `check` has refused it, or a signal has stopped it.
+    """
+    args.allow_changes = [x for x in args.allow_changes.split(",") if x]
+    args.num_processes = _count_processes(args)
+    place = read_place()
+    if place is not None:
+        # A launcher repeats the command as it is when a process has failed.
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.eval_only:
+            args.resume = True
+            args.overwrite = False
+        args.num_processes = place.num_processes
+        with joined(place, uses_gpus=args.num_gpus > 0 and torch.cuda.is_available()):
+            _prepare_and_run(args, check, has_launcher=True)
+    else:
+        _prepare_and_run(args, check, has_launcher=False)
+
+
+def _prepare_and_run(
+    args: argparse.Namespace, check: Callable[[RunPlan], None], *, has_launcher: bool
+) -> None:
+    with contextlib.ExitStack() as lock:
+        plan = share_from_first(lambda: _prepare(args, check, lock))
+        _run(args, plan, has_launcher=has_launcher)
+
+
+def _count_processes(args: argparse.Namespace) -> int:
+    """Processes of all machines.
+
+    Raises:
+        ValueError: the flags contradict each other, or this machine has fewer GPUs.
+    """
+    num_gpus = torch.cuda.device_count()
+    if args.num_gpus > max(1, num_gpus):
+        raise ValueError(f"--num-gpus {args.num_gpus}, but torch finds {num_gpus} on this machine")
+    by_gpus = max(1, args.num_gpus)
+    num_local = args.num_processes or by_gpus
+    if num_local < 1:
+        raise ValueError(f"--num-processes must be >= 1, got {num_local}")
+    if num_local != by_gpus and args.num_gpus > 0:
+        raise ValueError(
+            f"--num-processes {num_local}: with GPUs, there is one process for each "
+            f"(--num-gpus {args.num_gpus}); for processes on the CPU, add --num-gpus 0"
+        )
+    return num_local * args.num_machines
+
+
+def _prepare(
+    args: argparse.Namespace, check: Callable[[RunPlan], None], lock: contextlib.ExitStack
+) -> RunPlan:
+    """Refuse what can be refused before the first iteration.
+
+    Args:
+        lock: gets the lock of OUTPUT_DIR.
     """
     _check_arguments(args)
     args.config_file = find_config_file(args.config_file)
@@ -55,18 +123,43 @@ def prepare_run(args: argparse.Namespace) -> RunPlan:
         if earlier and Path(weights).parent == folder:
             _warn_of_another_model(cfg, earlier)
         return RunPlan(cfg, earlier, weights=weights)
-    if args.resume:
-        earlier = read_earlier_config(folder)
-        if not args.allow_changes:
-            refuse_changes(cfg, earlier)
-        if find_last_checkpoint(folder):
-            cfg.MODEL.WEIGHTS = ""  # not read, and the file may be gone by now
-        _note_another_length(cfg, earlier)
-        return RunPlan(cfg, earlier)
     # On the other machines of a run, the folder may hold what the first one has just written.
-    if args.machine_rank == 0 and not args.overwrite:
+    if args.machine_rank == 0:
+        lock.enter_context(lock_output_dir(folder))
+    plan = RunPlan(cfg)
+    if args.resume:
+        plan.earlier = _prepare_resume(cfg, args)
+    elif args.machine_rank == 0 and not args.overwrite:
         refuse_mixed_runs(folder)
-    return RunPlan(cfg)
+    if not args.no_check:
+        check(plan)
+    # Last, after all that may refuse the run.
+    if args.overwrite and args.machine_rank == 0:
+        remove_run(folder, cfg.MODEL.WEIGHTS)
+    return plan
+
+
+def _prepare_resume(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Refuse a resume that would be another run; returns the config before.
+
+    Raises:
+        ValueError: settings or the number of processes have changed, and that is not allowed.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    earlier = read_earlier_config(folder)
+    refuse_changes(cfg, earlier, args.allow_changes)
+    last = find_last_checkpoint(folder)
+    if last:
+        cfg.MODEL.WEIGHTS = ""  # not read, and the file may be gone by now
+        before = last.num_processes or args.num_processes
+        if before != args.num_processes and "processes" not in args.allow_changes:
+            raise ValueError(
+                f"--resume: the run in {folder} had {before} processes, and would have "
+                f"{args.num_processes} now: its data cannot go on in the same order. To continue "
+                "in another: --allow-changes processes"
+            )
+    _note_another_length(cfg, earlier)
+    return earlier
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -81,9 +174,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             "--overwrite starts a new run; it cannot be combined with --resume or --eval-only"
         )
-    num_gpus = torch.cuda.device_count()
-    if args.num_gpus > max(1, num_gpus):
-        raise ValueError(f"--num-gpus {args.num_gpus}, but torch finds {num_gpus} on this machine")
 
 
 def _find_evaluated_weights(cfg: CfgNode, args: argparse.Namespace, earlier: dict[str, Any]) -> str:
@@ -137,55 +227,51 @@ def _warn_of_another_model(cfg: CfgNode, earlier: dict[str, Any]) -> None:
         print("\n  ".join(["warning: the run had another model than this config", *lines]))
 
 
-def launch_run(args: argparse.Namespace, plan: RunPlan) -> None:
-    """Train or evaluate in as many processes as there are GPUs to use; wait for their end.
-
-    Raises:
-        ValueError: --overwrite would remove the weights that the run starts from.
-        WeightsError: the weights cannot be read, or do not fit.
-        StoppedError: the run stopped for any other reason.
-    """
-    if args.overwrite and args.machine_rank == 0:
-        remove_run(Path(plan.cfg.OUTPUT_DIR), plan.cfg.MODEL.WEIGHTS)
+def _run(args: argparse.Namespace, plan: RunPlan, *, has_launcher: bool) -> None:
+    """Run in this process, or in as many as the flags ask for."""
+    if has_launcher or args.num_processes == 1:
+        _run_process(args, plan)
+        return
+    places = plan_places(
+        args.num_processes // args.num_machines,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+    )
     try:
-        with end_children_on_error():
-            launch(
-                run_process,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args, plan),
-            )
+        run_in_processes(_join_and_run, [(place, args, plan) for place in places])
+    except ProcessKilledError as error:
+        raise StoppedError(f"focal-det train: {error}") from None
+
+
+def _join_and_run(place: Place, args: argparse.Namespace, plan: RunPlan) -> None:
+    with joined(place, uses_gpus=args.num_gpus > 0):
+        _run_process(args, plan)
+
+
+def _run_process(args: argparse.Namespace, plan: RunPlan) -> None:
+    try:
+        run_process(args, plan)
     except Exception as error:
         raise _explain(error) from None
 
 
 def _explain(error: Exception) -> Exception:
-    """The error to raise for one of a process: what a person can do about it, or a traceback."""
-    kind, message = _find_known_error(error)
-    if kind is WeightsError:
-        return WeightsError(message)
-    if kind is DivergedError:
-        return StoppedError(f"{DIVERGED}{message}")
-    if kind is DiskFullError:
-        return StoppedError(f"focal-det train: {message}")
+    """The error to raise for one of a run: what a person can do about it, or a traceback."""
+    if isinstance(error, WeightsError):
+        return error
+    if isinstance(error, DivergedError):
+        return StoppedError(f"{DIVERGED}{error}")
+    if isinstance(error, DataWorkerError):
+        return StoppedError(
+            f"focal-det train: {error}. The last complete step is saved; continue with --resume"
+        )
+    if isinstance(error, DiskFullError):
+        return StoppedError(f"focal-det train: {error}")
+    if is_disk_full(error):
+        return StoppedError(
+            f"focal-det train: the disk is full ({error}). Make room, then continue with --resume"
+        )
     # Often the user's own code, such as a loss or an evaluator: nothing of the traceback is hidden.
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     return StoppedError("".join(lines).rstrip())
-
-
-def _find_known_error(error: Exception) -> tuple[Optional[type[Exception]], str]:
-    """Type and message of an error that a person can act on; None for others."""
-    for kind in _KNOWN_ERRORS:
-        if isinstance(error, kind):
-            return kind, str(error)
-        if isinstance(error, multiprocessing.ProcessRaisedException):
-            # Only the text of the error crosses processes: a traceback, then type and message.
-            _, is_kind, message = str(error).partition(f"{kind.__name__}: ")
-            if is_kind:
-                return kind, message.rstrip()
-    if is_disk_full(error):
-        message = f"the disk is full ({error}). Make room, then continue with --resume"
-        return DiskFullError, message
-    return None, ""

@@ -1,5 +1,9 @@
 """An OUTPUT_DIR that holds an earlier run: what it may share with a new run, and what not."""
 
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from focal_det.checkpoint.last import find_last_checkpoint
+from focal_det.files import lock_for_process
 from focal_det.messages import shorten
 from focal_det.modeling.build import INFERENCE_KEYS, flatten_config
 
@@ -30,6 +35,7 @@ _ALL_FILES = (
     "curves.png",
     "detections.png",
 )
+_LOCK_FILE = ".lock"
 # Keys that may change at a resume because they do not affect what is learnt; a key ending in "."
 # stands for all keys below it.
 _FREE_KEYS = (
@@ -48,6 +54,28 @@ _FREE_KEYS = (
     "VERSION",
     "VIS_PERIOD",
 )
+
+
+@contextmanager
+def lock_output_dir(folder: Path) -> Iterator[None]:
+    """Keep the runs of other processes out of a folder.
+
+    Raises:
+        OSError: another run has locked it; names its process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK_FILE, "ab+") as file:
+        if not lock_for_process(file):
+            file.seek(0)
+            owner = file.read().decode(errors="replace")
+            raise BlockingIOError(
+                f"OUTPUT_DIR {folder} is in use by another run ({owner}). Wait for its end, stop "
+                "it, or choose another OUTPUT_DIR"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        yield
 
 
 def find_run_files(folder: Path) -> list[str]:
@@ -90,23 +118,29 @@ def refuse_mixed_runs(folder: Path) -> None:
         )
 
 
-def refuse_changes(cfg: CfgNode, before: dict[str, Any]) -> None:
+def refuse_changes(cfg: CfgNode, before: dict[str, Any], allowed: Sequence[str]) -> None:
     """Refuse to resume a run with settings that change what is learnt.
 
     Args:
         before: the config of the run, from `read_earlier_config`.
+        allowed: keys that may have changed; one such as SOLVER stands for all below it.
 
     Raises:
-        ValueError: there are such settings; names each with both values.
+        ValueError: there are other such settings; names each with both values.
     """
-    changes = find_changes(cfg, before)
+    changes = {
+        key: values
+        for key, values in find_changes(cfg, before).items()
+        if not any(key == x or key.startswith(f"{x}.") for x in allowed)
+    }
     if changes:
         shown = "".join(
             f"\n  {key}: {old} before, {new} now" for key, (old, new) in changes.items()
         )
         raise ValueError(
             f"--resume: the run in {cfg.OUTPUT_DIR} was trained with other settings:{shown}\nSet "
-            "them back, or continue with the new ones: --allow-changes"
+            "them back, or continue with the new ones: --allow-changes "
+            f"{','.join([*allowed, *changes])}"
         )
 
 

@@ -1,56 +1,282 @@
-"""Processes of a run end together: the ranks and the process that started them."""
+"""The processes of a run: they start together, and end together."""
 
+import functools
+import math
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any, Optional
 
-_SECONDS_TO_END = 5.0  # for a process to obey SIGTERM before it is killed
+import torch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch import distributed
+
+from focal_det.host import create_local_group
+
+from .data_workers import describe_signal, end_when_parent_dies
+from .stop_request import get_stop_signals
+
+# For the other processes to end themselves, once one has ended before its work was done.
+_SECONDS_TO_END = 5.0
+_POLL_SECONDS = 0.5
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
-def end_with_parent() -> None:
-    """End this process and its data workers when its parent ends or sends SIGTERM.
+class ProcessKilledError(RuntimeError):
+    """A process of the run has ended without a word, such as by SIGKILL."""
 
-    Without it, the ranks of a run survive as orphans when their parent is killed, and the data
-    workers of a rank that gets SIGTERM stay for seconds. Does nothing in a process that
-    `multiprocessing` has not started.
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a process among those of its run.
+
+    Attributes:
+        rank: from 0, over all machines.
+        local_rank: from 0, on this machine.
+        num_processes: on all machines.
+        num_local: on this machine.
+        url: where the processes meet, for torch.distributed.
     """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
 
-    def wait_for_parent() -> None:
-        parent.join()
-        _end()
-
-    signal.signal(signal.SIGTERM, lambda number, frame: _end())
-    threading.Thread(target=wait_for_parent, name="end_with_parent", daemon=True).start()
+    rank: int
+    local_rank: int
+    num_processes: int
+    num_local: int
+    url: str
 
 
-def _end() -> None:
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    # Not sys.exit: the main thread may wait for other ranks forever.
-    os._exit(1)
+def read_place() -> Optional[Place]:
+    """The place that torchrun, or a launcher with the same variables, has given this process.
+
+    None without a launcher.
+
+    Raises:
+        ValueError: only some of the variables are set.
+    """
+    values = {name: os.environ.get(name, "") for name in _VARIABLES}
+    # Some clusters set one or two of them for every process.
+    if not (values["RANK"] and values["WORLD_SIZE"] and os.environ.get("MASTER_ADDR")):
+        return None
+    wrong = [f"{k}={v}" for k, v in values.items() if not v.isdigit()]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)}: the launcher of this process must set {', '.join(_VARIABLES)} to "
+            "numbers, as torchrun does"
+        )
+    rank, local_rank, num_processes, num_local = (int(x) for x in values.values())
+    return Place(rank, local_rank, num_processes, num_local, "env://")
+
+
+def plan_places(num_local: int, num_machines: int, machine_rank: int, url: str) -> list[Place]:
+    """The places of the processes to start on this machine.
+
+    Args:
+        url: where all processes meet; "auto" for a free port of this machine.
+
+    Raises:
+        ValueError: "auto" with several machines.
+    """
+    if url == "auto":
+        if num_machines > 1:
+            raise ValueError("--dist-url is required with --num-machines: tcp://FIRST_MACHINE:PORT")
+        url = _find_free_url()
+    first = machine_rank * num_local
+    num_processes = num_machines * num_local
+    return [Place(first + i, i, num_processes, num_local, url) for i in range(num_local)]
+
+
+def _find_free_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
 
 
 @contextmanager
-def end_children_on_error() -> Iterator[None]:
-    """End the processes started in the block when an exception, or an interrupt, leaves it.
+def joined(place: Place, uses_gpus: bool) -> Iterator[None]:
+    """Meet the other processes of a run; in the block, Detectron2's `comm` knows them.
 
-    Without it, `multiprocessing` waits for them when the interpreter ends.
+    Args:
+        uses_gpus: one GPU of the machine for each of its processes; otherwise all use the CPU.
     """
-    others = set(multiprocessing.active_children())
+    if uses_gpus:
+        torch.cuda.set_device(place.local_rank)
+    distributed.init_process_group(
+        "nccl" if uses_gpus else "gloo",
+        init_method=place.url,
+        rank=place.rank,
+        world_size=place.num_processes,
+        timeout=DEFAULT_TIMEOUT,
+    )
+    create_local_group(place.num_local)
+    comm.synchronize()
     try:
         yield
-    except BaseException:
-        children = set(multiprocessing.active_children()) - others
-        # All at once, so that they do not wait for each other in a collective operation.
+    finally:
+        # Without it, threads of torch abort the process at its end.
+        distributed.destroy_process_group()
+
+
+def share_from_first(make: Callable[[], Any]) -> Any:
+    """What `make` returns in the first process, in all of them.
+
+    Raises:
+        SystemExit: the first process has failed; in the others, with code 2. The first raises its
+            error.
+    """
+    outcome = [None]
+    try:
+        if comm.is_main_process():
+            outcome = [make()]
+    finally:
+        if comm.get_world_size() > 1:
+            distributed.broadcast_object_list(outcome, src=0)
+    if outcome[0] is None:
+        raise SystemExit(2)
+    return outcome[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _get_control_group() -> Any:
+    # Of its own, so that it does not wait for the gradients.
+    return distributed.new_group(backend="gloo")
+
+
+def agree_on(status: int) -> int:
+    """The largest status of all processes; a collective operation."""
+    if comm.get_world_size() == 1:
+        return status
+    value = torch.tensor(status)
+    distributed.all_reduce(value, distributed.ReduceOp.MAX, group=_get_control_group())
+    return int(value)
+
+
+class _Child:
+    """A process that was started, and the error that it has sent."""
+
+    def __init__(self, target: Callable[..., Any], args: Sequence[Any]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork cannot use CUDA
+        self.pipe, sender = context.Pipe(duplex=False)
+        self.process: BaseProcess = context.Process(
+            target=_run_child, args=(target, args, sender, os.getpid())
+        )
+        self.error: Optional[Exception] = None
+        self.process.start()
+        # So that the pipe ends with the process.
+        sender.close()
+
+    def read_error(self) -> None:
+        try:
+            if self.pipe.poll():
+                self.error = self.pipe.recv()
+        except EOFError:
+            return
+
+
+def run_in_processes(target: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> None:
+    """Call a function in one process for each of several tuples of arguments; wait for their end.
+
+    Signals that ask for a stop are passed on. When one process fails, the others are ended; when
+    this process is killed, all end.
+
+    Args:
+        target: importable; its errors can be pickled.
+
+    Raises:
+        SystemExit: with the exit code of a process, if that is not 0.
+        ProcessKilledError: a process was killed.
+        Exception: of `target`.
+    """
+    children = [_Child(target, args) for args in arguments]
+    try:
+        with _passing_on_signals(children):
+            failed = _wait_for(children)
+    finally:
         for child in children:
-            child.terminate()
+            child.process.kill()
+            child.process.join()
+    # The errors of the others follow from it.
+    for child in failed:
+        code = child.process.exitcode or 0
+        if code < 0:
+            raise ProcessKilledError(
+                f"process {children.index(child)} of this run was killed by "
+                f"{describe_signal(-code)}. Continue with --resume"
+            )
+    for child in failed:
+        if child.error is not None:
+            raise child.error
+    for child in failed:
+        raise SystemExit(child.process.exitcode)
+
+
+def _wait_for(children: Sequence[_Child]) -> list[_Child]:
+    """Wait until all processes have ended; returns those that failed by themselves, in order."""
+    failed: list[_Child] = []
+    deadline = math.inf
+    while True:
+        running = [x.process for x in children if x.process.is_alive()]
         for child in children:
-            child.join(_SECONDS_TO_END)
-            child.kill()
-        raise
+            # Read at once: a long message would block the process that sends it.
+            child.read_error()
+            if child.process.exitcode and child not in failed:
+                failed.append(child)
+                deadline = min(deadline, time.monotonic() + _SECONDS_TO_END)
+        # When time is up, the caller ends the others: they may wait for the failed one, forever.
+        if not running or time.monotonic() > deadline:
+            return failed
+        wait([x.sentinel for x in running], _POLL_SECONDS)
+
+
+@contextmanager
+def _passing_on_signals(children: Sequence[_Child]) -> Iterator[None]:
+    def pass_on(number: int, frame: Optional[FrameType]) -> None:
+        for child in children:
+            pid = child.process.pid
+            if pid is not None and child.process.is_alive():
+                os.kill(pid, number)
+
+    before = {x: signal.signal(x, pass_on) for x in get_stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_child(
+    target: Callable[..., Any], args: Sequence[Any], sender: Connection, parent_id: int
+) -> None:
+    _end_with(parent_id)
+    try:
+        target(*args)
+    except Exception as error:
+        sender.send(error)
+        sys.exit(1)
+
+
+def _end_with(parent_id: int) -> None:
+    """End this process when its parent ends, with its data workers."""
+    if sys.platform == "linux":
+        end_when_parent_dies()
+        # The parent may have ended before.
+        if os.getppid() != parent_id:
+            os._exit(1)
+        return
+    parent = multiprocessing.parent_process()
+
+    def wait_for_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -14,13 +14,15 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from focal_det.checkpoint.checkpointer import load_all_weights
+from focal_det.checkpoint.last import find_last_checkpoint
 from focal_det.data.catalog import register_datasets
 from focal_det.env import load_config
 from focal_det.files import open_to_replace, remove_parts
 from focal_det.host import LOGGER_NAME, keep_log_files_plain
 
-from .processes import end_with_parent
+from .metrics_file import drop_later_metrics
 from .step_guard import DivergedError
+from .stop_request import STOP_REQUEST
 from .trainer import Trainer
 
 
@@ -48,8 +50,9 @@ def run_process(args: argparse.Namespace, plan: RunPlan) -> Optional[dict]:
         DivergedError: the run stopped before a non-finite step, or its final model has diverged.
         WeightsError: the weights cannot be read, or do not fit.
         DiskFullError: a file of the run does not fit on the disk.
+        DataWorkerError: a process that loads data was killed.
+        RunStopped: a signal has asked for it.
     """
-    end_with_parent()
     # Read again: a spawned process starts without the data sets and components of its parent.
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
@@ -121,15 +124,26 @@ def _log_notes(seed_note: str, findings: Sequence[str]) -> None:
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
-    if comm.is_main_process():
-        remove_parts(Path(cfg.OUTPUT_DIR))
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume, allow_changes=args.allow_changes)
-    results = trainer.train()
+    with STOP_REQUEST.listening():
+        if comm.is_main_process():
+            _clean_up(Path(cfg.OUTPUT_DIR), args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume, allow_changes=args.allow_changes)
+        results = trainer.train()
     divergence = trainer.checkpointer.divergence
     if divergence:
         raise DivergedError(f"at the end of the run, {divergence}")
     return results
+
+
+def _clean_up(folder: Path, resume: bool) -> None:
+    """Remove what an earlier process of the run has left in the folder and a resume repeats."""
+    remove_parts(folder)
+    if resume:
+        last = find_last_checkpoint(folder)
+        start_iter = last.iteration + 1 if last else 0
+        # Before the trainer opens the file, to append to it.
+        drop_later_metrics(folder / "metrics.json", start_iter)
 
 
 def _evaluate(cfg: CfgNode) -> dict:

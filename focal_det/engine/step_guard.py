@@ -1,9 +1,11 @@
 """Stops a run before a non-finite loss or gradient reaches the optimizer."""
 
+import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -40,6 +42,30 @@ class DivergedError(FloatingPointError):
     """A loss or gradient is non-finite, or a run has diverged; the message has the details."""
 
 
+@dataclass
+class Progress:
+    """What a StepGuard remembers of the steps before.
+
+    Attributes:
+        first_loss: sum of the losses of the first step, None before it.
+        last_loss: that of the last step.
+        num_skipped: steps in a row that the loss scaler has skipped.
+        num_diverged: steps in a row with a loss far above the first.
+    """
+
+    first_loss: Optional[float] = None
+    last_loss: float = 0.0
+    num_skipped: int = 0
+    num_diverged: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
 class StepGuard(HookBase):
     """Stops a run before a non-finite loss or gradient reaches the optimizer.
 
@@ -56,16 +82,16 @@ class StepGuard(HookBase):
 
     Args:
         cfg: of the run; kept with the step.
+
+    Attributes:
+        progress: what it remembers of the steps before, for a resumed run.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         self._cfg = cfg
         self._batch: list[dict[str, Any]] = []
         self._losses: dict[str, Tensor] = {}
-        self._first_loss: Optional[float] = None
-        self._last_loss = 0.0
-        self._num_skipped = 0
-        self._num_diverged = 0
+        self.progress = Progress()
         self._buffers: list[Tensor] = []
         self._undo: list[Callable[[], Any]] = []
         self._start_time = 0.0
@@ -91,13 +117,13 @@ class StepGuard(HookBase):
 
     def after_step(self) -> None:
         # `check` sets -1; a step that the loss scaler skips has not called it.
-        self._num_skipped += 1
-        if self._num_skipped > 0 and not all(x.isfinite() for x in self._losses.values()):
+        self.progress.num_skipped += 1
+        if self.progress.num_skipped > 0 and not all(x.isfinite() for x in self._losses.values()):
             self.stop()
-        if self._num_skipped > _PATIENCE and find_nonfinite_gradients(self._model):
+        if self.progress.num_skipped > _PATIENCE and find_nonfinite_gradients(self._model):
             self.stop(
-                f"gradients have been non-finite for {self._num_skipped} iterations in a row, at "
-                "ever smaller loss scales"
+                f"gradients have been non-finite for {self.progress.num_skipped} iterations in a "
+                "row, at ever smaller loss scales"
             )
 
     def after_train(self) -> None:
@@ -129,7 +155,7 @@ class StepGuard(HookBase):
         Raises:
             DivergedError: one is non-finite, or the loss has been far too high for too long.
         """
-        self._num_skipped = -1
+        self.progress.num_skipped = -1
         losses, norm = self._read_losses_and_norm()
         if not all(map(math.isfinite, losses)):
             self.stop()
@@ -137,14 +163,15 @@ class StepGuard(HookBase):
         if not math.isfinite(norm) and find_nonfinite_gradients(self._model):
             self.stop("a gradient is non-finite")
 
-        self._last_loss = sum(losses)
-        if self._first_loss is None:
-            self._first_loss = self._last_loss
+        self.progress.last_loss = sum(losses)
+        if self.progress.first_loss is None:
+            self.progress.first_loss = self.progress.last_loss
         divergence = self._describe_loss()
-        self._num_diverged = self._num_diverged + 1 if divergence else 0
-        if self._num_diverged > _PATIENCE:
+        self.progress.num_diverged = self.progress.num_diverged + 1 if divergence else 0
+        if self.progress.num_diverged > _PATIENCE:
             self.stop(
-                f"the run has diverged: {divergence}, for {self._num_diverged} iterations in a row"
+                f"the run has diverged: {divergence}, for {self.progress.num_diverged} iterations "
+                "in a row"
             )
 
     def _read_losses_and_norm(self) -> tuple[list[float], float]:
@@ -165,11 +192,11 @@ class StepGuard(HookBase):
 
     def _describe_loss(self) -> str:
         """How far a finite loss has left that of the start; empty if it has not diverged."""
-        if self._first_loss is None:
+        first = self.progress.first_loss
+        last = self.progress.last_loss
+        if first is None or last <= _DIVERGED_RATIO * max(1.0, first):
             return ""
-        if self._last_loss <= _DIVERGED_RATIO * max(1.0, self._first_loss):
-            return ""
-        return f"the loss is {self._last_loss:.3g}, and was {self._first_loss:.3g} at the start"
+        return f"the loss is {last:.3g}, and was {first:.3g} at the start"
 
     def stop(self, reason: str = "the loss of another process is non-finite") -> None:
         """Keep the step in OUTPUT_DIR, wait until all processes have done so, and raise.

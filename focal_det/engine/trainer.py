@@ -1,64 +1,107 @@
 """The trainer of `focal-det train`, built from the parts of this package."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter, PreciseBN
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
 
 from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.data.evaluation import build_evaluator
-from focal_det.host import LOGGER_NAME
+from focal_det.host import LOGGER_NAME, parallelize_on_cpu
 from focal_det.messages import shorten
 
-from .data_order import build_train_loader, skip_trained_data
 from .full_disk import report_full_disk_once
+from .processes import agree_on
+from .run_state import get_bare_model, restore_run_state
+from .saver import RunSaver
 from .step_guard import DivergedError, StepGuard
+from .stop_request import STOP_REQUEST, RunStopped
+from .training_stream import TrainingStream, build_train_stream
+
+_FAILED = 255  # status of a process that cannot go on; higher than any signal
 
 
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer, and
 
     - a StepGuard, so that nothing non-finite reaches the weights,
-    - a HealthyCheckpointer, with the optimizer's state on Detectron2 0.5 and 0.6 too,
+    - a HealthyCheckpointer, with the state of the optimizer on Detectron2 0.5 and 0.6, too,
+    - a stop between two steps when a signal asks for it or an image cannot be loaded, with a
+      checkpoint of the last complete step,
     - box evaluators chosen by a data set's `evaluator_type`, never with a cache of old annotations,
     - errors about an image that name its file,
-    - resumed runs that continue with the data; Detectron2 starts again at the first batch.
+    - resumed runs that are, on a CPU, bit for bit the run that was not interrupted; Detectron2
+      starts again at the first batch.
 
-    On a CPU and without workers, a resumed run is bit for bit the run that was not interrupted. See
-    `skip_trained_data` for the rest. `cfg.SEED` must be the one the run was started with.
+    `cfg.SEED` must be the one the run was started with.
     """
 
     # Detectron2 sets these attributes, without annotations.
     checkpointer: HealthyCheckpointer
     _hooks: list[HookBase]
 
+    _allowed: Sequence[str] = ()
+
     def __init__(self, cfg: CfgNode) -> None:
         # Detectron2 may scale batch size and learning rate to the number of processes. A checkpoint
         # keeps the config as given, because a resume compares it with the one it is given.
         self._given_config = cfg.dump()
-        super().__init__(cfg)
+        with parallelize_on_cpu(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
 
     def build_hooks(self) -> list[HookBase]:
-        checkpointables = dict(self.checkpointer.checkpointables)
-        # Before main, Detectron2's checkpoints lack the optimizer, and with it the momentum.
-        if "state_dict" not in vars(DefaultTrainer):
-            checkpointables["optimizer"] = self.optimizer
+        checkpointables = self.checkpointer.checkpointables
         self.checkpointer = HealthyCheckpointer(self.model, self.cfg.OUTPUT_DIR, **checkpointables)
         self._guard = StepGuard(self.cfg)
         self.checkpointer.find_divergence = self._guard.find_divergence
         self.checkpointer.extra = {"config": self._given_config, **_get_class_names(self.cfg)}
-        return [self._guard, *super().build_hooks()]
+
+        stream: TrainingStream = self._trainer.data_loader
+        stream.before_batch = self._stop_if_asked
+        hooks = [x for x in super().build_hooks() if x is not None]
+        # What a resumed run needs of this process.
+        self._parts: dict[str, Any] = {"data": stream, "guard": self._guard.progress}
+        for hook in hooks:
+            if isinstance(hook, PreciseBN) and not hook._disabled:
+                self._parts["precise_bn"] = hook._data_loader
+        self._saver = RunSaver(self.cfg, self.checkpointer, self._parts)
+        return [self._guard, *_replace_checkpointer(hooks, self._saver)]
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if "_trainer" not in state:
+            # As in main; Detectron2 0.5 and 0.6 save no optimizer, and with it no momentum.
+            state["_trainer"] = self._trainer.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        has_optimizer = "_trainer" in state_dict
+        if not (has_optimizer or "optimizer" in self._allowed):
+            raise WeightsError(
+                "it contains no state of the optimizer (train_net.py of Detectron2 0.5 and 0.6 "
+                "saves none), so momentum would start at 0. To continue nevertheless: "
+                "--allow-changes optimizer"
+            )
+        TrainerBase.load_state_dict(self, state_dict)
+        if has_optimizer:
+            self._trainer.load_state_dict(state_dict["_trainer"])
 
     def train(self) -> Any:
-        with report_full_disk_once(Path(self.cfg.OUTPUT_DIR)):
-            return super().train()
+        try:
+            with report_full_disk_once(Path(self.cfg.OUTPUT_DIR)):
+                return super().train()
+        except RunStopped:
+            self._saver.save_interrupted_evaluation()
+            raise
 
     def run_step(self) -> None:
         try:
@@ -69,42 +112,96 @@ class Trainer(DefaultTrainer):
             # Detectron2 checks the losses of all processes itself, and keeps nothing of the step.
             self._guard.stop()
 
+    def _stop_if_asked(self, error: Optional[Exception]) -> None:
+        """Stop before a step if any process has to, all together and with a checkpoint.
+
+        Args:
+            error: why this process has no batch; the caller raises it.
+
+        Raises:
+            RunStopped: for another reason than this `error`.
+        """
+        status = agree_on(_FAILED if error else STOP_REQUEST.number)
+        if not status:
+            return
+        self._saver.save_last_step()
+        if error:
+            return
+        if status == _FAILED:
+            raise RunStopped(1)
+        STOP_REQUEST.number = status
+        STOP_REQUEST.stop()
+
     def after_train(self) -> None:
         # Detectron2 evaluates after an exception in the last iteration as if the run had ended;
         # `iter` reaches `max_iter` only if it has.
         if self.iter < self.max_iter:
             self._hooks = [x for x in self._hooks if not isinstance(x, EvalHook)]
-        super().after_train()
+        try:
+            super().after_train()
+        except RunStopped:  # in the evaluation, before the hook that writes the last metrics
+            for hook in self._hooks:
+                if isinstance(hook, PeriodicWriter):
+                    hook.after_train()
+            raise
 
-    def resume_or_load(self, resume: bool = True, allow_changes: bool = False) -> None:
+    def resume_or_load(self, resume: bool = True, allow_changes: Sequence[str] = ()) -> None:
         """Load the last checkpoint or MODEL.WEIGHTS, and move to the data that comes next.
 
         Args:
             resume: load the last checkpoint of OUTPUT_DIR if it has one.
-            allow_changes: let a resumed run use learning rate, momentum and weight decay of the
-                config; otherwise those in the checkpoint apply.
+            allow_changes: what may have changed since a resumed run started: keys of the config,
+                "classes", "optimizer" (which may be missing). With a key of SOLVER, learning rate,
+                momentum and weight decay are those of the config, else those of the checkpoint.
 
         Raises:
             WeightsError: the weights cannot be read or do not fit, or the classes have changed.
         """
+        self._allowed = allow_changes
         settings = [_get_settings(x) for x in self.optimizer.param_groups]
         super().resume_or_load(resume=resume)
+        self._check_same_start()
         if not resume or self.start_iter == 0:
             return
-        if allow_changes:
+        if any(x.startswith("SOLVER") for x in allow_changes):
             self._set_settings(settings)
-        else:
+        if "classes" not in allow_changes:
             self._check_class_names()
+        self._continue_exactly()
         if self.start_iter >= self.max_iter:
             logging.getLogger(LOGGER_NAME).info(
                 f"all {self.start_iter} iterations of this run are done, and nothing is left to "
                 "train; its model is evaluated again. To train longer, raise SOLVER.MAX_ITER"
             )
-        elif self.cfg.SEED >= 0:
-            skip_trained_data(self)
+
+    def _check_same_start(self) -> None:
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise WeightsError(
+                f"the processes of this run would start at iterations {shorten(starts)}: "
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} must be one folder that all machines share"
+            )
+
+    def _continue_exactly(self) -> None:
+        """Set every part of this process to its state at the checkpoint."""
+        log = logging.getLogger(LOGGER_NAME)
+        run_state = self.checkpointer.loaded.get("run_state", {})
+        if run_state.get("num_processes") == comm.get_world_size():
+            restore_run_state(run_state, self._parts, get_bare_model(self.model))
+            log.info(f"continuing exactly after iteration {self.start_iter - 1}")
+            return
+        # Of Detectron2, an older version, or another number of processes.
+        num_images = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+        self._parts["data"].load_state_dict(
+            {"next": num_images // comm.get_world_size(), "waiting": []}
+        )
+        log.warning(
+            f"the checkpoint has no state of {comm.get_world_size()} processes: continuing with "
+            f"the data after {num_images} images, and with new random numbers"
+        )
 
     def _check_class_names(self) -> None:
-        before = self.checkpointer.loaded_class_names
+        before = self.checkpointer.loaded.get("class_names", [])
         now = self.checkpointer.extra.get("class_names", before)
         if before and before != now:
             raise WeightsError(
@@ -121,8 +218,14 @@ class Trainer(DefaultTrainer):
             group["lr"] = lr
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        return build_train_loader(cfg)
+    def build_train_loader(cls, cfg: CfgNode) -> TrainingStream:
+        return build_train_stream(cfg)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        # The first process saves the state; the others wait for it, and end with it.
+        with STOP_REQUEST.can_stop_here(comm.is_main_process()):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_evaluator(
@@ -138,6 +241,16 @@ def _get_class_names(cfg: CfgNode) -> dict[str, list[str]]:
         if names:
             return {"class_names": [str(x) for x in names]}
     return {}
+
+
+def _replace_checkpointer(hooks: list[HookBase], saver: RunSaver) -> list[HookBase]:
+    """The hooks with `saver` in place of Detectron2's, before the evaluation.
+
+    Detectron2 has none in other processes than the first.
+    """
+    others = [x for x in hooks if not isinstance(x, PeriodicCheckpointer)]
+    position = next(i for i, x in enumerate(others) if isinstance(x, EvalHook))
+    return [*others[:position], saver, *others[position:]]
 
 
 def _get_settings(group: dict[str, Any]) -> dict[str, Any]:

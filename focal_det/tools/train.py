@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from focal_det.check.run import run_checks
-from focal_det.engine.launch import StoppedError, launch_run, prepare_run
+from focal_det.engine.launch import StoppedError, start_run
 from focal_det.engine.run import RunPlan
 from focal_det.report.findings import print_findings
 
@@ -42,22 +42,32 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     flags = {
         "--no-check": f"skip `focal-det check`, here on {_CHECKED_IMAGES} images of each data set",
         "--overwrite": "remove the run that OUTPUT_DIR holds, and start anew",
-        "--allow-changes": "let --resume continue with other settings than the run started with",
         "--unsafe-yaml": "let the config run code (!!python/...) when it is read",
     }
     for flag, text in flags.items():
         parser.add_argument(flag, action="store_true", help=text)
+    parser.add_argument(
+        "--allow-changes",
+        default="",
+        metavar="KEY,...",
+        help="let --resume continue although these keys, or all below them, have changed",
+    )
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=0,
+        help="processes on this machine, with --num-gpus 0 (default: one for each GPU)",
+    )
+    # Detectron2's port is the same for every run of a user.
+    parser.set_defaults(dist_url="auto")
     # argparse has no public way to change an argument of another library's parser.
     for action in parser._actions:
         action.help = _HELP.get(action.dest, action.help)
 
 
 def _run(args: argparse.Namespace) -> None:
-    plan = prepare_run(args)
-    if not (args.eval_only or args.no_check):
-        _check(plan)
     try:
-        launch_run(args, plan)
+        start_run(args, _check)
     except StoppedError as error:
         raise SystemExit(str(error)) from None
 

@@ -1,16 +1,17 @@
 """What `focal-det train` refuses before it starts a process, and how it names what stopped one."""
 
 import errno
+import pickle
 from argparse import Namespace
 
 import pytest
 import torch
-from torch import multiprocessing
 
 from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.engine import launch
-from focal_det.engine.run import RunPlan
+from focal_det.engine.data_workers import DataWorkerError
 from focal_det.engine.step_guard import DivergedError
+from focal_det.files import DiskFullError
 from focal_det.model_zoo import get_config_file
 from focal_det.tools.train import main as train
 from tests.faults.copies import refuse_train
@@ -66,38 +67,67 @@ def test_more_gpus_than_there_are_is_refused(digits, capsys):
     assert f"--num-gpus {num}, but torch finds {torch.cuda.device_count()}" in message
 
 
-def in_process(error: str) -> Exception:
-    """What torch raises for an exception in one of several processes."""
-    text = f"\n\n-- Process 1 terminated with the following error:\nTraceback ...\n{error}\n"
-    return multiprocessing.ProcessRaisedException(text, 1, 4711)
-
-
 @pytest.mark.parametrize(
     "error, kind, message",
     [
         (DivergedError("loss is nan"), launch.StoppedError, "^diverged: loss is nan$"),
-        (
-            in_process("a.DivergedError: loss is nan\n  x"),
-            launch.StoppedError,
-            "^diverged: loss is",
-        ),
         (WeightsError("w.pth: empty"), WeightsError, "^w.pth: empty$"),
-        (in_process("a.WeightsError: w.pth: empty"), WeightsError, "^w.pth: empty$"),
         (OSError(errno.ENOSPC, "No space"), launch.StoppedError, "^focal-det train: the disk is"),
-        (in_process("a.DiskFullError: full"), launch.StoppedError, "^focal-det train: full$"),
+        (DiskFullError("full"), launch.StoppedError, "^focal-det train: full$"),
+        (DataWorkerError("dead"), launch.StoppedError, "^focal-det train: dead. The last complete"),
         (ValueError("bug"), launch.StoppedError, r"^Traceback(?s:.)*\nValueError: bug$"),
+    ],
+)
+def test_error_of_a_run_is_explained(error, kind, message, digits, monkeypatch):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(launch, "run_process", fail)
+    args = parse(digits.write_config())
+    with pytest.raises(kind, match=message):
+        launch.start_run(args, check=lambda plan: None)
+    # An error crosses processes as it is.
+    with pytest.raises(kind, match=message):
+        raise pickle.loads(pickle.dumps(launch._explain(error)))
+
+
+def parse(config, **changes):
+    values = {
+        "config_file": str(config),
+        "opts": [],
+        "resume": False,
+        "eval_only": False,
+        "overwrite": False,
+        "no_check": False,
+        "unsafe_yaml": False,
+        "allow_changes": "",
+        "num_gpus": 1,
+        "num_processes": 0,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "dist_url": "auto",
+        **changes,
+    }
+    return Namespace(**values)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--num-processes", "2"], "for processes on the CPU, add --num-gpus 0"),
+        (["--num-gpus", "0", "--num-processes", "-1"], "--num-processes must be >= 1, got -1"),
         (
-            in_process("ValueError: bug"),
-            launch.StoppedError,
-            r"^Traceback(?s:.)*\nValueError: bug$",
+            ["--num-gpus", "0", "--num-processes", "2", "--num-machines", "2"],
+            "--dist-url is required with --num-machines",
         ),
     ],
 )
-def test_error_of_a_process_is_explained(error, kind, message, monkeypatch):
-    def fail(*args, **kwargs):
-        raise error
+def test_wrong_numbers_of_processes_are_refused(words, message, digits, capsys):
+    assert message in refuse_train(capsys, digits.write_config(), *words)
 
-    monkeypatch.setattr(launch, "launch", fail)
-    args = Namespace(overwrite=False, num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
-    with pytest.raises(kind, match=message):
-        launch.launch_run(args, RunPlan(cfg=None))
+
+def test_variables_of_half_a_launcher_are_refused(digits, capsys, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    message = refuse_train(capsys, digits.write_config())
+    assert "LOCAL_RANK=, LOCAL_WORLD_SIZE=: the launcher of this process must set" in message

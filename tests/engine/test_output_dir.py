@@ -220,7 +220,7 @@ def test_resume_with_other_settings_names_the_keys(finished, capsys):
             before = before[part]
         shown = f"{key}: {before} before, {value} now"
         assert shown in message and message.count(" before, ") == 1
-        assert "--allow-changes" in message
+        assert message.endswith(f"--allow-changes {key}\n")
     assert yaml.safe_load((out / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 2
 
 
@@ -269,11 +269,11 @@ def test_resume_with_classes_in_another_order_is_refused(finished, digits, capsy
 
 
 def test_change_of_the_parameter_groups_is_refused(finished, capsys):
-    words = ["SOLVER.MAX_ITER", "3", "SOLVER.BIAS_LR_FACTOR", "2.0"]
+    words = ["--allow-changes", "SOLVER", "SOLVER.MAX_ITER", "3", "SOLVER.BIAS_LR_FACTOR", "2.0"]
     if detectron2.__version__.startswith("0.5"):  # a group for each parameter, whatever the factor
-        run_train(finished[0], "--resume", "--allow-changes", *words)
+        run_train(finished[0], "--resume", *words)
         return
-    message = refuse_train(capsys, finished[0], "--resume", "--allow-changes", *words)
+    message = refuse_train(capsys, finished[0], "--resume", *words)
     assert "the state of its optimizer does not fit" in message and "BIAS_LR_FACTOR" in message
 
 
@@ -285,7 +285,8 @@ def test_resume_may_change_what_is_not_learnt(digits, finished):
 
 def test_allowed_change_of_the_learning_rate_is_used(digits, finished):
     words = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "0.003", "SOLVER.MOMENTUM", "0.5"]
-    run_train(finished[0], "--resume", "--allow-changes", *words)
+    allowed = ["--allow-changes", "SOLVER.BASE_LR,SOLVER.MOMENTUM"]
+    run_train(finished[0], "--resume", *allowed, *words)
     lines = (digits.folder / "out" / "metrics.json").read_text().splitlines()
     rates = {x["iteration"]: x["lr"] for x in map(json.loads, lines) if "lr" in x}
     assert rates[3] == pytest.approx(0.003)
@@ -294,9 +295,19 @@ def test_allowed_change_of_the_learning_rate_is_used(digits, finished):
     assert "'momentum': 0.5" in groups and "'momentum': 0.9" not in groups
 
 
+def test_one_allowed_change_allows_no_other(finished, capsys):
+    words = ["SOLVER.BASE_LR", "0.003", "SOLVER.IMS_PER_BATCH", "1"]
+    message = refuse_train(
+        capsys, finished[0], "--resume", "--allow-changes", "SOLVER.BASE_LR", *words
+    )
+    assert "SOLVER.IMS_PER_BATCH: 2 before, 1 now" in message and "BASE_LR: " not in message
+    assert message.endswith("--allow-changes SOLVER.BASE_LR,SOLVER.IMS_PER_BATCH\n")
+
+
 def test_resume_with_other_anchors_names_the_keys(finished, capsys):
     words = ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]", "SOLVER.MAX_ITER", "3"]
-    message = refuse_train(capsys, finished[0], "--resume", "--allow-changes", *words)
+    allowed = ["--allow-changes", "MODEL.ANCHOR_GENERATOR"]
+    message = refuse_train(capsys, finished[0], "--resume", *allowed, *words)
     assert "head.cls_score.weight is (90, 64, 3, 3) in the file and (30, 64, 3, 3)" in message
     assert "MODEL.ANCHOR_GENERATOR" in message and "model_final.pth" in message
 

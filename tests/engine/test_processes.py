@@ -1,96 +1,213 @@
-"""Ranks end with the process that started them, and it with them: real signals."""
+"""Signals, dead processes and dead data workers: what a real run saves, and that all of it ends."""
 
+import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-# Like `focal-det train` on two GPUs, except that each rank is a separate run on the CPU.
-SCRIPT = """
-import sys
-from torch import multiprocessing
-from focal_det.engine import launch, run
+from tests.engine.runs import (
+    get_descendants,
+    get_last_iteration,
+    is_running,
+    kill_all,
+    read_iterations,
+    run_to_end,
+    start_train,
+    wait_for_checkpoint,
+    wait_until,
+)
 
-def work(rank, args, plan):
-    args.opts = [*args.opts, "OUTPUT_DIR", f"{sys.argv[2]}/rank{rank}"]
-    run.run_process(args, plan)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-def spawn(main, num_gpus, args, **machines):
-    multiprocessing.spawn(work, nprocs=2, args=args)
-
-launch.launch = spawn
-if __name__ == "__main__":
-    from focal_det.tools.__main__ import main
-    sys.exit(main(["train", "--no-check", "--config-file", sys.argv[1]]))
-"""
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+TWO = ["--num-gpus", "0", "--num-processes", "2"]
+ENDLESS = {
+    "SEED": 3,
+    "DATASETS__TEST": [],
+    "SOLVER__MAX_ITER": 100_000,
+    "SOLVER__CHECKPOINT_PERIOD": 5,
+}
+SECONDS_TO_END = 10
 
 
-def get_descendants(pid):
-    """Processes below one, however deep."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [x for child in map(int, children) for x in (child, *get_descendants(child))]
+class Run:
+    """A real run; its processes are gone after the test."""
+
+    def __init__(self, digits):
+        self.digits = digits
+        self.out = digits.folder / "out"
+        self.log = digits.folder / "train.log"
+        self.pids = []
+
+    def start(self, *words, **keys):
+        config = self.digits.write_config(**{**ENDLESS, **keys})
+        self.process = start_train(config, *words)
+        self.pids = [self.process.pid]
+        return config
+
+    def find_processes(self):
+        self.pids = [self.process.pid, *get_descendants(self.process.pid)]
+        return self.pids[1:]
+
+    def wait_for_end(self):
+        """The exit code; nothing else is running then."""
+        assert wait_until(lambda: not any(map(is_running, self.pids)), SECONDS_TO_END)
+        return self.process.wait(1)
 
 
-def wait_until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return condition()
+@pytest.fixture
+def run(digits):
+    run = Run(digits)
+    yield run
+    kill_all([*run.pids, *(y for x in run.pids for y in get_descendants(x))])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "number",
     [
-        signal.SIGINT,
-        # These two are seen by the ranks in the same way, as the end of their parent.
+        signal.SIGKILL,
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
     ],
 )
-def test_ranks_end_with_their_parent(number, digits):
-    config = digits.write_config(
-        DATASETS__TEST=[],
-        SOLVER__MAX_ITER=100_000,
-        SOLVER__CHECKPOINT_PERIOD=1,
-        DATALOADER__NUM_WORKERS=1,
+def test_all_processes_end_with_the_first(number, run):
+    run.start(*TWO, DATALOADER__NUM_WORKERS=1)
+    wait_for_checkpoint(run.out, run.process)
+    # Two that train, each with a data worker; and one of multiprocessing itself.
+    assert len(run.find_processes()) >= 4
+    run.process.send_signal(number)
+    expected = -number if number == signal.SIGKILL else 128 + number
+    assert run.wait_for_end() == expected
+
+
+def test_signal_to_one_process_stops_all(run):
+    run.start(*TWO)
+    wait_for_checkpoint(run.out, run.process)
+    others = [x for x in run.find_processes() if "spawn_main" in read_command(x)]
+    os.kill(others[-1], signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM
+    assert read_iterations(run.out)[-1] == get_last_iteration(run.out)
+
+
+def read_command(pid):
+    with open(f"/proc/{pid}/cmdline") as stream:
+        return stream.read()
+
+
+def test_signal_to_a_whole_group_leaves_the_data_workers(run):
+    """As of Ctrl+C on a terminal, or of a cluster: the step needs them to end."""
+    run.start(DATALOADER__NUM_WORKERS=2)
+    wait_for_checkpoint(run.out, run.process)
+    for pid in [*run.find_processes(), run.process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM
+    assert "data worker" not in run.log.read_text()
+
+
+def test_second_signal_stops_at_once(run):
+    # Steps of several seconds.
+    run.start(SOLVER__IMS_PER_BATCH=8, INPUT__MIN_SIZE_TRAIN=[2400], INPUT__MAX_SIZE_TRAIN=9999)
+    assert wait_until(lambda: "Starting training" in run.log.read_text())
+    time.sleep(1)
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    assert run.wait_for_end() == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 2 and not (run.out / "last_checkpoint").exists()
+
+
+def test_signal_in_an_evaluation_stops_it_with_a_checkpoint(run):
+    """Without one, the steps since the last checkpoint would be lost."""
+    run.start(
+        DATASETS__TEST=["copy"],
+        TEST__EVAL_PERIOD=7,
+        INPUT__MIN_SIZE_TEST=2400,
+        INPUT__MAX_SIZE_TEST=9999,
     )
-    script = digits.folder / "two_ranks.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(config), str(digits.folder)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    parent = subprocess.Popen(
-        command,
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # A shell starts what runs in its background with SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    assert wait_until(lambda: "Start inference on" in run.log.read_text())
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM
+    assert get_last_iteration(run.out) == read_iterations(run.out)[-1] == 6
+
+
+def test_signal_in_the_last_evaluation_keeps_the_last_metrics(run):
+    config = run.start(
+        DATASETS__TEST=["copy"],
+        SOLVER__MAX_ITER=3,
+        INPUT__MIN_SIZE_TEST=2400,
+        INPUT__MAX_SIZE_TEST=9999,
     )
-    try:
-        files = [digits.folder / f"rank{i}" / "last_checkpoint" for i in range(2)]
-        assert wait_until(lambda: all(x.is_file() for x in files), 240)
-        ranks = get_descendants(parent.pid)
-        assert len(ranks) >= 4  # two ranks, each with a data worker
-        parent.send_signal(number)
-        assert wait_until(lambda: not any(map(is_running, [parent.pid, *ranks])), 10)
-        expected = {signal.SIGINT: 130}.get(number, -number)
-        assert parent.wait(1) == expected
-    finally:
-        for pid in [parent.pid, *get_descendants(parent.pid)]:
-            if is_running(pid):
-                os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: "Start inference on" in run.log.read_text())
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM
+    assert (run.out / "last_checkpoint").read_text() == "model_final.pth"
+    assert read_iterations(run.out)[-1] == 2
+    # What is left is the evaluation.
+    run_to_end(config, "--resume", "INPUT.MIN_SIZE_TEST", "64")
+    lines = [json.loads(x) for x in (run.out / "metrics.json").read_text().splitlines()]
+    assert any("bbox/AP" in x for x in lines)
+
+
+@pytest.mark.parametrize("words", [[], TWO])
+def test_killed_data_worker(words, run):
+    run.start(*words, DATALOADER__NUM_WORKERS=2)
+    wait_for_checkpoint(run.out, run.process)
+    workers = [x for x in run.find_processes() if not get_descendants(x)]
+    os.kill(workers[-1], signal.SIGKILL)
+    assert wait_until(lambda: run.process.poll() is not None, 30)
+    assert run.wait_for_end() == 1
+    last = run.log.read_text().splitlines()[-1]
+    assert f"data worker {workers[-1]} was killed by SIGKILL, which the system sends" in last
+    assert "The last complete step is saved; continue with --resume" in last
+    assert read_iterations(run.out)[-1] == get_last_iteration(run.out)
+
+
+def test_killed_process_of_two(run):
+    run.start(*TWO)
+    wait_for_checkpoint(run.out, run.process)
+    others = [x for x in run.find_processes() if "spawn_main" in read_command(x)]
+    os.kill(others[-1], signal.SIGKILL)
+    assert run.wait_for_end() == 1
+    last = run.log.read_text().splitlines()[-1]
+    assert "of this run was killed by SIGKILL" in last and "Continue with --resume" in last
+
+
+def test_error_of_a_process_reaches_the_first(run):
+    file = run.digits.folder / "w.pth"
+    file.write_text("no weights")
+    run.start(*TWO, MODEL__WEIGHTS=str(file))
+    assert wait_until(lambda: run.process.poll() is not None)
+    assert run.wait_for_end() == 2
+    last = run.log.read_text().splitlines()[-1]
+    assert last == f"focal-det train: MODEL.WEIGHTS {file}: it is a text file that begins with " + (
+        "'no weights'"
+    )
+
+
+def test_image_that_fails_saves_the_steps_before(run):
+    run.start(SOLVER__IMS_PER_BATCH=1)
+    wait_for_checkpoint(run.out, run.process)
+    for image in run.digits.images.iterdir():
+        image.write_bytes(b"")
+    assert wait_until(lambda: run.process.poll() is not None)
+    assert run.wait_for_end() == 1
+    assert "ValueError: Image " in run.log.read_text().splitlines()[-1]
+    assert read_iterations(run.out)[-1] == get_last_iteration(run.out)
+
+
+def test_second_run_in_the_same_folder_is_refused(run):
+    config = run.start()
+    wait_for_checkpoint(run.out, run.process)
+    for words in ([], ["--resume"], ["--overwrite"]):
+        second = start_train(config, *words)
+        assert second.wait(60) == 2
+        message = f"OUTPUT_DIR {run.out} is in use by another run (process {run.process.pid} on "
+        assert message in run.log.read_text()
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM

@@ -75,7 +75,8 @@ def test_first_batch_without_objects_is_no_reference(make_cfg, tmp_path):
     trainer = make_trainer(cfg, [make_batch([]), make_batch([[16, 16, 52, 52]])])
     trainer.train(0, 2)
     (guard,) = trainer._hooks
-    assert 1000 * guard._first_loss < guard._last_loss and guard.find_divergence() is None
+    progress = guard.progress
+    assert 1000 * progress.first_loss < progress.last_loss and guard.find_divergence() is None
 
 
 def test_run_that_has_diverged_for_long_is_stopped(make_cfg, tmp_path):

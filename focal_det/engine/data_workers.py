@@ -1,0 +1,98 @@
+"""Processes that load data: they end with the run, and only with it.
+
+A signal for a whole group of processes, such as Ctrl+C or that of a cluster, reaches the workers,
+too. They ignore it, as the run still needs them to finish its step.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+_GROUP_SIGNALS = ("SIGINT", "SIGHUP", "SIGUSR1")
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+
+class DataWorkerError(RuntimeError):
+    """A data worker has ended; the message says how."""
+
+
+class DataWorkers:
+    """Iterator over a DataLoader that names the signal by which a worker has ended."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        others = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        self._iterator = iter(loader)
+        self._processes = set(multiprocessing.active_children()) - others
+        if self._processes and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise its error anywhere in a step, after which the step cannot
+            # be taken back. Without it, the error comes when the next image is read.
+            signal.signal(signal.SIGCHLD, handler)
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._iterator)
+        except RuntimeError:
+            dead = [x for x in self._processes if x.exitcode]
+            if not dead:
+                raise
+            raise DataWorkerError(_describe_end(dead[0])) from None
+
+
+def _describe_end(process: Any) -> str:
+    code = process.exitcode
+    if code > 0:
+        return f"data worker {process.pid} ended with exit code {code}"
+    advice = ""
+    if code == -signal.SIGKILL:
+        advice = ": use fewer workers (DATALOADER.NUM_WORKERS) or smaller images"
+    elif code == -signal.SIGBUS:
+        advice = ": enlarge /dev/shm, or set DATALOADER.NUM_WORKERS 0"
+    return f"data worker {process.pid} was killed by {describe_signal(-code)}{advice}"
+
+
+def describe_signal(number: int) -> str:
+    """The name of a signal that has killed a process, and what it often means."""
+    name = signal.Signals(number).name
+    if name == "SIGKILL":
+        name += ", which the system sends when memory runs out"
+    elif name == "SIGBUS":
+        name += ", which the system sends when shared memory is too small"
+    return name
+
+
+def start_worker(worker: int) -> None:
+    """Set up a new data worker: it ignores signals to its group, and ends with its parent."""
+    for name in _GROUP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform == "linux":
+        _end_by_parent_only()
+        end_when_parent_dies()
+
+
+def _end_by_parent_only() -> None:
+    """Obey SIGTERM if the parent has sent it, as torch does for a worker that hangs."""
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def end_when_parent_dies() -> None:
+    """Have Linux kill this process when its parent dies, however that happens.
+
+    More precisely, when the thread ends that has started this process.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

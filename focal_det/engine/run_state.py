@@ -1,0 +1,93 @@
+"""What a run needs to go on exactly, besides model, optimizer and scheduler.
+
+It is the state of every process: its place in the data, its random generators, its buffers and what
+its hooks remember. A checkpoint holds it as numbers and tensors under "run_state"; Detectron2 reads
+such a checkpoint as its own.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+
+def gather_run_state(parts: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The state of all processes, in the first one; a collective operation.
+
+    Args:
+        parts: objects of this process with a `state_dict`, by name.
+        model: its buffers can differ between processes.
+
+    Returns:
+        In the first process: "num_processes", and "processes", the state of each by rank. Buffers
+        are those that differ from the first process, whose buffers are in the model's state.
+    """
+    states = comm.gather(
+        {
+            **{name: part.state_dict() for name, part in parts.items()},
+            "generators": _get_generators(),
+            "buffers": {name: x.cpu() for name, x in model.named_buffers()},
+        }
+    )
+    if not states:
+        return {}
+    first = dict(states[0]["buffers"])
+    for state in states:
+        buffers = state["buffers"]
+        state["buffers"] = {k: v for k, v in buffers.items() if not _is_same(v, first[k])}
+    return {"num_processes": len(states), "processes": states}
+
+
+def restore_run_state(
+    run_state: Mapping[str, Any], parts: Mapping[str, Any], model: nn.Module
+) -> None:
+    """Set this process to its part of what `gather_run_state` has returned.
+
+    A part that the state lacks, as in a checkpoint of an older version, keeps its own.
+    """
+    state = run_state["processes"][comm.get_rank()]
+    for name, part in parts.items():
+        if name in state:
+            part.load_state_dict(state[name])
+    _set_generators(state["generators"])
+    buffers = dict(model.named_buffers())
+    for name, value in state["buffers"].items():
+        buffers[name].copy_(value)
+
+
+def get_bare_model(model: nn.Module) -> nn.Module:
+    """The model, also where DistributedDataParallel wraps it."""
+    return getattr(model, "module", model)
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    # A NaN equals itself here, so that it is not taken for a difference.
+    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _get_generators() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's generators."""
+    version, words, gauss = random.getstate()
+    kind, array, *others = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, np.asarray(array).tolist(), *others],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generators(states: Mapping[str, Any]) -> None:
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, array, *others = states["numpy"]
+    np.random.set_state((kind, np.array(array, dtype=np.uint32), *others))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,107 @@
+"""Real runs of `focal-det train` on a few images, interrupted by real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+SECONDS = 120  # for a process to get somewhere, on a busy machine
+
+
+def get_env(**variables: str) -> dict[str, str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **variables}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        env.pop(name, None)
+    return env
+
+
+def start(command: list, log: Path, **variables: str) -> subprocess.Popen:
+    """Start a process whose output goes to a file."""
+    with open(log, "ab") as stream:
+        return subprocess.Popen(
+            [str(x) for x in command],
+            env=get_env(**variables),
+            stdout=stream,
+            stderr=stream,
+            # A shell starts what runs in its background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+
+def start_train(config: Path, *words: str, **variables: str) -> subprocess.Popen:
+    """Start `focal-det train` without checks; its output goes to train.log beside the config."""
+    command = [sys.executable, "-m", "focal_det.tools", "train", "--no-check"]
+    return start(
+        [*command, "--config-file", config, *words], config.with_name("train.log"), **variables
+    )
+
+
+def run_to_end(config: Path, *words: str, **variables: str) -> Path:
+    """Run `focal-det train` to its end; returns its output file."""
+    process = start_train(config, *words, **variables)
+    code = process.wait(SECONDS)
+    log = config.with_name("train.log")
+    assert code == 0, log.read_text()[-3000:]
+    return log
+
+
+def wait_until(condition, seconds: float = SECONDS) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def wait_for_checkpoint(out: Path, process: subprocess.Popen) -> None:
+    """Wait until a run has saved its first checkpoint and trains on."""
+    tag = out / "last_checkpoint"
+    assert wait_until(lambda: tag.is_file() or process.poll() is not None)
+    assert process.poll() is None, (out.parent / "train.log").read_text()[-3000:]
+
+
+def get_last_iteration(out: Path) -> int:
+    """The iteration of the last checkpoint."""
+    return torch.load(out / (out / "last_checkpoint").read_text(), weights_only=True)["iteration"]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def get_descendants(pid: int) -> list[int]:
+    """Processes below one, however deep."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [x for child in map(int, children) for x in (child, *get_descendants(child))]
+
+
+def kill_all(pids: list[int]) -> None:
+    for pid in pids:
+        if is_running(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def read_weights(out: Path, name: str = "model_final.pth") -> dict:
+    return torch.load(out / name, weights_only=True)["model"]
+
+
+def find_differences(a: dict, b: dict) -> list[str]:
+    """Names of tensors that are not equal in each bit."""
+    assert a.keys() == b.keys()
+    return [k for k in a if not torch.equal(a[k], b[k])]
+
+
+def read_iterations(out: Path) -> list[int]:
+    """The iterations of metrics.json that have a loss."""
+    lines = [json.loads(x) for x in (out / "metrics.json").read_text().splitlines()]
+    return [x["iteration"] for x in lines if "total_loss" in x]

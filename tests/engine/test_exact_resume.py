@@ -1,0 +1,92 @@
+"""A run that is interrupted and resumed ends with the weights of the run that is not."""
+
+import signal
+import time
+
+import pytest
+
+from tests.engine.runs import (
+    find_differences,
+    get_descendants,
+    get_last_iteration,
+    kill_all,
+    read_iterations,
+    read_weights,
+    run_to_end,
+    start_train,
+    wait_for_checkpoint,
+)
+from tests.faults.copies import DigitsCopy
+
+NUM_ITERS = 24
+KEYS = {
+    "SEED": 3,
+    "DATASETS__TEST": [],
+    "SOLVER__MAX_ITER": NUM_ITERS,
+    "SOLVER__CHECKPOINT_PERIOD": 5,
+    "SOLVER__IMS_PER_BATCH": 4,
+    # Something random for each image, so that equal weights mean equal random numbers.
+    "INPUT__RANDOM_FLIP": "horizontal",
+    "INPUT__MIN_SIZE_TRAIN": [96, 112, 128],
+}
+TWO = ["--num-gpus", "0", "--num-processes", "2"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A function from the number of processes to the weights of an uninterrupted run."""
+    known = {}
+
+    def get(num_processes):
+        if num_processes not in known:
+            digits = DigitsCopy(tmp_path_factory.mktemp(f"reference{num_processes}"))
+            run_to_end(digits.write_config(**KEYS), *(TWO if num_processes == 2 else []))
+            known[num_processes] = read_weights(digits.folder / "out")
+        return known[num_processes]
+
+    return get
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "num_processes, num_workers, number",
+    [
+        (1, 2, signal.SIGTERM),
+        (2, 0, signal.SIGINT),
+        pytest.param(1, 0, signal.SIGKILL, marks=slow),
+        pytest.param(1, 0, signal.SIGTERM, marks=slow),
+        pytest.param(1, 0, signal.SIGINT, marks=slow),
+        pytest.param(1, 2, signal.SIGKILL, marks=slow),
+        pytest.param(1, 2, signal.SIGINT, marks=slow),
+        pytest.param(2, 0, signal.SIGKILL, marks=slow),
+        pytest.param(2, 0, signal.SIGTERM, marks=slow),
+        pytest.param(2, 2, signal.SIGKILL, marks=slow),
+        pytest.param(2, 2, signal.SIGTERM, marks=slow),
+        pytest.param(2, 2, signal.SIGINT, marks=slow),
+    ],
+)
+def test_interrupted_run_ends_with_the_same_weights(
+    num_processes, num_workers, number, digits, reference
+):
+    words = TWO if num_processes == 2 else []
+    config = digits.write_config(DATALOADER__NUM_WORKERS=num_workers, **KEYS)
+    out = digits.folder / "out"
+    process = start_train(config, *words)
+    wait_for_checkpoint(out, process)
+    time.sleep(0.3)
+    pids = [process.pid, *get_descendants(process.pid)]
+    process.send_signal(number)
+    code = process.wait(60)
+    if number == signal.SIGKILL:
+        assert code == -number
+        kill_all(pids)
+    else:
+        assert code == 128 + number
+        assert (out / "last_checkpoint").read_text() != "model_final.pth"
+        assert read_iterations(out)[-1] == get_last_iteration(out)
+    run_to_end(config, "--resume", *words)
+    assert find_differences(read_weights(out), reference(num_processes)) == []
+    iterations = read_iterations(out)
+    assert iterations == sorted(set(iterations)) and iterations[-1] == NUM_ITERS - 1
