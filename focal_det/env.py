@@ -5,10 +5,14 @@ anything of Detectron2 before the call.
 """
 
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Union
 
 from focal_det.host import require_detectron2
+
+_DETECTRON2_SCRIPTS = ("train_net.py", "lazyconfig_train_net.py", "plain_train_net.py")
 
 
 def setup_environment() -> None:
@@ -18,7 +22,11 @@ def setup_environment() -> None:
         FOCAL_DET_ENV_MODULE: your own environment module (a module name or a .py file with a
             `setup_environment`), run first.
         FOCAL_DET_DATASETS: a yaml file of data sets to register, see `focal_det.data.catalog`.
+
+    Raises:
+        SystemExit: torchrun has started a script of Detectron2.
     """
+    _refuse_independent_runs()
     require_detectron2()
     from detectron2.config import defaults
     from detectron2.utils.env import setup_custom_environment
@@ -37,6 +45,28 @@ def setup_environment() -> None:
     datasets_file = os.environ.get("FOCAL_DET_DATASETS")
     if datasets_file:
         register_datasets_file(datasets_file)
+
+
+def _refuse_independent_runs() -> None:
+    """Refuse a script of Detectron2 under torchrun: each process would be a run of its own.
+
+    All of them would write to the same OUTPUT_DIR, and seem to succeed.
+    """
+    script = Path(sys.argv[0]).name
+    num_processes = os.environ.get("WORLD_SIZE", "1")
+    has_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if script not in _DETECTRON2_SCRIPTS or not has_torchrun or num_processes == "1":
+        return
+    if os.environ.get("RANK") != "0":
+        raise SystemExit(2)
+    print(
+        f"{script} of Detectron2 does not know torchrun: its {num_processes} processes would be as "
+        "many runs in one OUTPUT_DIR. Start it without torchrun, with --num-gpus "
+        f"{num_processes}; or start focal_det's: torchrun ... -m focal_det.tools.train, with the "
+        "same arguments",
+        file=sys.stderr,
+    )
+    raise SystemExit(2)
 
 
 def ensure_environment() -> None:

@@ -74,7 +74,7 @@ def start_worker(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":
         _end_by_parent_only()
-        end_when_parent_dies()
+    end_when_parent_dies()
 
 
 def _end_by_parent_only() -> None:
@@ -91,8 +91,9 @@ def _end_by_parent_only() -> None:
 
 
 def end_when_parent_dies() -> None:
-    """Have Linux kill this process when its parent dies, however that happens.
+    """Have the system kill this process when its parent dies, however that happens.
 
-    More precisely, when the thread ends that has started this process.
+    Only Linux can. More precisely, it is when the thread ends that has started this process.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

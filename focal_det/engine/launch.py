@@ -17,7 +17,7 @@ from focal_det.config import find_config_file
 from focal_det.env import load_config
 from focal_det.files import DiskFullError, is_disk_full
 
-from .data_workers import DataWorkerError
+from .data_workers import DataWorkerError, end_when_parent_dies
 from .output_dir import (
     find_changes,
     lock_output_dir,
@@ -65,15 +65,23 @@ def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> Non
     args.num_processes = _count_processes(args)
     place = read_place()
     if place is not None:
-        # A launcher repeats the command as it is when a process has failed.
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.eval_only:
-            args.resume = True
-            args.overwrite = False
+        _obey_torchrun(args)
         args.num_processes = place.num_processes
         with joined(place, uses_gpus=args.num_gpus > 0 and torch.cuda.is_available()):
             _prepare_and_run(args, check, has_launcher=True)
     else:
         _prepare_and_run(args, check, has_launcher=False)
+
+
+def _obey_torchrun(args: argparse.Namespace) -> None:
+    """Continue a run that torchrun has started again, and end with torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    end_when_parent_dies()
+    # The command is the one that has started the run.
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.eval_only:
+        args.resume = True
+        args.overwrite = False
 
 
 def _prepare_and_run(

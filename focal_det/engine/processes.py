@@ -111,9 +111,14 @@ def joined(place: Place, uses_gpus: bool) -> Iterator[None]:
     """
     if uses_gpus:
         torch.cuda.set_device(place.local_rank)
+    store, *_ = next(
+        distributed.rendezvous(place.url, place.rank, place.num_processes, timeout=DEFAULT_TIMEOUT)
+    )
+    # torchrun keeps its store when it starts processes again, with the addresses of the dead ones.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     distributed.init_process_group(
         "nccl" if uses_gpus else "gloo",
-        init_method=place.url,
+        store=distributed.PrefixStore(f"attempt_{attempt}", store),
         rank=place.rank,
         world_size=place.num_processes,
         timeout=DEFAULT_TIMEOUT,

@@ -10,6 +10,18 @@ from pathlib import Path
 
 import torch
 
+NUM_ITERS = 24
+KEYS = {
+    "SEED": 3,
+    "DATASETS__TEST": [],
+    "SOLVER__MAX_ITER": NUM_ITERS,
+    "SOLVER__CHECKPOINT_PERIOD": 5,
+    "SOLVER__IMS_PER_BATCH": 4,
+    # Something random for each image, so that equal weights mean equal random numbers.
+    "INPUT__RANDOM_FLIP": "horizontal",
+    "INPUT__MIN_SIZE_TRAIN": [96, 112, 128],
+}
+TWO = ["--num-gpus", "0", "--num-processes", "2"]
 SECONDS = 120  # for a process to get somewhere, on a busy machine
 
 

@@ -6,6 +6,9 @@ import time
 import pytest
 
 from tests.engine.runs import (
+    KEYS,
+    NUM_ITERS,
+    TWO,
     find_differences,
     get_descendants,
     get_last_iteration,
@@ -16,36 +19,6 @@ from tests.engine.runs import (
     start_train,
     wait_for_checkpoint,
 )
-from tests.faults.copies import DigitsCopy
-
-NUM_ITERS = 24
-KEYS = {
-    "SEED": 3,
-    "DATASETS__TEST": [],
-    "SOLVER__MAX_ITER": NUM_ITERS,
-    "SOLVER__CHECKPOINT_PERIOD": 5,
-    "SOLVER__IMS_PER_BATCH": 4,
-    # Something random for each image, so that equal weights mean equal random numbers.
-    "INPUT__RANDOM_FLIP": "horizontal",
-    "INPUT__MIN_SIZE_TRAIN": [96, 112, 128],
-}
-TWO = ["--num-gpus", "0", "--num-processes", "2"]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """A function from the number of processes to the weights of an uninterrupted run."""
-    known = {}
-
-    def get(num_processes):
-        if num_processes not in known:
-            digits = DigitsCopy(tmp_path_factory.mktemp(f"reference{num_processes}"))
-            run_to_end(digits.write_config(**KEYS), *(TWO if num_processes == 2 else []))
-            known[num_processes] = read_weights(digits.folder / "out")
-        return known[num_processes]
-
-    return get
-
 
 slow = pytest.mark.slow
 

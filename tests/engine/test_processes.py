@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.engine.runs import (
+    TWO,
     get_descendants,
     get_last_iteration,
     is_running,
@@ -22,7 +23,6 @@ from tests.engine.runs import (
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-TWO = ["--num-gpus", "0", "--num-processes", "2"]
 ENDLESS = {
     "SEED": 3,
     "DATASETS__TEST": [],

@@ -1,0 +1,129 @@
+"""torchrun starts the processes: they join one run, and a restart goes on with it."""
+
+import importlib.util
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.runs import (
+    KEYS,
+    find_differences,
+    get_descendants,
+    get_last_iteration,
+    is_running,
+    kill_all,
+    read_iterations,
+    read_weights,
+    start,
+    wait_for_checkpoint,
+    wait_until,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ONE_MACHINE = ["--standalone", "--nproc_per_node", "2"]
+
+
+def start_torchrun(config, *options, words=()):
+    train = [
+        "-m",
+        "focal_det.tools.train",
+        "--num-gpus",
+        "0",
+        "--no-check",
+        "--config-file",
+        config,
+    ]
+    return start([*TORCHRUN, *options, *train, *words], config.with_name("train.log"))
+
+
+@pytest.fixture
+def processes():
+    """A list; what is in it ends with the test."""
+    known = []
+    yield known
+    for process in known:
+        kill_all([process.pid, *get_descendants(process.pid)])
+
+
+def test_killed_process_is_started_again_and_goes_on(digits, reference, processes):
+    config = digits.write_config(**KEYS)
+    out = digits.folder / "out"
+    process = start_torchrun(config, *ONE_MACHINE, "--max-restarts", "1")
+    processes.append(process)
+    wait_for_checkpoint(out, process)
+    ranks = get_descendants(process.pid)
+    os.kill(ranks[-1], signal.SIGKILL)
+    assert process.wait(120) == 0
+    assert "continuing exactly after iteration" in config.with_name("train.log").read_text()
+    assert find_differences(read_weights(out), reference(2)) == []
+    assert read_iterations(out) == sorted(set(read_iterations(out)))
+
+
+@pytest.mark.slow
+def test_two_machines_join_one_run(digits, reference, processes):
+    """Simulated on one, by two agents that meet at a port."""
+    config = digits.write_config(**KEYS)
+    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+    options += ["--rdzv_id", "test", "--rdzv_endpoint", f"localhost:{find_free_port()}"]
+    processes += [start_torchrun(config, *options) for _ in range(2)]
+    assert [x.wait(120) for x in processes] == [0, 0]
+    assert find_differences(read_weights(digits.folder / "out"), reference(2)) == []
+
+
+def find_free_port():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_processes_end_with_torchrun(number, digits, processes):
+    config = digits.write_config(**{**KEYS, "SOLVER__MAX_ITER": 100_000})
+    out = digits.folder / "out"
+    process = start_torchrun(config, *ONE_MACHINE)
+    processes.append(process)
+    wait_for_checkpoint(out, process)
+    ranks = get_descendants(process.pid)
+    process.send_signal(number)
+    assert wait_until(lambda: not any(map(is_running, [process.pid, *ranks])), 10)
+    if number == signal.SIGTERM:
+        assert get_last_iteration(out) == read_iterations(out)[-1]
+
+
+def test_refusal_ends_all_processes(digits, processes):
+    config = digits.write_config(**KEYS)
+    process = start_torchrun(config, *ONE_MACHINE, words=["SOLVER.BASE_LRR", "1"])
+    processes.append(process)
+    assert process.wait(60) == 1  # torchrun's own code
+    log = config.with_name("train.log").read_text()
+    # The first line; then torchrun reports in its own way.
+    assert log.count("Did you mean 'BASE_LR'?") == 1
+    assert log.startswith("focal-det train: SOLVER.BASE_LRR: Unknown key")
+
+
+needs_tools = pytest.mark.skipif(
+    importlib.util.find_spec("tools") is None,
+    reason="this Detectron2 is installed without its tools/ scripts",
+)
+
+
+@needs_tools
+def test_script_of_detectron2_is_refused(digits, processes):
+    config = digits.write_config(**KEYS)
+    script = Path(importlib.util.find_spec("tools").submodule_search_locations[0]) / "train_net.py"
+    process = start(
+        [*TORCHRUN, *ONE_MACHINE, script, "--config-file", config], digits.folder / "train.log"
+    )
+    processes.append(process)
+    assert process.wait(60) == 1
+    log = (digits.folder / "train.log").read_text()
+    assert log.count("train_net.py of Detectron2 does not know torchrun: its 2 processes") == 1
+    assert "torchrun ... -m focal_det.tools.train" in log and not (digits.folder / "out").exists()
