@@ -140,6 +140,24 @@ def clean_catalog(monkeypatch):
         MetadataCatalog.pop(name)
 
 
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """A function from the number of processes to the weights of an uninterrupted run of KEYS."""
+    from tests.engine.runs import KEYS, TWO, read_weights, run_to_end
+    from tests.faults.copies import DigitsCopy
+
+    known = {}
+
+    def get(num_processes):
+        if num_processes not in known:
+            digits = DigitsCopy(tmp_path_factory.mktemp(f"reference{num_processes}"))
+            run_to_end(digits.write_config(**KEYS), *(TWO if num_processes == 2 else []))
+            known[num_processes] = read_weights(digits.folder / "out")
+        return known[num_processes]
+
+    return get
+
+
 @pytest.fixture
 def digits(tmp_path, clean_catalog):
     """A copy of the digits that a test may damage, and configs that train on it."""

@@ -38,7 +38,8 @@ class DataWorkers:
     def __next__(self) -> Any:
         try:
             return next(self._iterator)
-        except RuntimeError:
+        # RuntimeError of the loader; OSError, EOFError of tensors that a dead worker has left.
+        except Exception:
             dead = [x for x in self._processes if x.exitcode]
             if not dead:
                 raise

@@ -7,7 +7,6 @@ from detectron2.solver import build_optimizer
 
 from focal_det.engine.step_guard import StepGuard
 from tests.conftest import make_batch
-from tests.engine.runs import KEYS, TWO, read_weights, run_to_end
 from tests.faults.copies import DigitsCopy
 
 
@@ -32,18 +31,3 @@ def train_steps(make_cfg, tmp_path):
         return guard
 
     return run
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory):
-    """A function from the number of processes to the weights of an uninterrupted run of KEYS."""
-    known = {}
-
-    def get(num_processes):
-        if num_processes not in known:
-            digits = DigitsCopy(tmp_path_factory.mktemp(f"reference{num_processes}"))
-            run_to_end(digits.write_config(**KEYS), *(TWO if num_processes == 2 else []))
-            known[num_processes] = read_weights(digits.folder / "out")
-        return known[num_processes]
-
-    return get

@@ -81,6 +81,14 @@ def get_last_iteration(out: Path) -> int:
     return torch.load(out / (out / "last_checkpoint").read_text(), weights_only=True)["iteration"]
 
 
+def read_number(file: Path) -> int:
+    """What a file holds, -1 if that is no number yet."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return -1
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
