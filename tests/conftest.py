@@ -42,8 +42,11 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     from focal_det.experiments.records import make_origin
 
     rows: dict = {}
+    soak: dict = {}
     for report in terminalreporter.stats.get("passed", ()):
         for name, value in report.user_properties:
+            if name == "soak":
+                soak = value
             if name == "fault":
                 known = rows.setdefault(value["row"], {**value, "seen_with_detectron2": []})
                 known["seen_with_detectron2"] += (
@@ -58,6 +61,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     # Of the installed package; the one under test may come from PYTHONPATH, as main does.
     del origin["versions"]["detectron2"]
     content = {**origin, "detectron2": detectron2.__version__, "rows": list(rows.values())}
+    if soak:
+        content["soak"] = soak
     Path(file).write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from types import FrameType
+from typing import Any, Optional
 
 from torch.utils.data import DataLoader
 
@@ -23,27 +24,41 @@ class DataWorkerError(RuntimeError):
 
 
 class DataWorkers:
-    """Iterator over a DataLoader that names the signal by which a worker has ended."""
+    """Iterator over a DataLoader that stops at once, and says why, when a worker has ended."""
 
     def __init__(self, loader: DataLoader) -> None:
         others = set(multiprocessing.active_children())
-        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        self._is_reading = False
         self._iterator = iter(loader)
         self._processes = set(multiprocessing.active_children()) - others
         if self._processes and threading.current_thread() is threading.main_thread():
-            # torch's handler would raise its error anywhere in a step, after which the step cannot
-            # be taken back. Without it, the error comes when the next image is read.
-            signal.signal(signal.SIGCHLD, handler)
+            # In place of torch's handler, which raises its error anywhere in a step, when the step
+            # can neither be completed nor taken back.
+            signal.signal(signal.SIGCHLD, self._note_end)
 
     def __next__(self) -> Any:
+        self._is_reading = True
         try:
+            self._check()
             return next(self._iterator)
+        except DataWorkerError:
+            raise
         # RuntimeError of the loader; OSError, EOFError of tensors that a dead worker has left.
         except Exception:
-            dead = [x for x in self._processes if x.exitcode]
-            if not dead:
-                raise
-            raise DataWorkerError(_describe_end(dead[0])) from None
+            self._check()
+            raise
+        finally:
+            self._is_reading = False
+
+    def _note_end(self, number: int, frame: Optional[FrameType]) -> None:
+        # A read may wait forever for the rest of what the worker was sending.
+        if self._is_reading:
+            self._check()
+
+    def _check(self) -> None:
+        for process in self._processes:
+            if process.exitcode:
+                raise DataWorkerError(_describe_end(process))
 
 
 def _describe_end(process: Any) -> str:

@@ -93,7 +93,7 @@ class TrainingStream:
 
         Returns:
             "next", the position of the first image that has not been read; "waiting", the places of
-            the images that wait for their batch.
+            the images that wait for their batch; "sampler_seed", None if the sampler has none.
         """
         return self._state
 
@@ -107,11 +107,20 @@ class TrainingStream:
             raise RuntimeError("a stream that has begun cannot move to another place")
         self._next_position = state["next"]
         self._first = [(position, index) for position, index in state["waiting"]]
-        self._state = {"next": self._next_position, "waiting": [list(x) for x in self._first]}
+        # Each version of Detectron2 makes another one of the same cfg.SEED.
+        if state.get("sampler_seed") is not None:
+            self._sampler._seed = state["sampler_seed"]
+        self._state = self._describe()
 
     def _describe(self) -> dict[str, Any]:
-        waiting = sorted(place for bucket in self._buckets.values() for place, _ in bucket)
-        return {"next": self._next_position, "waiting": [list(x) for x in waiting]}
+        waiting = self._first
+        if self._workers is not None:
+            waiting = sorted(place for bucket in self._buckets.values() for place, _ in bucket)
+        return {
+            "next": self._next_position,
+            "waiting": [list(x) for x in waiting],
+            "sampler_seed": getattr(self._sampler, "_seed", None),
+        }
 
     def _read_batch(self) -> list[Any]:
         if self._workers is None:

@@ -53,10 +53,10 @@ def start_train(config: Path, *words: str, **variables: str) -> subprocess.Popen
     )
 
 
-def run_to_end(config: Path, *words: str, **variables: str) -> Path:
+def run_to_end(config: Path, *words: str, seconds: float = SECONDS) -> Path:
     """Run `focal-det train` to its end; returns its output file."""
-    process = start_train(config, *words, **variables)
-    code = process.wait(SECONDS)
+    process = start_train(config, *words)
+    code = process.wait(seconds)
     log = config.with_name("train.log")
     assert code == 0, log.read_text()[-3000:]
     return log

@@ -99,6 +99,16 @@ def test_mapper_that_returns_none_gets_another_image():
         next(make_stream(mapper=lambda record: None))
 
 
+def test_sampler_continues_with_its_seed():
+    """Versions of Detectron2 make another one of the same SEED of the config."""
+    stream = make_stream()
+    read(stream, 2)
+    other = make_stream()
+    other._sampler._seed = 4
+    other.load_state_dict(stream.state_dict())
+    assert read(other, 8) == read(stream, 8)
+
+
 def test_stream_that_has_begun_cannot_move():
     stream = make_stream()
     next(stream)
