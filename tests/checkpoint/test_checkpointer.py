@@ -45,5 +45,6 @@ def test_integers_in_place_of_floats_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=message):
         checkpointer.resume_or_load(str(file), resume=False)
     torch.save({"weight": torch.ones(2, 2).half(), "bias": torch.ones(2).double()}, file)
+    checkpointer = HealthyCheckpointer(torch.nn.Linear(2, 2))
     checkpointer.resume_or_load(str(file), resume=False)
     assert checkpointer.num_matched == 2
