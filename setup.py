@@ -50,6 +50,7 @@ setup(
         "opencv-python",
         "pycocotools",
         "pyyaml",
+        "safetensors>=0.4",
         "tensorboard",
         "torch>=2.4",
         "torchvision",

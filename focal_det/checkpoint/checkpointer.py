@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
+from torch import Tensor, nn
 
 from focal_det.files import open_to_replace
 from focal_det.host import LOGGER_NAME
@@ -29,13 +29,14 @@ class HealthyCheckpointer(DetectionCheckpointer):
       names it,
     - non-finite weights, and weights with less than a tenth of the model's parameter tensors, are
       refused; Detectron2 would train with them, or from scratch,
-    - with `requires_all`, and when resuming, the weights must have every parameter of the model.
+    - with `requires_all`, and when resuming, the weights must have every parameter of the model,
+      and the statistics of its norms.
 
     Attributes:
         find_divergence: returns how the model has diverged, or None; called before each save.
         divergence: its last result.
         extra: saved in each checkpoint besides the model, such as "class_names".
-        requires_all: whether weights that lack parameters of the model are refused.
+        requires_all: whether weights that lack a part of the model are refused.
         loaded: what the checkpoint that a run was resumed from holds besides the model, such as
             "class_names".
         num_tensors: number of parameter tensors of the model.
@@ -143,6 +144,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         found = list(checkpoint["model"])
         refuse_nonfinite(checkpoint["model"])
+        _refuse_other_types(checkpoint["model"], self.model.state_dict())
         incompatible = super()._load_model(checkpoint)
         names = [name for name, _ in self.model.named_parameters()]
         shapes = {x[0]: x[1:] for x in incompatible.incorrect_shapes}
@@ -158,8 +160,13 @@ class HealthyCheckpointer(DetectionCheckpointer):
                 f"{', '.join(found[:3])}; the model wants {', '.join(names[:3])}): they belong to "
                 "another model"
             )
-        if self.requires_all and self.num_matched < self.num_tensors:
-            raise WeightsError(_describe_lacking([x for x in names if x in lacking], shapes))
+        if self.requires_all:
+            # The count of batches enters no result, and some exporters leave it out.
+            missing = [
+                x for x in incompatible.missing_keys if not x.endswith(".num_batches_tracked")
+            ]
+            if missing:
+                raise WeightsError(_describe_lacking(missing, shapes))
         return incompatible
 
 
@@ -178,6 +185,25 @@ def load_all_weights(model: nn.Module, weights: str) -> dict[str, Any]:
     checkpointer = HealthyCheckpointer(model)
     checkpointer.requires_all = True
     return checkpointer.resume_or_load(weights, resume=False)
+
+
+def _refuse_other_types(weights: dict[str, Any], wanted: dict[str, Tensor]) -> None:
+    """Refuse integers in place of floats, and floats in place of integers.
+
+    torch converts them without a word, such as the floats of a safetensors file that a changed byte
+    of the header declares to be int32.
+
+    Args:
+        weights: tensors or arrays by name.
+        wanted: state of the model.
+    """
+    for name, value in weights.items():
+        want = wanted.get(name.removeprefix("module."))
+        if want is None:
+            continue
+        dtype = torch.as_tensor(value).dtype
+        if dtype.is_floating_point != want.dtype.is_floating_point:
+            raise WeightsError(f"{name} is {dtype} in the file and {want.dtype} in the model")
 
 
 def _describe_lacking(names: list[str], shapes: dict[str, tuple]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
 
 from focal_det.messages import shorten
 
@@ -27,6 +29,10 @@ _ALLOWED = {
 _SAFE_FORM = (
     "torch.save({'model': model.state_dict()}, 'weights.pth') writes a file that can be read"
 )
+_MAX_HEADER = 100_000_000  # bytes of a safetensors header, the limit of the format
+# Of the modules of a safetensors file, which records none. No module of torch or Detectron2 that
+# has weights is newer.
+_MODULE_VERSION = 3
 _MAX_NAMES = 3
 _MAX_LINE = 200  # characters of an error message from another library
 
@@ -50,6 +56,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 def read_weights(file: str) -> dict[str, Any]:
     """Read a checkpoint of Detectron2, a state dict, or a file of a model zoo (.pkl, .pyth).
 
+    A state dict may be a safetensors file, which is recognized by its suffix or its content. That
+    format has no checksum of the tensors: a changed byte in a weight is found only if it makes the
+    weight non-finite, and a changed letter of a name gives another name. `torch.save` writes
+    checksums, and they are compared.
+
     Returns:
         "model", tensors or arrays by name; for a model zoo also the entries that let Detectron2
         convert the names; for a checkpoint also its other entries.
@@ -62,7 +73,9 @@ def read_weights(file: str) -> dict[str, Any]:
     kind = _describe_kind(Path(file))
     if kind:
         raise WeightsError(kind)
-    if file.endswith(".pkl"):
+    if file.endswith(".safetensors") or _is_safetensors(file):
+        content: dict[str, Any] = {"model": _read_safetensors(file)}
+    elif file.endswith(".pkl"):
         content = _from_model_zoo(_read_pickle(file))
     elif file.endswith(".pyth"):
         content = _from_pycls(_read_torch(file))
@@ -88,13 +101,20 @@ def refuse_nonfinite(model: dict[str, Any]) -> None:
         WeightsError: there are such weights; names the first.
     """
     # Detectron2's .pkl files hold numpy arrays.
-    tensors = {k: torch.as_tensor(v) for k, v in model.items()}
-    wrong = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    wrong = [k for k, v in model.items() if not _is_finite(torch.as_tensor(v))]
     if wrong:
         raise WeightsError(
             f"{len(wrong)} of its tensors contain NaN or infinity: {shorten(wrong, _MAX_NAMES)}. "
             "Take a checkpoint from before the run diverged"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    if tensor.itemsize == 1:  # torch has no `isfinite` for most types of 8 bits
+        tensor = tensor.float()
+    return bool(tensor.isfinite().all())
 
 
 def _describe_kind(file: Path) -> str:
@@ -113,6 +133,28 @@ def _describe_kind(file: Path) -> str:
     if is_text and not file.name.endswith(".pkl"):
         return f"it is a text file that begins with {start[:40].decode()!r}"
     return ""
+
+
+def _is_safetensors(file: str) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, and a JSON object."""
+    with open(file, "rb") as stream:
+        start = stream.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_HEADER
+
+
+def _read_safetensors(file: str) -> dict[str, Tensor]:
+    # Read at once instead of mapped into memory, where a file that is cut off meanwhile kills the
+    # process.
+    data = Path(file).read_bytes()
+    try:
+        model = OrderedDict(load_safetensors(data))
+    except Exception as error:  # of the library, or of torch for a type that it lacks
+        raise WeightsError(_describe_damage(error)) from None
+    # torch and Detectron2 take weights without versions for old ones, and fill in the statistics of
+    # a norm that are missing, so that nothing would report a name that is damaged.
+    modules = {name.rpartition(".")[0] for name in model}
+    model._metadata = {x: {"version": _MODULE_VERSION} for x in modules}  # type: ignore[attr-defined]
+    return model
 
 
 def _read_pickle(file: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.checkpoint.weights_file import WeightsError, read_weights
 from focal_det.tools.train import main as train
-from tests.faults.copies import run_check
+from tests.faults.copies import refuse_train, run_check
 
 
 class RunsCode:
@@ -129,10 +129,14 @@ NOT_WEIGHTS = {
     "list": ("w.pth", [torch.zeros(2)], "it holds a list, not tensors by name"),
     "list_pkl": ("w.pkl", [np.zeros(2)], "it holds a list, not tensors by name"),
     "tensor": ("w.pth", torch.zeros(2), "it holds a Tensor, not tensors by name"),
+    "number": ("w.pth", 3.5, "it holds a float, not tensors by name"),
+    "number_pkl": ("w.pkl", 3, "it holds a int, not tensors by name"),
     "numbers": ("w.pth", {"a": 1.0}, "it holds no tensors by name: a"),
     "model_list": ("w.pth", {"model": [1]}, "its 'model' is a list, not a mapping"),
     "cut_off": ("w.pth", b"PK\x03\x04" + bytes(range(256)), "it is damaged, cut off or of another"),
+    "text_safetensors": ("w.safetensors", b"see the wiki", "it is a text file that begins with"),
     "nan": ("w.pth", "nan", "1 of its tensors contain NaN or infinity: head.cls_score.bias"),
+    "nan_pkl": ("w.pkl", "nan", "1 of its tensors contain NaN or infinity: head.cls_score.bias"),
 }
 
 
@@ -144,12 +148,24 @@ def test_file_without_weights_is_named(name, content, message, digits, capsys, t
 
         content = build_model(load_config(config)).state_dict()
         content["head.cls_score.bias"][3] = float("nan")
+        if name.endswith(".pkl"):
+            arrays = {k: v.numpy() for k, v in content.items()}
+            content = {"model": arrays, "__author__": "somebody"}
     file = write(tmp_path / name, content)
     config = digits.write_config(MODEL__WEIGHTS=str(file))
     code, output = run_check(config, capsys)
     assert code == 2 and output.count(str(file)) == 1 and "WeightsError" not in output
+    assert "weights that cannot be loaded" in output and "Correct MODEL.WEIGHTS" in output
     with pytest.raises(WeightsError, match=f"^MODEL.WEIGHTS {file}: {message}"):
         HealthyCheckpointer(torch.nn.Linear(1, 1)).resume_or_load(str(file), resume=False)
+
+
+@pytest.mark.parametrize("case", ["html", "text", "list", "number", "list_pkl", "number_pkl"])
+def test_train_names_file_without_weights_and_its_key(case, digits, capsys, tmp_path):
+    name, content, message = NOT_WEIGHTS[case]
+    file = write(tmp_path / name, content)
+    refusal = refuse_train(capsys, digits.write_config(MODEL__WEIGHTS=str(file)))
+    assert f"MODEL.WEIGHTS {file}: {message}" in refusal and "Traceback" not in refusal
 
 
 def rewrite(file, compression):
