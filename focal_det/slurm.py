@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -99,15 +100,12 @@ class TrainJob:
         Raises:
             SystemExit: with the code of `focal-det train`, if that is not 0.
         """
-        flags = self.flags
-        if _count_restarts() > self.num_restarts:
-            # Slurm has requeued the job without a signal, such as after the failure of a node.
-            flags = self._continue()
         _export_place()
         # submitit ignores it.
         signal.signal(signal.SIGTERM, self._ask_to_stop)
-        command = [sys.executable, "-m", "focal_det.tools", "train", *flags, *self.words]
-        self._process = _start(command)
+        words = ["train", *self._get_flags(), *self.words]
+        with _held_signals():
+            self._process = _start([sys.executable, "-m", "focal_det.tools", *words])
         try:
             code = _wait(self._process)
         finally:
@@ -125,14 +123,19 @@ class TrainJob:
         """Stop the run with a checkpoint; returns what submitit requeues."""
         from submitit.helpers import DelayedSubmission
 
-        flags = self._continue()
+        flags = self._get_flags()
         if self._process:
             self._ask_to_stop()
-            if _wait(self._process) == -signal.SIGTERM:
-                # Before it listened to signals: it has not trained, nor removed an earlier run.
-                flags = self.flags
+            # -SIGTERM: before it listened to signals, trained or removed an earlier run.
+            if _wait(self._process) != -signal.SIGTERM:
+                flags = self._continue()
         restarts = _count_restarts() + 1
         return DelayedSubmission(TrainJob(self.words, flags, restarts, self.seconds_to_end))
+
+    def _get_flags(self) -> tuple[str, ...]:
+        """The flags with which the run starts now."""
+        # More: without a signal, such as after the failure of a machine.
+        return self._continue() if _count_restarts() > self.num_restarts else self.flags
 
     def _continue(self) -> tuple[str, ...]:
         """The flags with which the run goes on."""
@@ -159,13 +162,38 @@ def _export_place() -> None:
         place.export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen:
-    """Start a process that ignores submitit's signal."""
+def _get_signal() -> int:
+    """The signal of submitit."""
     from submitit import JobEnvironment
 
-    number = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
-    # Slurm sends it to all processes of a job, and it would kill this one.
-    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
+    return getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Let signals for this process wait until the end of the block.
+
+    In a block that starts a process, their handlers would run there, too, or miss it.
+    """
+    numbers = {_get_signal(), signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen:
+    """Start a process that ignores submitit's signal."""
+    number = _get_signal()
+
+    def set_signals() -> None:
+        # Slurm sends it to all processes of a job, and it would kill this one.
+        signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number, signal.SIGTERM})
+
+    return subprocess.Popen(command, preexec_fn=set_signals)
 
 
 def _wait(process: subprocess.Popen) -> int:

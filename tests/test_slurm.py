@@ -231,6 +231,11 @@ def test_machine_without_slurm(tmp_path, monkeypatch):
         submit_train(TrainJob(()), tmp_path, [])
 
 
-def test_evaluation_stays_one():
-    assert TrainJob((), ("--eval-only",)).checkpoint().function.flags == ("--eval-only",)
-    assert TrainJob((), ("--overwrite",)).checkpoint().function.flags == ("--resume",)
+def test_flags_after_a_restart(monkeypatch):
+    def get_flags(*flags):
+        return TrainJob((), flags).checkpoint().function.flags
+
+    assert get_flags("--overwrite") == ("--overwrite",)  # it has not started
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert get_flags("--overwrite") == get_flags() == ("--resume",)
+    assert get_flags("--eval-only") == ("--eval-only",)
