@@ -1,5 +1,6 @@
-"""Parts of messages: the nearest known name, a shortened list, safe text, a command to copy."""
+"""Words for people and from them: the nearest known name, safe text, a command, a value of one."""
 
+import ast
 import difflib
 import os
 import shlex
@@ -117,3 +118,11 @@ def _quote(word: str) -> str:
     if "'" in word and not set(word) & _OBEYED_IN_QUOTES:
         return f'"{word}"'
     return shlex.quote(word)
+
+
+def parse_value(word: str) -> Any:
+    """The value of a word of a command: a Python literal, or the word itself."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word

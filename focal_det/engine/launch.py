@@ -89,6 +89,8 @@ def _prepare_and_run(
 ) -> None:
     with contextlib.ExitStack() as lock:
         plan = share_from_first(lambda: _prepare(args, check, lock))
+        # Of the processes that a launcher has started, only the first one has done so.
+        args.config_file = find_config_file(args.config_file)
         _run(args, plan, has_launcher=has_launcher)
 
 

@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
+from focal_det.slurm import make_executor
+
 from .records import get_figure
-from .sweep_rows import Row, Start, parse_value
+from .sweep_rows import Row, Start
 from .sweep_runs import Run, execute, make_start_run, write_start_weights
 
 _POLL_SECONDS = 1.0
@@ -99,33 +101,6 @@ def describe_outcome(run: Run, result: Mapping[str, Any]) -> str:
         return f"{name}: {result['status']}: {result['error']} (see {run.terminal_file})"
     ap = get_figure(result, "AP")
     return f"{name}: {result['status']}, AP {ap:.1f}, {result['minutes']:.1f} minutes"
-
-
-def make_executor(folder: Path, words: Sequence[str], cluster: Optional[str] = None) -> Any:
-    """submitit's executor.
-
-    Args:
-        folder: of its logs.
-        words: KEY=VALUE parameters; a value is a Python literal or a text.
-        cluster: None for Slurm, where there is one; "local" for this machine.
-
-    Raises:
-        ModuleNotFoundError: no submitit; says how to get it.
-        ValueError: a word of another form.
-    """
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("--launcher slurm needs submitit: pip install submitit") from None
-    parameters = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not (key and equals and value):
-            raise ValueError(f"--slurm takes KEY=VALUE, got {word!r}")
-        parameters[key] = parse_value(value)
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-    executor.update_parameters(**parameters)
-    return executor
 
 
 def execute_with_submitit(runs: Sequence[Run], executor: Any) -> None:

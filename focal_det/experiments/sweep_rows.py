@@ -26,7 +26,7 @@ from detectron2.config import CfgNode
 from focal_det.config import find_config_file, get_config_file, merge_options
 from focal_det.env import load_config
 from focal_det.imbalance.config_file import write_config
-from focal_det.messages import describe_unknown
+from focal_det.messages import describe_unknown, parse_value
 from focal_det.modeling.build import flatten_config
 
 PAPER_ROWS = "PaperTables/rows.json"
@@ -343,14 +343,6 @@ def _parse_values(values: str) -> list[Any]:
         return list(ast.literal_eval(f"[{values}]"))
     except (ValueError, SyntaxError):
         return [parse_value(x) for x in values.split(",")]
-
-
-def parse_value(value: str) -> Any:
-    """A Python literal, or the text itself."""
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
 
 
 def load_rows(rows: Sequence[Row], options: Sequence[str]) -> dict[Row, CfgNode]:

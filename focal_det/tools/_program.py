@@ -41,7 +41,8 @@ def run_program(
         doc: its docstring, for `--help`.
         add_arguments: adds its arguments to a parser.
         run: does the work; returns the exit code, None for 0. Among its arguments is
-            `command_line`, the whole command, for what the program writes.
+            `command_line`, the whole command, for what the program writes, and `words`, those after
+            the name of the program.
         argv: arguments; by default those of this process.
         example: a command that `--help` shows.
         parser: with the arguments of another library, to be extended.
@@ -54,6 +55,7 @@ def run_program(
     add_arguments(parser)
     words = sys.argv[1:] if argv is None else list(argv)
     args = _parse(parser, words)
+    args.words = words
     args.command_line = to_command_line(["focal-det", name, *words])
     try:
         with _hide_progress(args.quiet):

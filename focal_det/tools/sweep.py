@@ -17,6 +17,7 @@ from focal_det.files import write_json, write_text
 from focal_det.report.sweep_results import make_results_figure, make_results_table
 
 from ._arguments import add_json_argument, add_output_argument
+from ._launcher import add_launcher_arguments, return_opts
 from ._program import FAILED, run_program
 
 _NUMBERS = {"seeds": "seeds per row, from 1", "jobs": "parallel runs", "num-gpus": "GPUs per run"}
@@ -37,9 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base", help="coco, digits, bccd or a config; required with --table and --grid")
     for name, meaning in _NUMBERS.items():
         add(f"--{name}", type=int, default=1, metavar="N", help=f"{meaning} (default: 1)")
-    add("--launcher", choices=["local", "slurm"], default="local", help="slurm: a job per run")
-    what = "options of the Slurm launcher, such as slurm_partition=gpu"
-    add("--slurm", nargs="+", default=[], metavar="K=V", help=what)
+    add_launcher_arguments(parser, "a job per run")
     add("--configs-only", action="store_true", help="write the rows as configs, and run nothing")
     folder = "folder of runs and results (default: output/sweep/ and the name of the base)"
     add_output_argument(parser, folder, required=False, metavar="FOLDER")
@@ -48,6 +47,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    return_opts(args)
     sweep = read_sweep(tables=args.table, rows_file=args.rows, grid=args.grid, base=args.base)
     output = args.output or Path("output", "sweep", Path(sweep.name).stem)
     configs = load_rows([row for rows in sweep.tables.values() for row in rows], args.opts)

@@ -43,6 +43,8 @@ NOT_RUN = {
     r"--rows projects/Losses": "takes hours; tests/projects has a short one",
     r"--table 1a 1b 1d 3 prior": "takes hours",
     r"--base coco --num-gpus 8$": "needs COCO and eight GPUs",
+    r"^torchrun": "test_clusters_page.py runs it",
+    r"--launcher slurm --slurm timeout_min": "test_clusters_page.py submits it",
 }
 FEW_STEPS = ("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.WARMUP_ITERS", "0")
 SMALL = ("SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64")

@@ -15,6 +15,7 @@ HEAVY = ("detectron2", "matplotlib", "cv2", "pycocotools", "fvcore", "torchvisio
 MAY_IMPORT = {
     **dict.fromkeys(("messages", "files"), ()),
     "registry": ("fvcore",),
+    "slurm": (),
     "losses": (),
 }
 MAX_LINES_OF_A_PROGRAM = 80

@@ -16,9 +16,10 @@ import yaml
 from focal_det.config import get_config_file
 from focal_det.env import load_config
 from focal_det.experiments import sweep_rows
-from focal_det.experiments.sweep_launch import execute_with_submitit, make_executor
+from focal_det.experiments.sweep_launch import execute_with_submitit
 from focal_det.experiments.sweep_runs import Run, execute
 from focal_det.report.sweep_results import make_results_figure, make_results_table
+from focal_det.slurm import make_executor
 from focal_det.tools.sweep import main
 from tests.conftest import ROOT, run_program, run_python
 from tests.data.make_data import write_coco

@@ -1,0 +1,75 @@
+"""`--launcher slurm` of the programs that train, and a training run as a job."""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from focal_det.config import find_config_file
+from focal_det.env import load_config
+from focal_det.slurm import TrainJob, submit_train
+
+_FLAGS = ("--resume", "--overwrite", "--eval-only")
+
+
+def add_launcher_arguments(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """`--launcher` and `--slurm`.
+
+    Args:
+        meaning: help text: what becomes a job.
+    """
+    parser.add_argument(
+        "--launcher", choices=["local", "slurm"], default="local", help=f"slurm: {meaning}"
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="K=V",
+        help="options of submitit, such as slurm_partition=gpu gpus_per_node=8 timeout_min=720",
+    )
+
+
+def return_opts(args: argparse.Namespace) -> None:
+    """Move KEY VALUE pairs that follow `--slurm K=V ...` from there to `opts`."""
+    args.slurm, pairs = _split(args.slurm)
+    args.opts = [*pairs, *args.opts]
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    parameters = list(itertools.takewhile(lambda x: "=" in x, words))
+    return parameters, list(words[len(parameters) :])
+
+
+def submit(args: argparse.Namespace) -> None:
+    """Submit `focal-det train` with all its other arguments as a job, and print its id.
+
+    Raises:
+        ValueError: a flag or a key that could only fail in the job.
+    """
+    if not args.config_file:  # optional for Detectron2's parser
+        raise ValueError("--config-file is required: the .yaml config of the run")
+    if args.num_machines > 1:
+        raise ValueError(
+            f"--num-machines {args.num_machines}: with --launcher slurm, the machines of a run are "
+            f"--slurm nodes={args.num_machines}"
+        )
+    if args.overwrite and (args.resume or args.eval_only):
+        raise ValueError("--overwrite cannot be combined with --resume or --eval-only")
+    file = find_config_file(args.config_file)
+    cfg = load_config(file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    folder = Path(cfg.OUTPUT_DIR, "slurm")
+    job_id, log = submit_train(_make_job(args.words), folder, args.slurm)
+    print(f"submitted job {job_id}; log: {log}")
+
+
+def _make_job(words: Sequence[str]) -> TrainJob:
+    """The job of a command, without the arguments of this file."""
+    # argparse, as it also knows abbreviations and --launcher=slurm.
+    parser = argparse.ArgumentParser(add_help=False)
+    add_launcher_arguments(parser, "")
+    for flag in _FLAGS:
+        parser.add_argument(flag, action="store_true")
+    mine, others = parser.parse_known_args(words)
+    flags = [x for x in _FLAGS if getattr(mine, x[2:].replace("-", "_"))]
+    return TrainJob((*others, *_split(mine.slurm)[1]), tuple(flags))
