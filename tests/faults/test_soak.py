@@ -66,13 +66,7 @@ def test_run_survives_twenty_interruptions(tmp_path, clean_catalog, record_prope
     random.shuffle(kinds)
     for number, kind in enumerate(kinds):
         process = start_train(config, *TWO, *(["--resume"] if number else []))
-        num_starts = number + 1
-        assert wait_until(
-            lambda n=num_starts: (
-                log.read_text().count("Starting training") >= n or process.poll() is not None
-            )
-        )
-        assert process.poll() is None, log.read_text()[-3000:]
+        wait_for_start(number + 1, log, process)
         time.sleep(random.uniform(0.1, 3))
         pids = [process.pid, *get_descendants(process.pid)]
         interrupt(kind, process)
