@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from render_losses import render_losses
 from render_speed import render_headlines, render_speed, render_watch
@@ -106,14 +107,34 @@ def render_faults(folder: Path) -> str:
     """One row per fault: what Detectron2 and focal_det do; then the versions tested with."""
     rows = {}
     hosts = []
+    soaks = []
     for file in sorted(folder.glob("*.json")):  # named by the Detectron2
-        content = json.loads(file.read_text())["rows"]
-        rows.update({x["row"]: x for x in content})
-        hosts.append(f"{file.stem.replace('_', ' ')} ({len(content)} rows)")
+        content = json.loads(file.read_text())
+        rows.update({x["row"]: x for x in content["rows"]})
+        hosts.append(f"{file.stem.replace('_', ' ')} ({len(content['rows'])} rows)")
+        if "soak" in content:
+            soaks.append(content["soak"])
     lines = ["| # | fault | Detectron2 | focal_det |", "|---|---|---|---|"]
     for number, row in sorted(rows.items()):
         lines.append(f"| {number} | {row['fault']} | {row['detectron2']} | {row['focal_det']} |")
-    return "\n".join([*lines, "", f"Passed with Detectron2 {' and '.join(hosts)}."])
+    lines += ["", f"Passed with Detectron2 {' and '.join(hosts)}."]
+    return "\n".join([*lines, *(_describe_soak(x) for x in soaks)])
+
+
+def _describe_soak(soak: dict[str, Any]) -> str:
+    """A paragraph on the run that was interrupted at random."""
+    kinds = {
+        "signal": "SIGTERM, SIGINT or SIGUSR1",
+        "kill": "SIGKILL",
+        "rank": "SIGKILL to one of its processes",
+        "worker": "SIGKILL to a data worker",
+    }
+    counts = ", ".join(f"{n} x {kinds[k]}" for k, n in sorted(soak["interruptions"].items()))
+    return (
+        f"\nA run of two processes and {soak['iterations']} iterations was interrupted "
+        f"{sum(soak['interruptions'].values())} times at random ({counts}); "
+        f"{soak['tensors_that_differ']} tensors differ from those of the uninterrupted run."
+    )
 
 
 def find_tables(page: Path) -> dict[str, Callable[[], str]]:

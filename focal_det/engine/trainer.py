@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+import detectron2
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
@@ -13,6 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+import focal_det
 from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.data.evaluation import build_evaluator
@@ -63,7 +66,11 @@ class Trainer(DefaultTrainer):
         self.checkpointer = HealthyCheckpointer(self.model, self.cfg.OUTPUT_DIR, **checkpointables)
         self._guard = StepGuard(self.cfg)
         self.checkpointer.find_divergence = self._guard.find_divergence
-        self.checkpointer.extra = {"config": self._given_config, **_get_class_names(self.cfg)}
+        self.checkpointer.extra = {
+            "config": self._given_config,
+            "versions": _get_versions(),
+            **_get_class_names(self.cfg),
+        }
 
         stream: TrainingStream = self._trainer.data_loader
         stream.before_batch = self._stop_if_asked
@@ -188,7 +195,12 @@ class Trainer(DefaultTrainer):
         run_state = self.checkpointer.loaded.get("run_state", {})
         if run_state.get("num_processes") == comm.get_world_size():
             restore_run_state(run_state, self._parts, get_bare_model(self.model))
-            log.info(f"continuing exactly after iteration {self.start_iter - 1}")
+            before = self.checkpointer.loaded.get("versions", {})
+            changes = [f"{k} {v} before" for k, v in before.items() if v != _get_versions().get(k)]
+            log.info(
+                f"continuing exactly after iteration {self.start_iter - 1}"
+                + (f", except for rounding: {', '.join(changes)}" if changes else "")
+            )
             return
         # Of Detectron2, an older version, or another number of processes.
         num_images = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
@@ -241,6 +253,14 @@ def _get_class_names(cfg: CfgNode) -> dict[str, list[str]]:
         if names:
             return {"class_names": [str(x) for x in names]}
     return {}
+
+
+def _get_versions() -> dict[str, str]:
+    return {
+        "focal_det": focal_det.__version__,
+        "detectron2": detectron2.__version__,
+        "torch": str(torch.__version__),
+    }
 
 
 def _replace_checkpointer(hooks: list[HookBase], saver: RunSaver) -> list[HookBase]:

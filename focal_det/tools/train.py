@@ -1,8 +1,9 @@
 """Train and evaluate, with checks, a NaN guard and exact resume.
 
-Takes the flags of Detectron2's train_net.py. Exit codes: 0 finished; 1 stopped during the run (by
-the guard, a full disk or an exception); 2 refused before the first iteration; 3 a bug before the
-run started; 130 interrupted.
+Takes the flags of Detectron2's train_net.py, and runs under torchrun as well. Exit codes: 0
+finished; 1 stopped during the run (by the guard, a full disk, a dead process or an exception); 2
+refused before the first iteration; 3 a bug before the run started; 128 + n stopped by signal n,
+with a checkpoint after the running step (130 for Ctrl+C, 143 for SIGTERM).
 """
 
 import argparse

@@ -347,3 +347,15 @@ def test_checkpoints_hold_class_names_and_config(finished):
     content = read_checkpoint(finished[1] / "model_final.pth")
     assert content["class_names"] == [str(i) for i in range(10)]
     assert yaml.safe_load(content["config"])["SOLVER"]["BASE_LR"] == 0.01
+    assert content["versions"]["torch"] == torch.__version__
+
+
+def test_resume_with_another_version_says_so(finished, digits):
+    file = finished[1] / "model_final.pth"
+    content = read_checkpoint(file)
+    content["versions"]["torch"] = "1.0"
+    torch.save(content, file)
+    run_train(finished[0], "--resume", "SOLVER.MAX_ITER", "3")
+    assert "continuing exactly after iteration 1, except for rounding: torch 1.0 before" in (
+        read_log(digits)
+    )
