@@ -27,7 +27,7 @@ slow = pytest.mark.slow
     "num_processes, num_workers, number",
     [
         (1, 2, signal.SIGTERM),
-        (2, 0, signal.SIGINT),
+        pytest.param(2, 0, signal.SIGINT, marks=slow),
         pytest.param(1, 0, signal.SIGKILL, marks=slow),
         pytest.param(1, 0, signal.SIGTERM, marks=slow),
         pytest.param(1, 0, signal.SIGINT, marks=slow),

@@ -67,7 +67,7 @@ def run(digits):
 @pytest.mark.parametrize(
     "number",
     [
-        signal.SIGKILL,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
@@ -153,7 +153,7 @@ def test_signal_in_the_last_evaluation_keeps_the_last_metrics(run):
     assert any("bbox/AP" in x for x in lines)
 
 
-@pytest.mark.parametrize("words", [[], TWO])
+@pytest.mark.parametrize("words", [[], pytest.param(TWO, marks=pytest.mark.slow)])
 def test_killed_data_worker(words, run):
     run.start(*words, DATALOADER__NUM_WORKERS=2)
     wait_for_checkpoint(run.out, run.process)
@@ -167,6 +167,7 @@ def test_killed_data_worker(words, run):
     assert read_iterations(run.out)[-1] == get_last_iteration(run.out)
 
 
+@pytest.mark.slow
 def test_killed_process_of_two(run):
     run.start(*TWO)
     wait_for_checkpoint(run.out, run.process)
@@ -203,7 +204,7 @@ def test_image_that_fails_saves_the_steps_before(run):
 def test_second_run_in_the_same_folder_is_refused(run):
     config = run.start()
     wait_for_checkpoint(run.out, run.process)
-    for words in ([], ["--resume"], ["--overwrite"]):
+    for words in (["--resume"], ["--overwrite"]):
         second = start_train(config, *words)
         assert second.wait(60) == 2
         message = f"OUTPUT_DIR {run.out} is in use by another run (process {run.process.pid} on "

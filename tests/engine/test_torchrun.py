@@ -51,6 +51,7 @@ def processes():
         kill_all([process.pid, *get_descendants(process.pid)])
 
 
+@pytest.mark.slow
 def test_killed_process_is_started_again_and_goes_on(digits, reference, processes):
     config = digits.write_config(**KEYS)
     out = digits.folder / "out"
@@ -98,6 +99,7 @@ def test_processes_end_with_torchrun(number, digits, processes):
         assert get_last_iteration(out) == read_iterations(out)[-1]
 
 
+@pytest.mark.slow
 def test_refusal_ends_all_processes(digits, processes):
     config = digits.write_config(**KEYS)
     process = start_torchrun(config, *ONE_MACHINE, words=["SOLVER.BASE_LRR", "1"])
@@ -115,6 +117,7 @@ needs_tools = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_tools
 def test_script_of_detectron2_is_refused(digits, processes):
     config = digits.write_config(**KEYS)

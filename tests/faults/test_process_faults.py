@@ -216,7 +216,10 @@ def test_rows_3_to_5_damaged_checkpoint(row, damage, what, stock, trained, digit
     fault(row, what, stock=stock, ours="resumes from the valid one before it", seen=seen)
 
 
-@pytest.mark.parametrize("row, number", [(16, signal.SIGTERM), (17, signal.SIGINT)])
+@pytest.mark.parametrize(
+    "row, number",
+    [(16, signal.SIGTERM), pytest.param(17, signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_rows_16_and_17_signal(row, number, digits, other, processes, fault):
     out = digits.folder / "out"
     code = interrupt(start_train, digits.write_config(**ENDLESS), number, processes)
@@ -331,6 +334,7 @@ def read_command(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
+@pytest.mark.slow
 def test_row_20_killed_data_worker(digits, other, processes, fault):
     ends = []
     for copy, start_it in ((digits, start_train), (other, start_script)):

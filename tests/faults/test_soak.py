@@ -48,6 +48,12 @@ def wait_for_start(number, log, process):
     assert process.poll() is None, log.read_text()[-3000:]
 
 
+def wait_for_another_checkpoint(out, process):
+    before = set(out.glob("model_*.pth"))
+    assert wait_until(lambda: set(out.glob("model_*.pth")) - before)
+    assert process.poll() is None
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_run_survives_twenty_interruptions(tmp_path, clean_catalog, record_property):
@@ -67,7 +73,10 @@ def test_run_survives_twenty_interruptions(tmp_path, clean_catalog, record_prope
     for number, kind in enumerate(kinds):
         process = start_train(config, *TWO, *(["--resume"] if number else []))
         wait_for_start(number + 1, log, process)
-        time.sleep(random.uniform(0.1, 3))
+        # Mostly after some progress, now and then before the first step.
+        if random.random() < 0.8:
+            wait_for_another_checkpoint(digits.folder / "out", process)
+        time.sleep(random.uniform(0, 1))
         pids = [process.pid, *get_descendants(process.pid)]
         interrupt(kind, process)
         code = process.wait(60)
@@ -83,7 +92,7 @@ def test_run_survives_twenty_interruptions(tmp_path, clean_catalog, record_prope
     iterations = read_iterations(digits.folder / "out")
     assert iterations == sorted(set(iterations))
     starts = [int(x.rsplit(" ", 1)[1]) for x in log.read_text().splitlines() if "Starting tr" in x]
-    assert starts == sorted(starts)
+    assert starts == sorted(starts) and len(set(starts)) > NUM_INTERRUPTS / 2
     record_property(
         "soak",
         {
