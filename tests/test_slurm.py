@@ -9,8 +9,9 @@ import pytest
 
 from focal_det.slurm import TrainJob, make_executor, submit_train
 from focal_det.tools.train import main
-from tests.engine import conftest, test_exact_resume
 from tests.engine.runs import (
+    KEYS,
+    NUM_ITERS,
     find_differences,
     get_descendants,
     get_last_iteration,
@@ -20,15 +21,11 @@ from tests.engine.runs import (
     run_to_end,
     wait_until,
 )
-from tests.engine.test_exact_resume import KEYS, NUM_ITERS
 from tests.fake_slurm import FakeSlurm
 
 pytest.importorskip("submitit")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 slow = pytest.mark.slow
-# Fixtures.
-digits = conftest.digits
-reference = test_exact_resume.reference
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A small real data set, shared with the tests of the faults, and a guarded training loop."""
+"""A guarded training loop."""
 
 import pytest
 from detectron2.engine import SimpleTrainer
@@ -7,12 +7,6 @@ from detectron2.solver import build_optimizer
 
 from focal_det.engine.step_guard import StepGuard
 from tests.conftest import make_batch
-from tests.faults.copies import DigitsCopy
-
-
-@pytest.fixture
-def digits(tmp_path, clean_catalog):
-    return DigitsCopy(tmp_path)
 
 
 @pytest.fixture

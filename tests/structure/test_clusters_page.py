@@ -12,9 +12,7 @@ from detectron2.engine import default_argument_parser
 
 from focal_det.tools._train_arguments import add_train_arguments
 from tests.conftest import ROOT, run_program
-from tests.engine import conftest, test_exact_resume
-from tests.engine.runs import find_differences, read_weights, start, wait_until
-from tests.engine.test_exact_resume import KEYS
+from tests.engine.runs import KEYS, find_differences, read_weights, start, wait_until
 from tests.fake_slurm import FakeSlurm
 
 from .pages import read_blocks, read_commands
@@ -24,9 +22,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PAGE = ROOT / "docs" / "clusters.md"
 COMMANDS = [x for of_block in read_commands(PAGE) for x in of_block]
 (SCRIPT,) = read_blocks(PAGE, "bash")
-# Fixtures.
-digits = conftest.digits
-reference = test_exact_resume.reference
 
 
 def find_free_port():
