@@ -108,7 +108,16 @@ def joined(place: Place, uses_gpus: bool) -> Iterator[None]:
 
     Args:
         uses_gpus: one GPU of the machine for each of its processes; otherwise all use the CPU.
+
+    Raises:
+        ValueError: the machine has fewer GPUs.
     """
+    num_gpus = torch.cuda.device_count()
+    if uses_gpus and place.num_local > num_gpus:
+        raise ValueError(
+            f"{place.num_local} processes on this machine, but torch finds {num_gpus} GPUs; "
+            "--num-gpus 0 uses the CPU"
+        )
     if uses_gpus:
         torch.cuda.set_device(place.local_rank)
     store, *_ = next(

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from detectron2.utils import comm
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 # The same Ctrl+C may come from the terminal and from the parent process.
 _SECONDS_OF_ONE_REQUEST = 1.0
+_STDERR = 2
 
 
 def get_stop_signals() -> list[signal.Signals]:
@@ -43,6 +43,9 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self.number = 0
         self._time = 0.0
         self._can_stop_here = False
@@ -52,7 +55,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note signals that come during the block. Only the main thread gets any."""
-        self.__init__()  # type: ignore[misc]  # a process may run several trainings
+        self._forget()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -66,7 +69,8 @@ class StopRequest:
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         now = time.monotonic()
         if not self.number:
-            self.number, self._time = number, now
+            self.number = number
+            self._time = now
             if self._can_stop_here:
                 self.stop()
             self._tell()
@@ -78,11 +82,9 @@ class StopRequest:
     def _tell(self) -> None:
         if comm.is_main_process():
             name = signal.Signals(self.number).name
-            # Written, not logged: the signal may have interrupted the logger, which holds a lock.
-            os.write(
-                sys.stderr.fileno(),
-                f"{name}: stopping after this step, with a checkpoint. Again: at once\n".encode(),
-            )
+            text = f"{name}: stopping after this step, with a checkpoint. Again: at once\n"
+            # Not logged: the signal may have interrupted the logger, which holds a lock.
+            os.write(_STDERR, text.encode())
 
     def stop(self) -> None:
         """Leave the run with the exit code of the signal.
