@@ -83,6 +83,7 @@ def _find_images(folder: Path, output: Path) -> dict[Path, Path]:
 
 def _check_outputs(outputs: dict[Path, Path]) -> None:
     """Refuse to replace an input, or to write two inputs to one file."""
+    inputs = {file.resolve(): file for file in outputs}
     sources: dict[Path, Path] = {}
     for file, out_file in outputs.items():
         # Two folders may have a file of the same name, and a video may be named like an image.
@@ -92,8 +93,9 @@ def _check_outputs(outputs: dict[Path, Path]) -> None:
                 f"{first} and {file} would both be drawn to {out_file}; "
                 "give them in two calls with an --output each"
             )
-        if file.resolve() == out_file.resolve():
-            raise ValueError(f"{file} would be overwritten; choose another --output")
+        overwritten = inputs.get(out_file.resolve())
+        if overwritten:
+            raise ValueError(f"{overwritten} would be overwritten; choose another --output")
 
 
 def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:

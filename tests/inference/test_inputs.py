@@ -61,11 +61,14 @@ def test_files_of_a_folder_keep_their_names(tmp_path, monkeypatch):
         (["empty"], r"empty has no image \(\.bmp"),
         (["a.png", "other/a.png"], r"a\.png and .*a\.png would both be drawn to .*out"),
         (["v.avi", "other/v.mov"], r"would both be drawn to .*v\.mp4"),
-        (["out/a.png"], r"would be overwritten; choose another --output"),
+        (["out/a.png"], r"out.a\.png would be overwritten; choose another --output"),
+        # The picture of photos/a.png goes to the first input.
+        (["out", "photos"], r"out.photos.a\.png would be overwritten; choose another --output"),
     ],
 )
 def test_wrong_input_is_named(names, message, tmp_path):
     make_files(tmp_path, "list.txt", "a.png", "other/a.png", "v.avi", "other/v.mov", "out/a.png")
+    make_files(tmp_path, "photos/a.png", "out/photos/a.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_inputs([tmp_path / x for x in names], tmp_path / "out")
