@@ -7,11 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode, get_cfg
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-# A key of a config: MODEL.DEVICE, or one of the few at the top that hold a value.
-_KEY = re.compile(r"[A-Z][A-Z_0-9]*(\.\w+)+|CUDNN_BENCHMARK|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD")
+_DOTTED_KEY = re.compile(r"[A-Z][A-Z_0-9]*(\.\w+)+")
 
 
 @dataclass
@@ -64,10 +64,13 @@ def split_config_options(words: Sequence[str]) -> tuple[Sequence[str], Sequence[
 
     A word that is an existing path is not a key, nor is one that ends like an image or a video.
     """
+    # Besides dotted keys such as MODEL.DEVICE, the few top-level ones that hold a value: SEED, ...
+    top_keys = [key for key, value in get_cfg().items() if not isinstance(value, CfgNode)]
     for i, word in enumerate(words):
         path = Path(word)
+        is_key = word in top_keys or _DOTTED_KEY.fullmatch(word)
         is_file = path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) or path.exists()
-        if _KEY.fullmatch(word) and not is_file:
+        if is_key and not is_file:
             return words[:i], words[i:]
     return words, []
 

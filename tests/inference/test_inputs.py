@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config.defaults import _C
 
 from focal_det.inference.inputs import find_inputs, split_config_options
 
@@ -22,6 +23,14 @@ from focal_det.inference.inputs import find_inputs, split_config_options
 def test_keys_of_a_config_end_the_inputs(words, num_inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert split_config_options(words) == (words[:num_inputs], words[num_inputs:])
+
+
+def test_new_top_level_key_ends_the_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # A key of Detectron2's main that 0.6 does not have.
+    monkeypatch.setitem(_C, "FLOAT32_PRECISION", "")
+    words = ["a.png", "FLOAT32_PRECISION", "high"]
+    assert split_config_options(words) == (words[:1], words[1:])
 
 
 def test_existing_path_is_not_a_key(tmp_path, monkeypatch):
