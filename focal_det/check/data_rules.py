@@ -204,7 +204,7 @@ FLAT_IMAGE = add_rule(
     "note",
     "image of a single colour",
     "It shows nothing: look at the file.",
-    otherwise="warning if they are more than a tenth of the decoded images",
+    otherwise="warning if there are two or more, over a tenth of the decoded images",
 )
 NOT_ALL_DECODED = add_rule(
     "CHK226",

@@ -108,7 +108,7 @@ FOREIGN_KEY = add_rule(
     "CHK006",
     "warning",
     "key of another architecture",
-    "RetinaNet reads {node_key}, such as {num_classes_key}.",
+    "RetinaNet does not read it. Set keys of {node_key} instead, such as {num_classes_key}.",
 )
 
 # Config: numbers by themselves and against each other.
@@ -254,6 +254,6 @@ NO_POSITIVE_ANCHOR = add_rule(
     "CHK505",
     "note",
     "boxes without a positive anchor",
-    "Other boxes took all their anchors: smaller or more anchors, or larger images, would tell "
-    "them apart.",
+    "Other boxes took all their anchors, or no anchor overlaps them enough: more anchors, anchors "
+    "that fit better, or larger images may help.",
 )

@@ -125,7 +125,7 @@ def test_correct_data_and_config_pass(config, capsys):
         ),
         (
             ["MODEL.ROI_HEADS.NUM_CLASSES", "2"],
-            "MODEL.ROI_HEADS.NUM_CLASSES 2. RetinaNet reads MODEL.RETINANET, such as",
+            "NUM_CLASSES 2. RetinaNet does not read it. Set keys of MODEL.RETINANET instead",
             1,
         ),
     ],
