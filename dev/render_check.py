@@ -21,10 +21,11 @@ before it starts, on fewer images.
 
 [data.md](data.md#check) lists the options. With `--ignore CHK133 CHK225`, the check hides findings
 about empty training images kept as background (CHK133) and images of a single colour (CHK225).
-`--fix` fills in missing values that can be derived, converts numbers stored as text, clips boxes to
-the image, renumbers missing, repeated and zero ids, and removes repeated or unusable annotations.
-It writes nothing if it would have to remove more than a fifth of the annotations (and more than
-five), or if the file has a systematic fault (CHK320 to CHK323), such as boxes in another format.
+`--fix` fills in a missing iscrowd and a missing or invalid area, turns image ids, category ids and
+boxes that are stored as text into numbers, clips boxes to the image, renumbers annotations whose id
+is missing, repeated or not a whole number above 0, and removes repeated or unusable annotations. It
+writes nothing if it would have to remove more than a fifth of the annotations (and more than five),
+or if the file has a systematic fault (CHK320 to CHK323), such as boxes in another format.
 
 Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
 focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A

@@ -1,4 +1,4 @@
-"""MODEL.FOCAL_DET: the config node for what Detectron2 has no key for, and how configs are read.
+"""MODEL.FOCAL_DET, the node for settings without a key in Detectron2; how configs are read.
 
 gamma, alpha and the prior pi keep Detectron2's keys: MODEL.RETINANET.FOCAL_LOSS_GAMMA,
 FOCAL_LOSS_ALPHA and PRIOR_PROB.
@@ -129,7 +129,7 @@ class _SafeYaml(CfgNode):
                 place = f", line {error.problem_mark.line + 1}"
             raise _UnsafeYamlError(
                 f"{filename} runs code when it is read{place}: {error.problem}. Write the value "
-                "out; or, if you trust the file, --unsafe-yaml (of focal-det train and check)"
+                "out; or, if you trust the file, pass --unsafe-yaml (focal-det train and check)"
             ) from None
 
 
@@ -148,7 +148,7 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
     try:
         if not unsafe_yaml:
             _SafeYaml.load_yaml_with_base(config_file)
-        # Safe once that has passed, and Detectron2's own configs need it.
+        # `allow_unsafe` is safe once that has passed, and Detectron2's own configs need it.
         cfg.merge_from_file(config_file, allow_unsafe=True)
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not yaml: {error}") from None
@@ -163,7 +163,7 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
         raise ValueError(f"{config_file}: {_explain_type(error)}") from None
     except KeyError as error:
         key = re.search(r"key: ([\w.]+)$", str(error.args[0]))
-        reason = describe_error(error)  # of a key that was renamed or removed
+        reason = describe_error(error)  # for a key that was renamed or removed
         if key:
             reason = _describe_unknown_key(cfg, key[1])
         raise UnknownNameError(f"{config_file}: {reason}") from None
@@ -208,7 +208,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
         cfg.merge_from_list(list(options))
     except ValueError as error:
         raise ValueError(_explain_type(error)) from None
-    # Of a key that was renamed or removed.
+    # Raised for a key that was renamed or removed.
     except KeyError as error:
         raise UnknownNameError(describe_error(error)) from None
 

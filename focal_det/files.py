@@ -68,7 +68,7 @@ def remove_parts(folder: Path, pattern: str = "*") -> None:
     """Remove what killed processes have left of files that they were writing.
 
     Args:
-        pattern: of the names of the files.
+        pattern: glob pattern of the final names of the files.
     """
     if fcntl is None:
         return
@@ -165,5 +165,6 @@ def describe_full_disk(file: Path, num_bytes: int = 0) -> str:
         needed = f"needs about {num_bytes / 1e6:.1f} MB, and "
     return (
         f"the disk is full: {file} could not be written ({needed}{free / 1e6:.1f} MB are free in "
-        f"{file.parent}). Files saved before are complete; make room, then continue with --resume"
+        f"{file.parent}). Files saved before are complete; make room, then run the command again "
+        "(training: with --resume)"
     )

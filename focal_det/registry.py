@@ -99,7 +99,7 @@ class ComponentRegistry(Registry):
             self.register(component)
 
     def _refuse_taken_names(self, components: Iterable[type]) -> None:
-        """Before any is registered: half a registry would report the other half as unknown."""
+        """Refuse taken names before any is registered; half a registry would hide the rest."""
         for component in components:
             if component.__name__ in self._obj_map:
                 raise ValueError(

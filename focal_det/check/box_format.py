@@ -17,12 +17,13 @@ from .findings import Findings
 from .values import is_id, is_whole
 
 _MIN_BOXES = 10  # fewer do not show their format
-# Share of boxes that extend beyond their image from which the format is suspected, and certain.
+# Shares of boxes that extend beyond their image. From the first on, another format is suspected;
+# from the second on, it is certain.
 _MANY_OUT = 0.25
 _MOST_OUT = 0.5
-# Share of boxes outside their image from which they are of other images.
+# From this share of boxes outside their image on, the boxes belong to other images.
 _MANY_OUTSIDE = 0.2
-# Fewer unknown categories than both of these are reported one by one, not as a shift of all ids.
+# Fewer unknown categories than the larger of these are reported one by one, not as a shift.
 _FEW_SHIFTED = 5
 _FEW_SHIFTED_SHARE = 0.02
 _ALL_FIT_WITH = {1: "1 more", -1: "1 less"}

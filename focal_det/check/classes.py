@@ -25,7 +25,7 @@ def check_classes(plan: Plan, findings: Findings) -> None:
         findings.add(OTHER_CLASSES, _describe_difference(first, classes, name, known[name]))
     key = plan.settings.num_classes_key
     num_classes = plan.settings.num_classes
-    # To follow first the one data set, then the other, would go round in a circle.
+    # While the data sets disagree, following one and then another would go round in a circle.
     if not different and key and len(classes) != num_classes:
         found = f"{len(classes)} classes ({shorten(classes)})"
         place = f"{', '.join(known)}: {found}, {key} is {num_classes}"

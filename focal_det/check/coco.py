@@ -97,7 +97,7 @@ def check_coco_images(
 def _find_image_fault(
     image: dict[str, Any], known: dict[Any, dict[str, Any]]
 ) -> Optional[tuple[Rule, str]]:
-    """The first fault of an image's entry, and what follows the name of the file."""
+    """The first fault of an image's entry: its rule, and the place within the file."""
     entry = json.dumps(image)[:_MAX_SHOWN]
     missing = [key for key in _IMAGE_FIELDS if key not in image]
     if missing:

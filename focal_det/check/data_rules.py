@@ -38,7 +38,7 @@ DEEPLY_NESTED = add_rule(
     "annotation file that is nested too deeply",
     "COCO annotations need fewer than ten levels: correct the program that writes the file.",
 )
-# A test set may come without annotations, which are kept by a benchmark.
+# A test set may come without annotations, which the benchmark keeps to itself.
 MISSING_LIST = add_rule(
     "CHK108",
     "error",
@@ -119,7 +119,7 @@ INCOMPLETE_IMAGE = add_rule(
     "CHK201",
     "error",
     "image without a required field",
-    "Detectron2 needs id, file_name, width and height of each image.",
+    "Add it: Detectron2 needs id, file_name, width and height of each image.",
 )
 INVALID_IMAGE_ID = add_rule("CHK202", "error", "invalid image id", "Ids are whole numbers or text.")
 INVALID_IMAGE_SIZE = add_rule(
@@ -204,7 +204,7 @@ FLAT_IMAGE = add_rule(
     "note",
     "image of a single colour",
     "It shows nothing: look at the file.",
-    otherwise="warning if they are more than a tenth of the decoded images",
+    otherwise="warning if there are two or more, over a tenth of the decoded images",
 )
 NOT_ALL_DECODED = add_rule(
     "CHK226",
@@ -341,7 +341,8 @@ BOXES_OF_OTHER_IMAGES = add_rule(
     "CHK323",
     "error",
     "boxes that do not match the images",
-    "They may belong to images of another size, or to other files.",
+    "They may belong to images of another size, or to other files: find the images that they were "
+    "drawn in.",
 )
 
 # Annotations in dataset dicts.

@@ -57,7 +57,7 @@ def _check_json(dataset: DataSet, findings: Findings) -> None:
 
 
 def _fill_in_lvis(content: dict[str, Any]) -> None:
-    """LVIS names images by their address, folder and file, and has no crowds."""
+    """Fill in file names, the last two parts of LVIS's URLs, and iscrowd, which LVIS lacks."""
     for image in content["images"]:
         if isinstance(image.get("coco_url"), str):
             image.setdefault("file_name", "/".join(image["coco_url"].split("/")[-2:]))
@@ -71,7 +71,7 @@ def _check_without_json(dataset: DataSet, plan: Plan, findings: Findings) -> Non
     records = _read_records(dataset, plan, findings)
     dataset.images = [x for x in records if x.get("file_name")]
     dataset.classes = list(metadata.get("thing_classes", []))
-    # Where nobody says how many classes there are, every id is known.
+    # If the number of classes is not known, every id is accepted.
     num_classes = len(dataset.classes) or plan.settings.num_classes or sys.maxsize
     check_records(records, dataset.name, num_classes, findings, dataset.use)
     is_voc = metadata.get("evaluator_type") == "pascal_voc" and metadata.get("dirname")

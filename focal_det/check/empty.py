@@ -1,4 +1,4 @@
-"""Checks of what a data set lacks as a whole: objects, in all of its images or in some."""
+"""Checks for data sets without objects, in all of their images or in some."""
 
 from .data_rules import (
     EMPTY_IMAGES_DROPPED,

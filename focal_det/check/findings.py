@@ -17,7 +17,7 @@ class Finding:
     """One rule that something breaks.
 
     Attributes:
-        rule: which.
+        rule: the rule.
         severity: that of the rule, or another that the check gave it.
         advice: that of the rule, with its values filled in.
         count: how often.
@@ -69,11 +69,11 @@ class Findings:
     def __init__(self) -> None:
         self._findings: dict[tuple[str, str], Finding] = {}
         self._ignored: set[str] = set()
-        # Errors that were found and left out, which later checks may fail at.
+        # Ids of errors that were found but ignored; later checks may fail because of them.
         self.ignored_errors: set[str] = set()
 
     def ignore(self, rule_ids: Iterable[str]) -> None:
-        """Leave out what breaks these rules from now on.
+        """Leave out findings by these rules from now on.
 
         Raises:
             ValueError: an unknown id; names the nearest.
@@ -89,7 +89,7 @@ class Findings:
         Place and fields may hold names from files: what is kept of them is safe to print.
 
         Args:
-            severity: where it is not that of the rule.
+            severity: replaces that of the rule.
             fields: values for the advice.
         """
         severity = severity or rule.severity
@@ -107,7 +107,7 @@ class Findings:
             finding.places.append(to_line(place))
 
     def get(self, severity: str) -> list[Finding]:
-        """Those of a severity."""
+        """The findings of a severity."""
         return [x for x in self._findings.values() if x.severity == severity]
 
     def __iter__(self) -> Iterator[Finding]:

@@ -205,5 +205,5 @@ def _number(annotations: list[dict[str, Any]], changes: _Changes) -> None:
         if ids[annotation["id"]] > 1 or annotation["id"] <= 0:
             ids[annotation["id"]] -= 1
             free += 1
-            changes.add(_Action.NUMBERED, "ids, to", free)
+            changes.add(_Action.NUMBERED, "new ids", free)
             annotation["id"] = free

@@ -34,9 +34,9 @@ from .rules import Rule
 from .stages import Stage, register_check
 
 _MAX_VALUE = 255
-_MANY = 0.1  # of the images
+_MANY = 0.1  # of the decoded images
 
-# What an image breaks, and where.
+# The rule that an image breaks, and where.
 Fault = tuple[Rule, str]
 
 
@@ -172,7 +172,7 @@ def find_value_fault(file: Path) -> Optional[Fault]:
     """What `check_images` finds in the pixels of an image file: values that 8 bits cannot hold.
 
     Raises:
-        Exception: of Pillow; the file cannot be decoded.
+        Exception: Pillow cannot decode the file.
     """
     with Image.open(file) as image:
         if not _is_deep(image):

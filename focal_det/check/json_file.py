@@ -1,4 +1,4 @@
-"""Reading of a COCO JSON, with findings that say what the file is in its place."""
+"""Reading of a COCO JSON; if the file is something else, a finding says what it is."""
 
 import csv
 import json
@@ -29,10 +29,10 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optional[dict[str, Any]]:
-    """The content of a COCO JSON; None with a finding if it breaks off or lacks a list.
+    """The content of a COCO JSON; None with a finding if it is damaged or lacks a list.
 
     Args:
-        is_train: whether there must be annotations; those of a test set may be kept from us.
+        is_train: whether there must be annotations; those of a test set may be withheld.
     """
     content = _parse(file, findings)
     if content is None:
@@ -75,7 +75,7 @@ def _parse(file: Path, findings: Findings) -> Optional[Any]:
 
 
 def _explain(error: json.JSONDecodeError) -> tuple[Rule, str]:
-    """What a text is that does not parse as JSON, and what follows the name of its file."""
+    """Why a text does not parse as JSON: the rule it breaks, and the place within the file."""
     kind = _guess_format(error)
     if kind:
         return OTHER_FILE_FORMAT, f" is not JSON, it looks like {kind}"

@@ -20,7 +20,7 @@ from .rules import (
 )
 from .stages import Stage, register_check
 
-# Of the model's tensors; a small ResNet is a third of a RetinaNet's.
+# Share of the model's tensors; those of a small ResNet are a third of a RetinaNet's.
 _FEW_WEIGHTS = 0.25
 
 

@@ -41,7 +41,8 @@ class DataSet:
         images: with "file_name" and, as far as known, "width" and "height" in pixels; left by the
             check of the annotations.
         classes: names in the order of their ids, empty if unknown; left by the same check.
-        files: names of the image files by what identifies them; left by the check of the images.
+        files: names of the image files, as `check_images` returns them; left by the check of the
+            images.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Plan:
         settings: of the detector.
         datasets: the registered ones among those that are checked.
         output_dir: OUTPUT_DIR.
-        report: what was measured of the training set, once it was.
+        report: measures of the training set; None until they are taken.
     """
 
     def __init__(

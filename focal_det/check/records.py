@@ -40,7 +40,7 @@ def check_records(
         num_classes: K of the data set; class ids must be in 0..K-1.
     """
     num_objects = [_check_record(x, name, num_classes, findings) for x in records]
-    # Without evaluation, to list an image twice is a way to show it more often.
+    # In a set that is only trained on, an image may be listed twice to be shown more often.
     if use.is_test:
         _check_ids(records, name, findings)
     check_not_empty(sum(num_objects), f"{name}: {len(records)} images", findings, use)
@@ -113,7 +113,7 @@ def _find_box_fault(
         return BOX_AS_ARRAY, f"{values!r} of {mode}"
     try:
         box = BoxMode.convert([float(x) for x in values], mode, BoxMode.XYWH_ABS)
-    # `convert` asserts four numbers, and raises the last for modes that it does not know.
+    # `convert` asserts four numbers, and raises NotImplementedError for modes it does not know.
     except (TypeError, ValueError, AssertionError, NotImplementedError):
         return BOX_NOT_FINITE, repr(values)
     fault = find_box_fault(box, (record["width"], record["height"]))

@@ -1,6 +1,6 @@
 """Every fault that a check can find: its id, severity, title and advice, and no other prose.
 
-Those of annotation files, images and annotations are in `data_rules.py`.
+The rules of annotation files, images and annotations are in `data_rules.py`.
 
 Ids are stable, as people ignore findings by them: a rule that is removed leaves its number unused.
 They are grouped by what is checked:
@@ -108,7 +108,7 @@ FOREIGN_KEY = add_rule(
     "CHK006",
     "warning",
     "key of another architecture",
-    "RetinaNet reads {node_key}, such as {num_classes_key}.",
+    "RetinaNet does not read it. Set keys of {node_key} instead, such as {num_classes_key}.",
 )
 
 # Config: numbers by themselves and against each other.
@@ -225,7 +225,8 @@ ABSENT_CLASS = add_rule(
     "CHK501",
     "warning",
     "class without objects in the training set",
-    "It cannot be learned, and evaluation leaves it out or counts it as missed.",
+    "It cannot be learned, and evaluation leaves it out or counts it as missed: add images of it, "
+    "or remove the class.",
 )
 # A ratio that the samplers and losses for long tails are made for.
 RARE_CLASS = add_rule(
@@ -254,6 +255,6 @@ NO_POSITIVE_ANCHOR = add_rule(
     "CHK505",
     "note",
     "boxes without a positive anchor",
-    "Other boxes took all their anchors: smaller or more anchors, or larger images, would tell "
-    "them apart.",
+    "Other boxes took all their anchors, or no anchor overlaps them enough: more anchors, anchors "
+    "that fit better, or larger images may help.",
 )

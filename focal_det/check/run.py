@@ -51,16 +51,16 @@ def run_checks(
     """Check a config, its data sets, its model and its weights.
 
     Args:
-        images: of each data set to decode and to label, at even distances; 0 for all.
-        dataset: check this data set, in place of all others, and the config alone.
+        images: how many of each data set to decode and to label, at even distances; 0 for all.
+        dataset: check only the config and this data set.
         suggest: also look for anchors that fit better.
         is_training: whether this machine is about to train.
         ignore: ids of rules whose findings are left out.
-        findings: to add to, for a caller that wants what was found before an interrupt.
+        findings: receives the findings, for a caller that wants them even after an interrupt.
 
     Returns:
-        What was found; and what was measured of the training set, if there are no errors and the
-        model is a RetinaNet.
+        The findings; and the measures of the training set, None if there are errors, if `dataset`
+        is given or if the model is not a RetinaNet.
 
     Raises:
         ValueError: an unknown `dataset`, or an unknown id in `ignore`.
@@ -107,7 +107,7 @@ def _run_stage(stage: Stage, plan: Plan, findings: Findings) -> None:
         except Exception as error:
             if not findings.ignored_errors:
                 raise
-            # Not a bug of the check: it may rely on what an ignored one found wanting.
+            # Not a bug of the check: it may rely on what an ignored error makes unreliable.
             ids = ", ".join(sorted(findings.ignored_errors))
             raise ValueError(
                 f"{check.__name__} failed ({type(error).__name__}: {error}), perhaps at an error "

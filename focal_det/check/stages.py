@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class Stage(enum.IntEnum):
-    """When a check runs; those of one stage must not need each other."""
+    """When a check runs; checks of one stage must not need each other."""
 
     CONFIG = 1  # the config by itself
     ANNOTATIONS = 2  # each data set; leaves its images and classes in the plan
     DATA = 3  # image files, and the data sets together
-    MODEL = 4  # model and evaluation; without errors so far only, and not for a single data set
-    TRAINING_SET = 5  # what is measured of it; under the same conditions
+    MODEL = 4  # model and evaluation; only without errors so far, not for one data set
+    TRAINING_SET = 5  # measures of the training set; under the same conditions
 
 
 CHECKS: list[tuple[Stage, "Check"]] = []

@@ -19,7 +19,7 @@ from .rules import (
 from .stages import Stage, register_check
 
 LABELLED_IMAGES = 200  # whose anchors are labelled, unless fewer are decoded
-_LOST_SHARE = 0.1  # of the boxes unreached, from which it is a warning
+_LOST_SHARE = 0.1  # of the boxes unreached, above which it is a warning
 _RARE = 20  # times fewer objects than the most frequent class
 
 

@@ -11,7 +11,7 @@ _SLACK = 1  # pixel beyond the image that rounding explains
 
 
 class BoxFault(enum.Enum):
-    """What a box can lack; one that is only cut is still usable."""
+    """Faults of a box; one that is only cut is still usable."""
 
     NOT_FINITE = "not four finite numbers of at most MAX_SIDE"
     NO_AREA = "width or height of 0 or less"
@@ -26,7 +26,7 @@ def find_box_fault(box: Any, size: Optional[tuple[float, float]] = None) -> Opti
         box: x, y, width and height in pixels, as read from a file: it may be anything.
         size: width and height of its image in pixels; without it, only the box itself is checked.
     """
-    # A list is by far the most frequent; asking for the abstract class takes longer.
+    # Lists are by far the most frequent; the check for the abstract class takes longer.
     if type(box) is not list and not isinstance(box, Sequence):
         return BoxFault.NOT_FINITE
     if len(box) != 4 or not all(is_number(x) and -MAX_SIDE <= x <= MAX_SIDE for x in box):
@@ -59,6 +59,6 @@ def is_within(corners: Sequence[float], size: tuple[float, float]) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number, of whatever type but bool."""
     kind = type(value)
-    # Asking for the abstract class takes ten times as long, and most values are int or float.
+    # The check for the abstract class takes ten times as long, and most values are int or float.
     is_real = kind in (int, float) or (kind is not bool and isinstance(value, numbers.Real))
     return is_real and -math.inf < value < math.inf

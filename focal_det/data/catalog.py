@@ -16,10 +16,10 @@ A block:
       evaluator: coco              # optional: coco or voc metrics; by default those of the format
       year: 2012                   # optional: 2007 for the 11-point VOC average precision
 
-The blocks are a list in one of two places. In the yaml file that FOCAL_DET_DATASETS names, under
-`DATASETS`, relative paths start at the folder of that file. In the config key
-MODEL.FOCAL_DET.DATASETS, they start at the working folder, like all paths of a config. `~` and
-`$VARIABLES` are expanded.
+The blocks are a list in one of two places: under `DATASETS` in the yaml file that
+FOCAL_DET_DATASETS names, where relative paths start at the folder of that file; or in the config
+key MODEL.FOCAL_DET.DATASETS, where they start at the working folder, like all paths of a config.
+`~` and `$VARIABLES` are expanded.
 """
 
 import functools
@@ -48,12 +48,12 @@ _FILE_KEYS = ("json",)
 _FOLDER_KEYS = ("images", "root")
 # Detectron2's `evaluator_type` for the evaluator of a block.
 _EVALUATORS = {"coco": "coco", "voc": "pascal_voc"}
-# Detectron2's metadata that are values of a block, by the key of the block.
+# From keys of a block to the metadata of Detectron2 that get their values.
 _METADATA = {"root": "dirname", "split": "split", "json": "json_file", "images": "image_root"}
 
 
 def register_datasets_file(path: str) -> None:
-    """Register the blocks under `DATASETS` of a yaml file; see the module for their form.
+    """Register the blocks under `DATASETS` of a yaml file; the module describes their form.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,7 +76,7 @@ def register_datasets_file(path: str) -> None:
 def register_datasets(
     blocks: Sequence[Mapping[str, Any]], *, source: str, base: Path = Path()
 ) -> None:
-    """Check blocks of the module's form, and register the correct ones.
+    """Check blocks, and register the correct ones; the module describes their form.
 
     Args:
         blocks: one mapping per data set.
@@ -107,7 +107,7 @@ def describe_unregistered(name: str) -> str:
     """Error text for a data set that is not registered, with the most likely reason first."""
     advice = ""
     if not os.environ.get("FOCAL_DET_DATASETS"):
-        advice = "FOCAL_DET_DATASETS is not set: set it to the yaml file that has it."
+        advice = "FOCAL_DET_DATASETS is not set: set it to the file that declares the data set."
     return describe_unknown("data set", name, DatasetCatalog.list(), advice=advice)
 
 
@@ -174,7 +174,7 @@ def read_class_names(name: str) -> list[str]:
     Detectron2's catalog has the classes of a COCO json only after the data set has been loaded;
     before that, those of a data set that focal_det registered are read from its annotations.
     """
-    # Not by `get`, as in `check_metadata`.
+    # `get` would add an unknown name, as `check_metadata` says.
     if name not in MetadataCatalog.list():
         return []
     metadata = MetadataCatalog.get(name)

@@ -32,7 +32,7 @@ DIGITS_SPLITS: dict[str, int] = {"train": 2000, "val": 400, "longtail_train": 20
 Box = tuple[int, int, int, int]  # XYWH
 
 _SIDE = 128
-# Of the ink's longer side, in pixels; rounding makes it 24 to 52.
+# Range of the ink's longer side in pixels; rounding makes it 24 to 52.
 _LONG_SIDE = (25, 51)
 _MAX_DIGITS = 6
 _MAX_FRAGMENTS = 3
@@ -40,7 +40,7 @@ _NO_DIGIT = -1
 _EMPTY_FRACTION = 0.03
 _LONGTAIL_RATIO = 100.0
 _TRAIN_FRACTION = 0.8
-# Of the smaller of two boxes; keeps their IoU below 0.15 / 1.85 = 0.08.
+# Largest covered share of the smaller of two boxes; keeps their IoU below 0.15 / 1.85 = 0.08.
 _MAX_COVERED = 0.15
 _MAX_TRIES = 40
 # The ink's soft edge reaches beyond its tight box.
@@ -152,7 +152,7 @@ def _get_seed(split: str, *index: int) -> list[int]:
 
 
 def _load_scans(split: str) -> list[np.ndarray]:
-    """Load the scans of a split, per class (M, 8, 8) float32 in [0, 16]; 16 is full ink."""
+    """Load the scans of a split, per class (number, 8, 8) float32 in [0, 16]; 16 is full ink."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -265,7 +265,7 @@ def _render_alpha(scan: np.ndarray, *, long_side: int, angle: float) -> np.ndarr
 
     Args:
         scan: (8, 8) float32 in [0, 16].
-        long_side: of the ink in pixels; the result's max(h, w) differs by rounding.
+        long_side: longer side of the ink in pixels; max(h, w) of the result differs by rounding.
         angle: counter-clockwise tilt in degrees.
 
     Returns:
@@ -322,6 +322,6 @@ def _paint(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, box: 
     if luma >= rng.uniform(90, 166):
         contrast = -contrast
     tint = rng.uniform(-60, 60, 3)
-    # The tint keeps the luma: without its own luma, it changes the colour alone.
+    # The luma of the tint is subtracted, so that the tint changes the colour alone.
     colour = (luma + contrast + tint - tint @ _LUMA).clip(0, 255)
     patch += weight * (colour - patch)

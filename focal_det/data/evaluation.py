@@ -51,7 +51,7 @@ def find_stale_cache(name: str, folder: Path) -> Optional[Path]:
 def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of a data set's `evaluator_type`; a stale cache is removed first.
 
-    Every process of a run calls this, since they wait for each other.
+    Every process of a run must call this, since they wait for each other.
 
     Args:
         output_folder: where results and Detectron2's cache of annotations are written.

@@ -59,7 +59,7 @@ def make_benchmark(
 
     Args:
         what: a name in `BENCHMARKS`.
-        command: that was typed.
+        command: the one that was typed.
         device: "cpu" or "cuda".
         dtype: of the logits, or of mixed precision.
         rounds: measured calls of each contender; `quick` makes one.
@@ -258,7 +258,7 @@ def make_step_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Be
     for num_boxes in counts:
         shape: dict[str, Any] = {"boxes": num_boxes, "images": num_images}
         if device == "cuda" and num_boxes == 5:
-            # With few boxes, as for many of them Detectron2's labels need the most memory.
+            # Only with few boxes: with many, Detectron2's labels need the most memory.
             shape["largest_batch"] = {
                 name: find_largest_batch(functools.partial(step, model, 5), limit=MAX_IMAGES)
                 for name, model in models.items()

@@ -1,7 +1,7 @@
 """How much of the loss the hard anchors carry, figure 4 of arXiv 1708.02002.
 
-The losses of all anchors of a trained model, sorted from low to high, summed and normalized to 1,
-for positives and negatives apart.
+The losses of all anchors of a trained model are sorted from low to high, summed and normalized to
+1, for positives and negatives apart.
 """
 
 from collections import defaultdict

@@ -1,8 +1,8 @@
 """Value and gradient of losses against p_t and x_t, figures 1, 5 and 6 of arXiv 1708.02002.
 
-Any `ClsLoss` is evaluated through its interface, for one class: x is the logit of that class, above
-a background logit of 0 if the loss has one; y = +1 for an object and -1 for background; x_t = y x;
-p_t is the probability of the right answer. G is the number of points of a curve.
+Any `ClsLoss` is evaluated through its interface, for one class: x is the logit of that class,
+relative to a background logit of 0 if the loss has one; y = +1 for an object and -1 for background;
+x_t = y x; p_t is the probability of the right answer. G is the number of points of a curve.
 """
 
 import copy
@@ -31,7 +31,7 @@ class LossCurves:
         x_t: (G,) from -6 to 6, equally spaced.
         p_t: (2, G) in [0, 1].
         loss: (2, G) nats.
-        grad: (2, G) derivative of the loss with respect to x_t, which is y times that to x.
+        grad: (2, G) derivative of the loss with respect to x_t: y times that with respect to x.
         iou: IoU of the positives; None for a loss that does not need it.
         self_normalized: whether the values are parts of a mean over the batch, which is the grid.
         stateful: whether training changes the values; these are of the first step.
@@ -68,7 +68,7 @@ def compute_loss_curves(loss: ClsLoss, *, iou: float = 1.0) -> LossCurves:
         raise ValueError(f"iou must be in [0, 1], got {iou}")
     # A stateful loss changes when it is evaluated.
     loss = copy.deepcopy(loss)
-    # In float64, which has no fast path: those sum image by image, and here each has one anchor.
+    # In float64, which has no fast path: these loop over images, and here each has one anchor.
     x_t = torch.linspace(-X_MAX, X_MAX, NUM_POINTS, dtype=torch.float64)
     y = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     x = (y * x_t).requires_grad_()

@@ -50,8 +50,8 @@ class LossHistogram:
         Without losses, or if all are zero, the shares are those of equal losses.
 
         Returns:
-            (B,) fractions of the losses, from low to high, and (B,) their shares of the sum; both
-            from 0 to 1.
+            (B,) fractions of the losses at the B points, from low to high, and (B,) their shares of
+            the sum; both from 0 to 1.
         """
         used = self.counts > 0
         zero = torch.zeros(1, dtype=torch.float64)
@@ -75,7 +75,8 @@ class LossHistogram:
     def compute_max_error(self) -> float:
         """Largest error of a straight line between two points of the curve.
 
-        n losses between a and b are at most n (b - a) / 4 away from it: half of them at either end.
+        n losses between a and b deviate from it by at most n (b - a) / 4, with half of them at
+        either end.
         """
         total = float(self.sums.sum())
         if total == 0:

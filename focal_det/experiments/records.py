@@ -35,8 +35,8 @@ def make_origin(
     """The origin block of a json: what was run, from which code, when and on what.
 
     Args:
-        command: that made the figures.
-        device: "cpu" or "cuda", which the figures were made on.
+        command: the one that made the figures.
+        device: "cpu" or "cuda", where the figures were made.
         num_threads: of torch on the CPU; by default those of this process.
 
     Returns:
@@ -65,8 +65,8 @@ def make_record(
 
     Args:
         run_dir: its OUTPUT_DIR, with config.yaml and metrics.json.
-        command: that started it, with its `--config-file`.
-        dataset: that it was evaluated on.
+        command: the one that started it, with its `--config-file`.
+        dataset: the one that it was evaluated on.
         num_threads: of the run; by default those of this process.
 
     Returns:
@@ -132,8 +132,8 @@ def compute_seconds_per_iter(metrics: list[dict[str, Any]]) -> Optional[float]:
     Args:
         metrics: lines of `read_metrics`.
     """
-    # Each time is the median of 20 iterations. The lower quartile leaves out those windows in which
-    # something else ran on the machine, as it does for most of a comparison with several jobs.
+    # Each time is the median of 20 iterations. The lower quartile leaves out the windows in which
+    # something else ran on the machine: most of them, if a comparison runs several jobs.
     times = sorted(line["time"] for line in metrics if "time" in line)
     if not times:
         return None

@@ -294,7 +294,7 @@ def _get_depth(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
 
 
 def _get_image_sizes(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
-    """The base's image sizes, scaled as the row's are to the paper's 600 pixels."""
+    """The base's image sizes times the ratio of the row's "scale" to the paper's 600 pixels."""
     if "scale" not in entry:
         return {}
 

@@ -1,4 +1,4 @@
-"""The runs of a sweep: a training process each, with a folder that its outcome is written to."""
+"""The runs of a sweep: each is a training process, with a folder for its outcome."""
 
 import json
 import math
@@ -40,7 +40,7 @@ class Run:
         config: yaml of the row.
         seed: SEED of the run.
         folder: its OUTPUT_DIR.
-        dataset: that its figures are of.
+        dataset: the one whose figures count.
         num_iters: SOLVER.MAX_ITER.
         options: further words for `focal-det train`.
     """
@@ -135,7 +135,7 @@ def _make_runs_of_row(
     runs = []
     for seed in range(1, num_seeds + 1):
         run_folder = folder / f"{file.stem}_seed{seed}"
-        # Of several data sets, the last is the one that the figures are of.
+        # Of several data sets, the figures of the last one count.
         run = Run(file, seed, run_folder, cfg.DATASETS.TEST[-1], cfg.SOLVER.MAX_ITER, words)
         _check_same_settings(run, cfg)
         runs.append(run)
@@ -170,7 +170,7 @@ def write_start_weights(start: Start, run: Optional[Run]) -> None:
     """Write the part of a model that rows start from, so that the rest of them is new.
 
     Args:
-        run: that has trained the model, from `make_start_run`.
+        run: the one that has trained the model, from `make_start_run`.
 
     Raises:
         ValueError: the run has no model.
@@ -236,7 +236,7 @@ def execute(
 
 def _describe_failure(code: int, output: str) -> dict[str, str]:
     lines = [x.strip() for x in output.splitlines() if x.strip()]
-    # The guard's message is not the last line of all: it goes on with the details of the step.
+    # The guard's message is not the last line of all: details of the step follow it.
     diverged = [x.removeprefix(DIVERGED) for x in lines if x.startswith(DIVERGED)]
     if diverged:
         return {"status": "diverged", "error": diverged[-1]}
@@ -266,7 +266,7 @@ def make_results(
     """The results of each table, for json.
 
     Args:
-        command: that made the results.
+        command: the one that made the results.
         runs: of each row.
 
     Returns:

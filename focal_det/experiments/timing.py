@@ -123,7 +123,8 @@ def summarize(
 
     Returns:
         By contender: "median_seconds"; "ratio" to ours with "quartiles", None if ours failed;
-        "peak_bytes" and "peak_units", None without a unit. Or "error" alone.
+        "peak_bytes"; and "peak_units", None without a unit. A contender that failed has "error"
+        alone.
     """
     ratios = compute_ratios(timings, ours)
     ratios[ours] = (1.0, 1.0, 1.0)
@@ -166,7 +167,7 @@ def measure_peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # Memory of the process would do no good here: its allocator keeps what it has once had.
+    # The memory of the process would not show it: the allocator keeps what it once had.
     activities = [ProfilerActivity.CPU]
     with _quiet_stderr(), profile(activities=activities, profile_memory=True) as profiler:
         function()

@@ -151,7 +151,7 @@ def compute_class_priors(positives: np.ndarray, num_anchors: int) -> np.ndarray:
     """Priors per class: positives per anchor.
 
     Args:
-        positives: (K,) positive anchors; a class without any gets the prior of one.
+        positives: (K,) positive anchors; a class without any gets the prior of a class with one.
         num_anchors: all anchors, > 0.
 
     Returns:
@@ -178,7 +178,7 @@ def compute_class_weights(
         counts: (K,) int64 objects of each class.
         fit: of the anchors whose positives are counted.
         alpha, prior: the scalars that the numbers per class replace; alpha is their mean.
-        method: whose alphas are used; the others are computed for comparison.
+        method: its alphas are used; those of the other methods are computed for comparison.
         max_alpha, beta: as for `compute_class_alphas`.
 
     Raises:

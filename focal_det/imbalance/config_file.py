@@ -23,7 +23,7 @@ from .measure import TrainingSetReport
 _SUFFIXES = (".yaml", ".yml")
 # Configs in it ship with focal_det, and stay where they are when other files are moved.
 _ROOT = Path(__file__).resolve().parents[2]
-# How a suggested config begins, and so how one is recognized that may be overwritten.
+# How a suggested config begins; a file that begins like this may be overwritten.
 _FIRST_LINE = "Anchors, pi and alpha for"
 
 
@@ -71,7 +71,7 @@ def check_written_file(flag: str, file: Path, config_file: str, first_line: str)
     """Refuse to write over anything but an older config of the same kind.
 
     Args:
-        flag: that names the file, for messages.
+        flag: option that names the file, for messages.
         file: to write.
         config_file: of `find_config_file`; the written config will be based on it.
         first_line: how a config of this kind begins, after "# ".
@@ -138,7 +138,7 @@ def write_config(file: Path, base: Path, values: Mapping[str, Any], header: Sequ
     """Write a config on top of another, for any Detectron2 program.
 
     Args:
-        base: that the values are on top of; named relative to `file`, so that both can be moved
+        base: config that the new one extends; named relative to `file`, so that both can be moved
             together, unless it ships with focal_det.
         values: by full key.
         header: lines of the comment at the top.

@@ -75,7 +75,7 @@ def suggest_anchors(
         may_add_level: whether the backbone can have a level of half the smallest stride.
 
     Returns:
-        None if nothing reaches 1 % more boxes.
+        The anchors; None if nothing reaches 1 % more boxes.
     """
     boxes, image_sizes = resize_boxes(records, setup.resize, progress="other anchors")
     if not len(boxes):

@@ -29,7 +29,7 @@ def write_weights(
 
     Args:
         opts: KEY VALUE pairs that are merged in `cfg`; they are written as well.
-        command: that is run, for the comment.
+        command: the command that was run, for the comment.
     """
     warn_unread(cfg)
     header = [

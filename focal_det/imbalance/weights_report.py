@@ -43,8 +43,8 @@ class WeightsReport:
         options: how the alphas were computed.
         num_images: of the training sets.
         num_labelled: images that pi was counted in.
-        size: shorter side of these in training, in pixels; 0 if they are not resized.
-        fit: their anchors.
+        size: shorter side of the images in training, in pixels; 0 if they are not resized.
+        fit: labels of the anchors of the labelled images.
     """
 
     datasets: str
@@ -67,13 +67,13 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
     """Count objects and positive anchors, and compute alpha and pi per class.
 
     Args:
-        num_images: whose anchors are labelled, at even distances; 0 for all.
+        num_images: images whose anchors are labelled, at even distances; 0 for all.
 
     Raises:
         ValueError: an option out of range, or a training set that cannot be counted.
     """
     settings = read_settings(cfg)
-    # Here, as labelling takes minutes.
+    # Before labelling, which takes minutes.
     check_alpha_args(options.method, settings.alpha, options.max_alpha, options.beta)
     records = read_training_set(cfg)
     class_names = get_class_names(cfg)

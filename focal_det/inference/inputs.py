@@ -1,4 +1,4 @@
-"""Images and videos on disk, and the files that what is made of them goes to."""
+"""Input images and videos, and the output file for each."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode, get_cfg
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-# A key of a config: MODEL.DEVICE, or one of the few at the top that hold a value.
-_KEY = re.compile(r"[A-Z][A-Z_0-9]*(\.\w+)+|CUDNN_BENCHMARK|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD")
+_DOTTED_KEY = re.compile(r"[A-Z][A-Z_0-9]*(\.\w+)+")
 
 
 @dataclass
 class Inputs:
-    """Files to look at, each with the file to write.
+    """Input files, each with the output file for it.
 
     Attributes:
-        images: output files by image.
-        videos: output files, .mp4, by video.
+        images: from each image to its output file.
+        videos: from each video to its output file, an .mp4.
     """
 
     images: dict[Path, Path] = field(default_factory=dict)
@@ -28,16 +28,17 @@ class Inputs:
 
 
 def find_inputs(paths: Iterable[Path], output: Path) -> Inputs:
-    """The images and videos among files and folders.
+    """Find the images and videos, and choose an output file for each.
 
     Args:
         paths: images, videos, and folders that are searched for images.
-        output: the folder to write to; files of a folder keep their names below its name.
+        output: the folder to write to; files found in a folder go to a subfolder named after it,
+            with the same relative paths.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a file of another kind, a folder without images, or an output file that would
-            replace an input or another output.
+        ValueError: a file is neither an image nor a video, a folder has no images, or an output
+            file would replace an input or another output.
     """
     inputs = Inputs()
     for path in paths:
@@ -60,14 +61,17 @@ def find_inputs(paths: Iterable[Path], output: Path) -> Inputs:
 
 
 def split_config_options(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Words of a command line before, and from, the first that looks like a key of a config.
+    """Split command-line words at the first one that looks like a config key: (before, from it).
 
-    A word that is an existing path is not a key, nor is one that ends like an image or a video.
+    An existing path is not a key, nor is a word with the suffix of an image or a video.
     """
+    # A key is dotted, such as MODEL.DEVICE, or one of the few top-level keys that hold a value.
+    top_keys = [key for key, value in get_cfg().items() if not isinstance(value, CfgNode)]
     for i, word in enumerate(words):
         path = Path(word)
+        is_key = word in top_keys or _DOTTED_KEY.fullmatch(word)
         is_file = path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) or path.exists()
-        if _KEY.fullmatch(word) and not is_file:
+        if is_key and not is_file:
             return words[:i], words[i:]
     return words, []
 
@@ -76,13 +80,14 @@ def _find_images(folder: Path, output: Path) -> dict[Path, Path]:
     files = sorted(x for x in folder.rglob("*") if x.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"{folder} has no image ({', '.join(IMAGE_SUFFIXES)})")
-    # Resolved, as the name of "." is empty.
+    # Resolved, because "." has an empty name.
     target = output / folder.resolve().name
     return {file: target / file.relative_to(folder) for file in files}
 
 
 def _check_outputs(outputs: dict[Path, Path]) -> None:
     """Refuse to replace an input, or to write two inputs to one file."""
+    inputs = {file.resolve(): file for file in outputs}
     sources: dict[Path, Path] = {}
     for file, out_file in outputs.items():
         # Two folders may have a file of the same name, and a video may be named like an image.
@@ -92,12 +97,13 @@ def _check_outputs(outputs: dict[Path, Path]) -> None:
                 f"{first} and {file} would both be drawn to {out_file}; "
                 "give them in two calls with an --output each"
             )
-        if file.resolve() == out_file.resolve():
-            raise ValueError(f"{file} would be overwritten; choose another --output")
+        overwritten = inputs.get(out_file.resolve())
+        if overwritten:
+            raise ValueError(f"{overwritten} would be overwritten; choose another --output")
 
 
 def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 BGR frames, one at a time, to the end or to the first that is damaged."""
+    """Yield (H, W, 3) uint8 BGR frames, up to the end or the first damaged one."""
     while True:
         is_frame, frame = video.read()
         if not is_frame:

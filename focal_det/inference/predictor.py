@@ -27,8 +27,8 @@ class TrainedModel:
 
     Attributes:
         model: on the config's device.
-        class_names: K names, of the checkpoint or else of a data set of the config; "0" to "K-1" if
-            neither has them.
+        class_names: names of the K classes, from the checkpoint or else from a data set of the
+            config; "0" to "K-1" if neither has them.
         has_names: whether `class_names` are more than numbers.
     """
 
@@ -88,8 +88,8 @@ class Predictor:
     """A trained model with the test-time resizing of its config, on batches of images.
 
     Args:
-        cfg: with MODEL.WEIGHTS; is not changed.
-        weights: instead of MODEL.WEIGHTS.
+        cfg: with MODEL.WEIGHTS, unless `weights` is given; is not changed.
+        weights: file or URL to load instead of MODEL.WEIGHTS.
         score_thresh: lowest score of a detection, in [0, 1]; by default that of the config.
 
     Raises:
@@ -119,7 +119,7 @@ class Predictor:
         """An image as training reads it: (H, W, C) in `input_format`, turned as its EXIF says.
 
         Raises:
-            Exception: of Pillow; the file cannot be decoded.
+            Exception: Pillow cannot decode the file.
         """
         return read_image(str(file), self.input_format)
 

@@ -45,8 +45,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported above: the registry needs fvcore and lies outside this folder, which works alone
-    # with torch.
+    # Not imported above: the registry needs fvcore and lies outside this folder, which needs
+    # nothing but torch.
     if name != "CLS_LOSS_REGISTRY":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from focal_det.registry import CLS_LOSS_REGISTRY

@@ -1,4 +1,4 @@
-"""Checks of the arguments of losses: the message names the argument, its range and the value."""
+"""Checks of the arguments of losses: messages name the argument, its range and the value."""
 
 from collections.abc import Sequence, Sized
 from numbers import Integral, Real
@@ -11,11 +11,11 @@ def check_number(name: str, value: float, interval: str) -> None:
     """Refuse a number outside an interval.
 
     Args:
-        name: of the argument, for the message.
-        interval: such as "[0, 1]", "(0, 1)" or "[0, inf)"; a round bracket leaves the end out.
+        name: name of the argument, for the message.
+        interval: such as "[0, 1]", "(0, 1)" or "[0, inf)"; a round bracket excludes the endpoint.
 
     Raises:
-        ValueError: outside the interval, NaN, or not a number.
+        ValueError: the value is outside the interval, NaN, or of a type that is not a number.
     """
     # numpy's numbers are Reals, too; tensors and strings from a config are not.
     if not isinstance(value, Real):
@@ -70,7 +70,8 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
     # While torch.compile traces, there are no values to compare.
     if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
         return
-    # Under torch.func.vmap, values of all examples: a comparison per example cannot be branched on.
+    # Under torch.func.vmap, unwrap to get the values of all examples at once: Python cannot branch
+    # on a comparison that is batched per example.
     smallest, largest = torch.func.debug_unwrap(values).aminmax()
     if not (smallest >= low and largest <= high):
         raise ValueError(
@@ -79,12 +80,14 @@ def check_tensor_range(name: str, values: Tensor, low: int, high: int) -> None:
 
 
 def check_logits_and_labels(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Refuse logits (..., C) and labels (...) with a wrong dtype, shape or, on the CPU, label.
+    """Refuse logits (..., C) and labels (...) of a wrong dtype or shape.
 
-    Logits must be floating point, labels int64 in {-1, 0..K}.
+    On the CPU, also labels out of range. Logits must be floating point; labels must be int64 in
+    {-1, 0..K}, where K = num_classes; C is K, or K + 1 with a logit for background.
     """
     check_floating(logits)
-    # Other dtypes would fail later, in gather, with a message about indices.
+    # Later, gather would refuse most other dtypes with a message about indices; only newer versions
+    # of torch accept int32 there.
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64, got {labels.dtype}")
     if logits.shape[:-1] != labels.shape:
@@ -103,5 +106,6 @@ def check_floating(logits: Tensor) -> None:
 def to_float(logits: Tensor) -> Tensor:
     """Logits in float32, or unchanged if their dtype is wider; ValueError for integers."""
     check_floating(logits)
-    # In 16 bits, a sum over many anchors would lose most of its terms.
+    # In float16, the terms of easy negatives (below 6e-8) would become 0, and sums above 65504
+    # infinite; bfloat16 keeps fewer than three decimal digits.
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

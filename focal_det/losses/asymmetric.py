@@ -21,7 +21,7 @@ def asymmetric_loss_per_anchor(
     shift: float,
     detach_weight: bool = False,
 ) -> Tensor:
-    """Focal loss with a focusing parameter for positives and one for negatives, shifted down.
+    """Focal loss with separate gammas for positives and negatives, and a shift of negatives.
 
     Positives: -(1 - p)^gamma_pos log(p). Negatives: -p_m^gamma_neg log(1 - p_m) with
     p_m = max(p - shift, 0): negatives below the shift cost nothing.
@@ -31,8 +31,8 @@ def asymmetric_loss_per_anchor(
         gamma_pos, gamma_neg: focusing parameters, >= 0.
         shift: probability in [0, 1); the paper's m.
         detach_weight: whether the powers are weights without a gradient. The paper differentiates
-            them (False). Its code can detach them (`disable_torch_grad_focal_loss`), as on COCO;
-            its authors recommend starting without (Alibaba-MIIL/ASL, issue 31).
+            them (False). Its code can detach them (`disable_torch_grad_focal_loss`), and does on
+            COCO; its authors recommend starting without that (Alibaba-MIIL/ASL, issue 31).
 
     Returns:
         (...) in nats, 0 where ignored.
@@ -96,7 +96,7 @@ def _shifted_term(x: Tensor, gamma: float, shift: float, detach_weight: bool) ->
     p = torch.exp(F.logsigmoid(x))
     not_p = torch.exp(F.logsigmoid(-x))
     counts = ~(p <= shift)  # not `p > shift`: NaN counts, so that it shows in the loss
-    # 0.5 is any value whose logarithm and power have finite gradients; the last line drops it.
+    # 0.5 stands for any value with finite gradients of logarithm and power; the last line drops it.
     p_m = torch.where(counts, p - shift, 0.5)
     # 1 - p_m = (1 - p) + shift; each form is precise where its own term, p or 1 - p, is small.
     cross_entropy = torch.where(p < 0.5, -torch.log1p(-p_m), -torch.log(not_p + shift))

@@ -70,7 +70,8 @@ class ClsLoss(nn.Module, ABC):
         """Loss of each image: a sum, or a mean if `self_normalized`.
 
         Args:
-            logits: per level (N, Ri, C), any float dtype; the sum of Ri is R.
+            logits: per level (N, Ri, C) of N images, Ri anchors and C = `num_outputs(K)` logits per
+                anchor; any float dtype.
             targets: labels of the same anchors.
 
         Returns:

@@ -20,7 +20,8 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
 
     Class k has gamma_k = gamma + scale (1 - g_k) and weight gamma_k / gamma. g_k in [0, 1] is the
     gradient of its positives over that of its negatives, accumulated over all earlier training
-    steps of all processes (see `is_training_step`). Before the first step g is 1: the focal loss.
+    steps of all processes (see `is_training_step`). Before the first step g_k is 1, which gives the
+    focal loss.
 
     Args:
         num_classes: K.
@@ -101,8 +102,8 @@ class EqualizedFocalLoss(OptionalBuffers, ClsLoss):
             step[1] += torch.where((labels >= 0)[:, None], neg, 0.0).sum(dim=0)
             # The sum over all terms has counted own classes as negatives, too.
             step[1].index_add_(0, class_idxs, -neg_own.to(step.dtype))
-        # The slopes are those of unweighted terms, as a weight is the same for all terms of a
-        # class.
+        # The slopes above are of unweighted terms; all terms of a class have the same weight, which
+        # follows here.
         step = sum_over_processes(step * torch.stack([pos_weight, neg_weight]))
         # New tensors: under torch.compile the backward of this step may read the old ones again.
         self.pos_grad = self.pos_grad + step[0]

@@ -36,7 +36,8 @@ def sigmoid_focal_loss(
 
     Args:
         inputs: logits of any shape and float dtype; float16 and bfloat16 are computed in float32.
-        targets: same shape, in [0, 1]; p_t and alpha_t of soft ones are linear, as in fvcore.
+        targets: same shape, in [0, 1]; soft ones interpolate p_t and alpha_t linearly, as in
+            fvcore.
         alpha, gamma: see `focal_loss_from_labels`.
         reduction: "none", "mean" or "sum".
 
@@ -44,9 +45,9 @@ def sigmoid_focal_loss(
         Loss in nats: the shape of `inputs` for "none", else (); at least float32.
 
     Raises:
-        ValueError: shapes that differ, logits that are not floating point, alpha, gamma or
-            reduction out of range, targets that require a gradient; for CPU tensors also a target
-            outside [0, 1].
+        ValueError: the shapes differ; logits are not floating point; alpha, gamma or reduction is
+            out of range; targets require a gradient; or, for CPU tensors, a target is outside
+            [0, 1].
     """
     check_alpha_and_gamma(alpha, gamma)
     if reduction not in _REDUCTIONS:
@@ -77,7 +78,7 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
         logits: (..., K) scores before the sigmoid, any float dtype; float16 and bfloat16 are
             computed in float32.
         labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        alpha: weight of the positive class in [0, 1], the negative class has 1 - alpha; -1 for no
+        alpha: weight of the positive class in [0, 1]; the negative class has 1 - alpha. -1 for no
             weighting.
         gamma: focusing parameter, >= 0; 0 is cross entropy.
 
@@ -123,7 +124,7 @@ class FocalLoss(PointwiseClsLoss):
         check_per_class("gamma_per_class", gamma_per_class, "[0, inf)")
         self.alpha = alpha
         self.gamma = gamma
-        # Not in the state_dict, whose names stay Detectron2's.
+        # Not persistent, so that the state_dict has only Detectron2's names.
         self.register_buffer("alpha_per_class", _to_tensor(alpha_per_class), persistent=False)
         self.register_buffer("gamma_per_class", _to_tensor(gamma_per_class), persistent=False)
 
@@ -134,7 +135,7 @@ class FocalLoss(PointwiseClsLoss):
         return ", ".join(parts)
 
     def num_outputs(self, num_classes: int) -> int:
-        # A list per class fits a detector with as many classes only.
+        # A list per class fits only a detector with that many classes.
         for name, values in self.named_buffers():
             check_length(name, values, num_classes)
         return num_classes

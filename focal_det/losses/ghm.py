@@ -21,7 +21,7 @@ _MAX_LEVELS = 8
 
 
 def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
-    """int64 index in 0..M-1 of the unit region of the gradient norm g = |p - y| = sigmoid(z).
+    """Unit region of each gradient norm g = |p - y| = sigmoid(z), int64 in 0..num_bins - 1.
 
     z is the logit of the wrong answer. NaN, whose loss is NaN anyway, is put into the first region.
     """
@@ -34,11 +34,11 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     On each pyramid level, the norms g = |p - y| of all terms (anchors times classes, without
     ignored anchors) are counted in M unit regions. The density at g is the count of its region
     times the number of regions that have terms. The loss of a level is the sum of CE / density;
-    that of the batch is the sum over levels, of which there may be 8.
+    that of the batch is the sum over the levels (at most 8).
 
-    Levels and the number of regions follow the authors' code. The paper has one density for all
-    levels and multiplies by M, empty regions included: at the start, when nearly all terms are in
-    two regions, its loss is 2 / M of this one.
+    One density per level, and the count of regions that have terms, follow the authors' code. The
+    paper has one density for all levels and multiplies by M, empty regions included: at the start,
+    when nearly all terms are in two regions, its loss is 2 / M of this one.
 
     Counts are per image and averaged over the images of all processes. Their moving average is a
     buffer with a row for each level, and starts with the first counts. (In the authors' code the
@@ -91,7 +91,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
         """(L, M) density of the regions of each level, from the moving average of counts.
 
         Args:
-            keep: whether the average becomes the state.
+            keep: whether to store the average in the buffer.
         """
         average, counts = self._average_counts(logits, targets)
         if keep:
@@ -126,7 +126,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         key = f"{prefix}counts"
         if key in state_dict and state_dict[key].dim() == 1:
-            # A checkpoint from before each level had its own density: the counts start anew.
+            # An older version had one density for all levels: the counts start anew.
             state_dict = {k: v for k, v in state_dict.items() if k != key}
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -36,8 +36,8 @@ def hinge_loss_per_anchor(
     pos_weight, neg_weight = get_sides(alpha)
 
     def term(z: Tensor) -> Tensor:
-        # threshold - p_t as (1 - p_t) - (1 - threshold), as exp(logsigmoid) has an exact gradient
-        # at either end.
+        # threshold - p_t, computed as (1 - p_t) - (1 - threshold) because exp(logsigmoid) has an
+        # exact gradient at either end.
         return torch.relu(torch.exp(F.logsigmoid(z)) - (1 - threshold))
 
     return sum_over_classes(

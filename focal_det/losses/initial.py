@@ -15,7 +15,7 @@ from .targets import DenseTargets
 def compute_initial_loss(
     cls_loss: ClsLoss, bias: Tensor, targets: DenseTargets, level_sizes: Sequence[int]
 ) -> Tensor:
-    """Loss of a batch whose anchors all have the same logits; the state of the loss is kept.
+    """Loss of a batch whose anchors all have the same logits; `cls_loss` keeps its state.
 
     Args:
         bias: (C,) logits, such as `cls_loss.bias(prior, num_classes)`.
@@ -38,8 +38,8 @@ def compute_initial_loss(
         logits = bias.expand(1, len(labels), -1)
         return pointwise_loss.per_anchor(logits, labels[None], iou[None])[0]
 
-    # One anchor of each label -1, 0..K has the loss of all anchors with that label. Positives are
-    # computed one by one where their loss depends on their IoU.
+    # Computed once for each label -1, 0..K, as all anchors with the same label have the same loss;
+    # positives one by one where their loss depends on their IoU.
     kinds = torch.arange(-1, targets.num_classes + 1, device=bias.device)
     losses = per_anchor(kinds, torch.zeros(kinds.shape, device=bias.device))[targets.gt_labels + 1]
     if targets.iou is not None:

@@ -1,9 +1,9 @@
 """Loss normalizers: from the positives of each image to the divisor of the summed losses.
 
 DistributedDataParallel averages gradients over processes. If every process has the same number of
-images, the average of the divided losses is that of the whole batch in one process, with two
-exceptions: EMAPosCount, and GlobalEMAPosCount in its first few dozen steps, until `initial`, which
-is per process, no longer counts.
+images, the average of the divided losses equals the loss of the whole batch in one process. There
+are two exceptions: EMAPosCount, and the first few dozen steps of GlobalEMAPosCount, until its
+`initial`, which is per process, no longer counts.
 """
 
 from abc import ABC, abstractmethod
@@ -34,11 +34,11 @@ class EMAPosCount(OptionalBuffers, Normalizer):
     """Moving average of the number of positives in this process's batch, as in Detectron2.
 
     Detectron2's RetinaNet keeps the average in a Python attribute, which starts anew when a run is
-    resumed; here it is a buffer. Every process has its own average, and the checkpoint stores that
-    of the first process: a resumed run starts from it in all processes. (GlobalEMAPosCount has the
-    same average in all processes and resumes exactly.) If a checkpoint lacks the buffer, it loads
-    without complaint and the average keeps its value. A batch without positives counts as one
-    positive. Only training steps move the average, not the forwards of PreciseBN.
+    resumed; here it is a buffer. Every process has its own average. `focal-det train` restores each
+    of them; other trainers store that of the first process, and a resumed run starts from it in all
+    processes. (GlobalEMAPosCount has the same average in all processes.) If a checkpoint lacks the
+    buffer, it loads without complaint and the average keeps its value. A batch without positives
+    counts as one positive. Only training steps move the average, not the forwards of PreciseBN.
 
     Args:
         momentum: weight of the old average, in [0, 1).

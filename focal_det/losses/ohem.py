@@ -43,7 +43,7 @@ def mine_hard_anchors(
     order = losses.sort(descending=True, stable=True).indices
     order = order[labels[order] >= 0]
     is_pos = labels[order] < num_classes
-    # NMS works from the hardest down, so what it keeps of the k hardest it would keep of all.
+    # NMS works from the hardest down, so whatever it keeps of the k hardest, it also keeps of all.
     # Growing k until enough survive gives the same result as NMS over all anchors, in a fraction
     # of the time.
     k = min(len(order), 8 * batch)

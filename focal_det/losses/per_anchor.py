@@ -1,8 +1,9 @@
 """Definitions of the focal loss and of FL* per anchor, in plain torch, and what losses share.
 
-They are losses of K one-against-all classifiers, summed over the classes of an anchor. x is a
-logit and p = sigmoid(x); z = -x_t is the logit of the wrong answer, and p_z = sigmoid(z) = 1 - p_t
-its probability.
+Both are losses of K one-against-all classifiers, summed over the classes of an anchor. x is a
+logit and p = sigmoid(x). x_t, the logit of the right answer, is x for the anchor's own class and -x
+for all others, and p_t = sigmoid(x_t). z = -x_t is the logit of the wrong answer, and
+p_z = sigmoid(z) = 1 - p_t its probability.
 
 Logarithms of probabilities are computed from logits, log(p) = logsigmoid(x) and
 log(1 - p) = logsigmoid(-x), and powers are exponentials of these logarithms. So value and gradient
@@ -64,7 +65,7 @@ def sum_over_classes(
 
 
 def blank_ignored(logits: Tensor, labels: Tensor) -> Tensor:
-    """(..., C) logits with 0 where (...) labels are -1.
+    """(..., C) logits, C per anchor, with 0 where the (...) labels are -1.
 
     So the logits of ignored anchors, NaN included, reach neither a loss nor a gradient. Leaving out
     their losses would not be enough: the gradient would be 0 times a slope that is NaN or infinite.

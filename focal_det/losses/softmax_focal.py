@@ -23,7 +23,7 @@ def softmax_focal_loss_per_anchor(
     Args:
         logits: (..., K + 1), background last; any float dtype, computed in float32 or wider.
         labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        alpha: weight of anchors with a class in [0, 1], background has 1 - alpha; -1 for no
+        alpha: weight, in [0, 1], of anchors with a class; background has 1 - alpha. -1 for no
             weighting.
         gamma: focusing parameter, >= 0; 0 is cross entropy.
 

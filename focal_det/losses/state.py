@@ -12,8 +12,8 @@ def is_training_step(module: nn.Module) -> bool:
     """Whether a forward of a module belongs to a training step; no other forward moves its state.
 
     In a training step the module is in training mode and gradients are enabled. A forward without
-    gradients, such as those of fvcore's PreciseBN, only reads the state, and so do the transforms
-    of torch.func, which expect pure functions. Whether the logits require a gradient makes no
+    gradients, as in fvcore's PreciseBN, only reads the state; so does one under a transform of
+    torch.func, which expects pure functions. Whether the logits require a gradient makes no
     difference: a frozen head is trained on the same state.
     """
     return module.training and torch.is_grad_enabled() and not is_transformed()
@@ -22,7 +22,7 @@ def is_training_step(module: nn.Module) -> bool:
 class OptionalBuffers(nn.Module):
     """A module whose buffers keep their values if a checkpoint lacks them.
 
-    A base for modules with a state that Detectron2's RetinaNet does not have, so that its
+    A base for modules with a state that Detectron2's RetinaNet does not have: Detectron2's
     checkpoints load as if nothing were missing, also with `strict=True`. A buffer in the checkpoint
     is loaded, and another shape is an error, as usual. Parameters and submodules are not optional.
     """

@@ -76,7 +76,7 @@ def get_config(config_path: str, trained: bool = False) -> Any:
             lazy.train.init_checkpoint = get_checkpoint_url(config_path)
         return lazy
     cfg = get_cfg()
-    # It is there in a program that was started with DETECTRON2_ENV_MODULE=focal_det.env.
+    # A program that was started with DETECTRON2_ENV_MODULE=focal_det.env has the node already.
     if "FOCAL_DET" not in cfg.MODEL:
         add_focal_det_config(cfg)
     cfg.merge_from_file(file)

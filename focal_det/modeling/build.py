@@ -1,7 +1,7 @@
 """From a config to the parts of a detector, and to the settings that programs ask for.
 
-Besides `focal_det.config`, this is the one place that spells Detectron2's nodes of a detector; all
-other modules read `DetectorSettings`.
+Only `focal_det.config` and this package spell Detectron2's nodes of a detector; all other parts
+read `DetectorSettings`.
 """
 
 import math
@@ -105,7 +105,7 @@ class DetectorSettings:
         if not self.is_dense:
             raise ValueError(
                 f"MODEL.META_ARCHITECTURE must be FocalRetinaNet or another RetinaNet here: only "
-                f"it has a {name}"
+                f"a RetinaNet has {name}"
             )
         return self.node[name]
 

@@ -36,8 +36,8 @@ def compute_loss_at_prior(
 ) -> Optional[Tensor]:
     """() `loss_cls` of a batch if every score were the prior.
 
-    None if `cls_score` does not start at the prior. The same on all processes, as a loss may gather
-    statistics over them.
+    None if `cls_score` does not start at the prior. This must be the same on all processes, as a
+    loss may gather statistics over them.
 
     Args:
         divisor: () or (N,), of the normalizer.

@@ -36,7 +36,7 @@ def check_training_batch(batched_inputs: Sequence[dict[str, Any]], num_classes: 
             raise ValueError(
                 f"Image {name} has no 'instances' to train on; does the data set have annotations?"
             )
-        # Here, as on the GPU the comparison would wait for the device.
+        # Checked on the CPU: on the GPU, the comparison would wait for the device.
         check_gt_classes(batch_item["instances"].gt_classes, num_classes, str(name))
         names.append(str(name))
     return names

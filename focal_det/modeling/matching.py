@@ -33,7 +33,7 @@ class Matches:
         max_iou: (R,) in [0, 1], the largest IoU of each anchor with any box.
         matched_idxs: (R,) int64, the first box with that IoU; for an anchor that overlaps no box,
             the first box that overlaps any anchor.
-        is_best_of_box: (R,) bool, whether some box overlaps this anchor and no other anchor more.
+        is_best_of_box: (R,) bool, whether some box has its largest IoU, above 0, with this anchor.
         max_iou_of_box: (M,) in [0, 1], the largest IoU of each box with any anchor.
     """
 
@@ -100,10 +100,10 @@ def _match_near_pairs(anchors: Tensor, boxes: Tensor) -> Matches:
 
 
 def _find_near_blocks(anchors: Tensor, boxes: Tensor) -> Iterator[Tensor]:
-    """Indices (b,) of the blocks of anchors whose hull a box overlaps, for each box.
+    """For each box, yield the indices of the blocks of anchors whose hull it overlaps.
 
     Args:
-        anchors: (5, B, _BLOCK_SIZE) columns.
+        anchors: (5, B, _BLOCK_SIZE) columns of B blocks.
         boxes: (5, M) columns.
     """
     top_left = anchors[:2, None].amin(dim=3)

@@ -20,8 +20,8 @@ def make_anchor_figure(
     """Boxes that anchors reach, by size, IoU and class, and positives on each level.
 
     Args:
-        fits: by the name to show. The first is drawn in all panels, the others in the one of the
-            IoU, where lines can be compared.
+        fits: by the name to show. The first is drawn in all panels, the others only in that of
+            the IoU, where lines can be compared.
         class_names: K names.
         level_names: of the first fit.
     """

@@ -102,6 +102,6 @@ def _draw_priors(axes: Axes, weights: ClassWeights, marker_size: float) -> None:
 
 
 def _draw_scalar(axes: Axes, value: float, name: str) -> None:
-    """The number of the config that those per class replace, and the legend."""
+    """Draw the config's scalar, which the numbers per class replace, and the legend."""
     axes.axvline(value, color="black", lw=1, ls=":", label=f"{name} {value:g}")
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)

@@ -50,7 +50,7 @@ def make_detections_figure(
     unknown = set(detections) - {x["image_id"] for x in records}
     if unknown:
         raise ValueError(
-            f"{results_file} has image id {min(unknown)!r}, which data set {dataset_name} has not"
+            f"{results_file} has image id {min(unknown)!r}, which is not in data set {dataset_name}"
         )
     records = sample_evenly(records, num_images)
     num_rows = (len(records) + 1) // 2
@@ -117,7 +117,7 @@ def draw_boxes(
         boxes: (M, 4) XYXY in absolute pixels.
         classes: (M,) indices into `class_names`.
         scores: (M,) in [0, 1], added to the labels.
-        scale: of the picture against the image.
+        scale: size of the picture relative to the image.
         caption: text at the upper edge; "; " breaks the line.
 
     Returns:

@@ -64,9 +64,9 @@ def print_results(
     """Print all results of a check.
 
     Args:
-        report: what was measured of the training set; None if it was not.
-        config: with what is suggested, if asked for; written if there is a report.
-        page: with the same results, if written.
+        report: measures of the training set; None if it was not measured.
+        config: file for the suggested config, if asked for; written only if there is a report.
+        page: file of the page with the same results, if there is one.
     """
     if report:
         print("\n".join(describe(report)), end="\n\n")

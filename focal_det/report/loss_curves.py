@@ -23,7 +23,7 @@ _MINUS = "\N{MINUS SIGN}"
 _LINE = {"linewidth": 1.6, "markersize": 4, "markerfacecolor": "white"}
 _EXTRA_WIDTH = 1.2  # of a line, for each line on top of it
 _LEGEND_LETTERS = 100  # in a line of the legend
-_LETTERS_OF_A_LINE = 8  # in whose width the sample of a line and its margins fit
+_LETTERS_OF_A_LINE = 8  # as wide as the sample of a line and its margins
 
 
 def get_label(name: str, args: Mapping[str, Any]) -> str:

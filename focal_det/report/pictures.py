@@ -77,13 +77,13 @@ class Painter:
                         images[file] = self._read(file)
                     except ValueError as error:
                         self.faults.append(str(error))
-                # Lists, as a detector does not take an empty batch.
+                # A detector does not take an empty batch.
                 if images:
                     yield from zip(images, self.paint(list(images.values())))
                 progress.update(len(some))
 
     def paint_video(self, file: Path, batch_size: int) -> Iterator[np.ndarray]:
-        """BGR pictures of the frames of a video; one without any becomes a fault.
+        """BGR pictures of the frames of a video; a video without frames becomes a fault.
 
         At most `batch_size` frames are in memory.
         """

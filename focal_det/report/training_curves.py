@@ -31,7 +31,7 @@ def make_training_curves_figure(metrics: list[dict[str, Any]]) -> Figure:
         draw_grid(axes)
         axes.set_xlabel("iteration")
         axes.set_xlim(0, None)
-        # A run without evaluation has none on the right, and a legend of nothing warns.
+        # Without evaluations there are no lines on the right, and an empty legend would warn.
         if axes.lines:
             axes.legend()
     return figure

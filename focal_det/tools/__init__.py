@@ -2,6 +2,6 @@
 
 import warnings
 
-# fvcore compiles its own losses on import, which current torch warns about. Here, as this is
-# imported before any program, and so before Detectron2.
+# fvcore compiles its own losses on import, which current torch warns about. The filter is here
+# because this module is imported before any program, and so before Detectron2.
 warnings.filterwarnings("ignore", "`torch.jit")

@@ -44,7 +44,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if name not in _WITHOUT_DETECTRON2:
             require_detectron2()
         module = importlib.import_module(f"focal_det.tools.{name.replace('-', '_')}")
-    except ImportError as error:  # no Detectron2, which the message says how to get
+    except ImportError as error:  # without Detectron2; the message says how to get it
         print(f"focal-det {name}: {error}", file=sys.stderr)
         return 2
     return module.main(rest)

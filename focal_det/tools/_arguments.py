@@ -9,7 +9,7 @@ _PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """`--config-file`, and KEY VALUE pairs, which are the last words of a command: call it last."""
+    """`--config-file`, and KEY VALUE pairs, which must be the last arguments: call this last."""
     parser.add_argument(
         "--config-file",
         required=required,

@@ -36,7 +36,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("what", choices=sorted(BENCHMARKS), help="measured part")
-    add("--rounds", type=int, default=7, help="calls of each, in turn (default: %(default)s)")
+    add("--rounds", type=int, default=7, help="calls of each contender (default: %(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
     dtypes = "of the logits; of mixed precision for step and infer (default: %(default)s)"
     add("--dtype", choices=DTYPES, default="float32", help=dtypes)

@@ -42,7 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--losses", nargs="+", default=[], metavar="LOSS", help=what)
     what = "one curve per class or object size (of positives), or per pyramid level"
     option("--by", choices=loss_cdf.GROUPINGS, help=what)
-    what = "take so many, at even distances; 0 for all (default: %(default)s)"
+    what = "images to take, at even distances; 0 for all (default: %(default)s)"
     option("--images", type=at_least(0), default=0, help=what)
     option("--batch", type=at_least(1), default=4, help="images at a time (default: %(default)s)")
     add_output_argument(parser, "picture to write, and a .json beside it", "output/loss_cdf.png")

@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.command and "--config-file" not in args.command:
         raise ValueError("--command must be the whole command, with its --config-file")
     run = read_run(args.run)
-    # What reads the run comes first: with results that do not fit, nothing is written.
+    # Everything is read first, so that nothing is written if the results do not fit the run.
     curves = make_training_curves_figure(run.metrics)
     detections = make_detections_figure(
         run.dataset, run.results_file, num_images=args.images, score_thresh=args.score_thresh

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config.defaults import _C
 
 from focal_det.inference.inputs import find_inputs, split_config_options
 
@@ -22,6 +23,14 @@ from focal_det.inference.inputs import find_inputs, split_config_options
 def test_keys_of_a_config_end_the_inputs(words, num_inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert split_config_options(words) == (words[:num_inputs], words[num_inputs:])
+
+
+def test_new_top_level_key_ends_the_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # A key of Detectron2's main that 0.6 does not have.
+    monkeypatch.setitem(_C, "FLOAT32_PRECISION", "")
+    words = ["a.png", "FLOAT32_PRECISION", "high"]
+    assert split_config_options(words) == (words[:1], words[1:])
 
 
 def test_existing_path_is_not_a_key(tmp_path, monkeypatch):
@@ -61,11 +70,14 @@ def test_files_of_a_folder_keep_their_names(tmp_path, monkeypatch):
         (["empty"], r"empty has no image \(\.bmp"),
         (["a.png", "other/a.png"], r"a\.png and .*a\.png would both be drawn to .*out"),
         (["v.avi", "other/v.mov"], r"would both be drawn to .*v\.mp4"),
-        (["out/a.png"], r"would be overwritten; choose another --output"),
+        (["out/a.png"], r"out.a\.png would be overwritten; choose another --output"),
+        # The picture of photos/a.png goes to the first input.
+        (["out", "photos"], r"out.photos.a\.png would be overwritten; choose another --output"),
     ],
 )
 def test_wrong_input_is_named(names, message, tmp_path):
     make_files(tmp_path, "list.txt", "a.png", "other/a.png", "v.avi", "other/v.mov", "out/a.png")
+    make_files(tmp_path, "photos/a.png", "out/photos/a.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_inputs([tmp_path / x for x in names], tmp_path / "out")

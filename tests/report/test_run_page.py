@@ -229,7 +229,7 @@ def test_detections_of_another_data_set_are_named(run, capsys):
     results.write_text(
         json.dumps([{"image_id": 77, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.9}])
     )
-    assert "has image id 77, which data set report_set has not" in get_error(capsys, run)
+    assert "has image id 77, which is not in data set report_set" in get_error(capsys, run)
 
 
 def test_unregistered_data_set_is_named(run, capsys):

@@ -80,7 +80,7 @@ def test_correct_data_and_config_pass(config, capsys):
         (["MODEL.RETINANET.NUM_CLASSES", "7"], "Set MODEL.RETINANET.NUM_CLASSES to 2", 2),
         (
             ["DATASETS.TEST", "('cels',)"],
-            "it. Did you mean 'cells'",
+            "the data set. Did you mean 'cells'",
             2,
         ),
         (["SOLVER.BASE_LR", "float('nan')"], "SOLVER.BASE_LR", 2),
@@ -125,7 +125,7 @@ def test_correct_data_and_config_pass(config, capsys):
         ),
         (
             ["MODEL.ROI_HEADS.NUM_CLASSES", "2"],
-            "MODEL.ROI_HEADS.NUM_CLASSES 2. RetinaNet reads MODEL.RETINANET, such as",
+            "NUM_CLASSES 2. RetinaNet does not read it. Set keys of MODEL.RETINANET instead",
             1,
         ),
     ],

@@ -19,8 +19,8 @@ from ..transforms import is_transformed
 from . import cpu
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# In float16, this multiple of the gradient is kept until backward knows its scale: most of the
-# gradient itself is too small for float16.
+# In float16, the gradient is kept times this factor until backward multiplies it by the incoming
+# gradient: most of the gradient itself is too small for float16.
 _FLOAT16_SCALE = 4096.0
 
 
@@ -46,8 +46,8 @@ def _has_triton() -> bool:
 def _can_launch() -> bool:
     """Whether Triton is installed, is new enough, and can build its launcher.
 
-    The oldest version is the oldest that the kernels have been run with. Triton builds its launcher
-    in C before the first kernel. Slim images lack a compiler or Python's headers, and the first
+    3.2 is the oldest version that the kernels have been run with. Triton builds its launcher in C
+    before the first kernel. Slim container images lack a compiler or Python's headers, so the first
     training step would raise; this warns instead.
     """
     try:
@@ -162,7 +162,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_sums: Tensor, _: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
     logits, labels, grad = ctx.saved_tensors
     nothing = (None,) * (len(ctx.args) + 2)
-    # Gradients are enabled here with create_graph=True alone: a second derivative may follow.
+    # Gradients are enabled here only with create_graph=True: a second derivative may follow.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _differentiable_backward(logits, labels, grad_sums, *ctx.args), *nothing
     factor = (grad_sums / _get_scale(logits)).view(-1, 1, 1)

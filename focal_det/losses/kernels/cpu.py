@@ -26,10 +26,10 @@ _LARGE_LOGIT = 80.0
 
 # Puts zeros into buffers of a piece where an anchor is ignored, and at its own class.
 Skip = Callable[..., None]
-# From the logits of a piece, four buffers of its shape, a Skip for three of them, and the
-# destination of the derivatives, to the () sum.
+# Takes the logits of a piece, four buffers of its shape, a Skip for three of them, and the
+# destination of the derivatives; returns the () sum.
 Negatives = Callable[[Tensor, list[Tensor], Skip, Optional[Tensor]], Tensor]
-# From logits (P,) of positives to losses and derivatives.
+# Takes the logits of P positives, (P,); returns their losses and derivatives.
 Positives = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -106,7 +106,7 @@ def _sigmoid_and_softplus(
     """p = sigmoid(x) and softplus(x) = log(1 + exp(x)) from one exponential.
 
     torch's own softplus takes five times as long as exp and log (measured with AVX512), because of
-    its log1p. Here u = 1 + e is rounded, and the first order of the rounding error is added again:
+    its log1p. Here u = 1 + e is rounded, and the first order of the rounding error is added back:
     log(1 + e) = log(u) + (e - (u - 1)) / u. So small terms are as precise as large ones.
 
     Args:
@@ -128,7 +128,7 @@ def _power(p: Tensor, gamma: float, *, out: Tensor) -> bool:
     """p^gamma for p in [0, 1] by products and a square root.
 
     Returns:
-        False, and nothing is done, if gamma takes more than these.
+        False, with `out` unchanged, if gamma needs other operations.
     """
     whole, rest = divmod(gamma, 1)
     if rest not in (0, 0.5) or whole > 8:
@@ -200,7 +200,7 @@ def _sum_negatives(
 
 
 def _plan_pieces(labels: Tensor, num_classes: int, num_rows: int) -> Iterator[tuple[int, Skip]]:
-    """First row of each piece of an image, and what zeros its ignored and positive anchors.
+    """Yield the first row of each piece of an image, and the Skip of that piece.
 
     Args:
         labels: (R,) int64 in {-1, 0..K}.
