@@ -153,7 +153,8 @@ def _read_safetensors(file: str) -> dict[str, Tensor]:
     # torch and Detectron2 take weights without versions for old ones, and fill in the statistics of
     # a norm that are missing, so that nothing would report a name that is damaged.
     modules = {name.rpartition(".")[0] for name in model}
-    model._metadata = {x: {"version": _MODULE_VERSION} for x in modules}  # type: ignore[attr-defined]
+    versions = {x: {"version": _MODULE_VERSION} for x in modules}
+    model._metadata = versions  # type: ignore[attr-defined]  # as torch's own state dicts have
     return model
 
 

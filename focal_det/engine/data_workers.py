@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import threading
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, Optional
 
 from torch.utils.data import DataLoader
 
 _GROUP_SIGNALS = ("SIGINT", "SIGHUP", "SIGUSR1")
+_SECONDS_TO_DIE = 2.0
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
@@ -43,8 +45,11 @@ class DataWorkers:
             return next(self._iterator)
         except DataWorkerError:
             raise
-        # RuntimeError of the loader; OSError, EOFError of tensors that a dead worker has left.
-        except Exception:
+        except (OSError, EOFError):  # of a pipe whose worker is about to be dead
+            wait([x.sentinel for x in self._processes], _SECONDS_TO_DIE)
+            self._check()
+            raise
+        except RuntimeError:  # of the loader
             self._check()
             raise
         finally:
@@ -98,12 +103,12 @@ def _end_by_parent_only() -> None:
     parent = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def wait() -> None:
+    def wait_for_parent() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 def end_when_parent_dies() -> None:

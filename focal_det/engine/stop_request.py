@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -47,10 +48,8 @@ class StopRequest:
 
     def _forget(self) -> None:
         self.number = 0
-        self._time = 0.0
         self._can_stop_here = False
-        self._is_saving = False
-        self._is_urgent = False
+        self._saving = threading.Lock()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -60,24 +59,43 @@ class StopRequest:
             yield
             return
         before = {x: signal.signal(x, self._note) for x in get_stop_signals()}
+        # Python calls handlers between two of its own steps, which a long operation of torch, or
+        # one that waits for a dead process, delays. The bytes of this socket come at once.
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader, set(before)), daemon=True).start()
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.set_wakeup_fd(fd_before)
+            writer.close()
+            # After a stop, another signal must not change the exit code.
+            if not self.number:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
-        now = time.monotonic()
-        if not self.number:
-            self.number = number
-            self._time = now
-            if self._can_stop_here:
-                self.stop()
-            self._tell()
-        elif now - self._time > _SECONDS_OF_ONE_REQUEST:
-            self._is_urgent = True
-            if not self._is_saving:
-                self._stop_at_once()
+        if self.number:
+            return
+        self.number = number
+        if self._can_stop_here:
+            self.stop()
+        self._tell()
+
+    def _watch(self, reader: socket.socket, numbers: set[signal.Signals]) -> None:
+        """Stop this process at the second request; runs in a thread."""
+        first_time = None
+        with reader:
+            while received := reader.recv(1):
+                if received[0] not in numbers:
+                    continue
+                now = time.monotonic()
+                if first_time is None:
+                    first_time = now
+                elif now - first_time > _SECONDS_OF_ONE_REQUEST:
+                    with self._saving:
+                        self._stop_at_once(received[0])
 
     def _tell(self) -> None:
         if comm.is_main_process():
@@ -94,11 +112,11 @@ class StopRequest:
         """
         raise RunStopped(128 + self.number)
 
-    def _stop_at_once(self) -> None:
+    def _stop_at_once(self, number: int) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
         # Not an exception: the main thread may wait for other processes forever.
-        os._exit(128 + self.number)
+        os._exit(128 + number)
 
     @contextmanager
     def can_stop_here(self, can_stop: bool) -> Iterator[None]:
@@ -124,15 +142,13 @@ class StopRequest:
     @contextmanager
     def saving(self) -> Iterator[None]:
         """Let no signal stop the block, which writes a file."""
-        can_stop_here, self._can_stop_here = self._can_stop_here, False
-        self._is_saving = True
+        can_stop_here = self._can_stop_here
+        self._can_stop_here = False
         try:
-            yield
+            with self._saving:
+                yield
         finally:
-            self._is_saving = False
             self._can_stop_here = can_stop_here
-        if self._is_urgent:
-            self._stop_at_once()
 
 
 STOP_REQUEST = StopRequest()

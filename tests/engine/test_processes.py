@@ -108,12 +108,11 @@ def test_signal_to_a_whole_group_leaves_the_data_workers(run):
 
 
 def test_second_signal_stops_at_once(run):
-    # Steps of several seconds.
-    run.start(SOLVER__IMS_PER_BATCH=8, INPUT__MIN_SIZE_TRAIN=[2400], INPUT__MAX_SIZE_TRAIN=9999)
-    assert wait_until(lambda: "Starting training" in run.log.read_text())
-    time.sleep(1)
+    # Its backward takes many seconds, in which Python calls no handler.
+    run.start(SOLVER__IMS_PER_BATCH=4, INPUT__MIN_SIZE_TRAIN=[1200], INPUT__MAX_SIZE_TRAIN=9999)
+    assert wait_until(lambda: "loss_cls of the first batch is" in run.log.read_text())
     run.process.send_signal(signal.SIGTERM)
-    time.sleep(1.5)
+    time.sleep(1.2)
     assert run.process.poll() is None
     run.process.send_signal(signal.SIGTERM)
     start = time.monotonic()
