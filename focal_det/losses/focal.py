@@ -45,9 +45,8 @@ def sigmoid_focal_loss(
         Loss in nats: the shape of `inputs` for "none", else (); at least float32.
 
     Raises:
-        ValueError: the shapes differ; logits are not floating point; alpha, gamma or reduction is
-            out of range; targets require a gradient; or, for CPU tensors, a target is outside
-            [0, 1].
+        ValueError: shapes differ; logits are not floating point; alpha, gamma or reduction is out of
+            range; targets require a gradient; or, for CPU tensors, a target is outside [0, 1].
     """
     check_alpha_and_gamma(alpha, gamma)
     if reduction not in _REDUCTIONS:

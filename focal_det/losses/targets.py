@@ -58,8 +58,7 @@ class DenseTargets:
             ValueError: `anchors` or `compute_iou` is needed but None.
         """
         pos_mask = (gt_labels >= 0) & (gt_labels != num_classes)
-        # The number of positives becomes a shape: the only wait for the device in a step, unless
-        # telemetry is due.
+        # The number of positives becomes a shape: a step's only wait for the device but telemetry's.
         image_idxs, anchor_idxs = torch.nonzero(pos_mask, as_tuple=True)
         targets = cls(
             gt_labels=gt_labels,
