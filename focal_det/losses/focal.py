@@ -45,7 +45,7 @@ def sigmoid_focal_loss(
         Loss in nats: the shape of `inputs` for "none", else (); at least float32.
 
     Raises:
-        ValueError: shapes differ; logits are not floating point; alpha, gamma or reduction is out of
+        ValueError: shapes differ; logits are no floats; alpha, gamma or reduction is out of
             range; targets require a gradient; or, for CPU tensors, a target is outside [0, 1].
     """
     check_alpha_and_gamma(alpha, gamma)

@@ -58,7 +58,7 @@ class DenseTargets:
             ValueError: `anchors` or `compute_iou` is needed but None.
         """
         pos_mask = (gt_labels >= 0) & (gt_labels != num_classes)
-        # The number of positives becomes a shape: a step's only wait for the device but telemetry's.
+        # The number of positives becomes a shape: a step's only wait besides that of telemetry.
         image_idxs, anchor_idxs = torch.nonzero(pos_mask, as_tuple=True)
         targets = cls(
             gt_labels=gt_labels,
