@@ -226,24 +226,24 @@ def test_rows_16_and_17_signal(row, number, digits, other, processes, fault):
     assert code == 128 + number
     assert get_last_iteration(out) == read_iterations(out)[-1]
     interrupt(start_script, other.write_config(**ENDLESS), number, processes)
-    lost = count_lost(other.folder / "out")
+    lost = describe_lost(other.folder / "out")
     fault(
         row,
         f"{number.name}",
         stock="nothing is saved since the last checkpoint",
         ours=f"a checkpoint after the running step, exit code {128 + number}",
-        seen=f"{lost} iterations lost",
+        seen=lost,
     )
 
 
-def count_lost(out):
-    """Iterations that a run has made since its last checkpoint, which is one of its interval."""
+def describe_lost(out):
+    """The iterations of a run since its last checkpoint, which is one of its interval."""
     last = get_last_iteration(out)
     assert (last + 1) % KEYS["SOLVER__CHECKPOINT_PERIOD"] == 0
     file = out / "metrics.json"
     if not file.is_file() or not file.read_text():
-        return 0
-    return max(0, read_iterations(out)[-1] - last)
+        return "no new checkpoint, and no metrics"
+    return f"no new checkpoint, {max(0, read_iterations(out)[-1] - last)} iterations lost"
 
 
 # Two processes as Detectron2's launcher starts them; on a CPU, each is a run of its own.
@@ -294,13 +294,13 @@ def test_row_18_signal_to_the_first_process(digits, other, processes, fault):
     time.sleep(5)
     left = [x for x in below if is_running(x)]
     kill_all(below)
-    lost = sum(count_lost(other.folder / f"rank{i}") for i in range(2))
+    lost = describe_lost(other.folder / "rank0")
     fault(
         18,
         "SIGTERM to the first of several processes",
         stock="the others end, too; nothing is saved since the last checkpoint",
         ours="passed on; a checkpoint after the running step, and all end",
-        seen=f"{len(left)} processes after 5 s, {lost} iterations lost",
+        seen=f"{len(left)} processes after 5 s; {lost}",
     )
 
 
@@ -349,13 +349,13 @@ def test_row_20_killed_data_worker(digits, other, processes, fault):
     assert code == 1
     assert "was killed by SIGKILL, which the system sends when memory runs out" in line
     assert get_last_iteration(digits.folder / "out") == read_iterations(digits.folder / "out")[-1]
-    lost = count_lost(other.folder / "out")
+    lost = describe_lost(other.folder / "out")
     fault(
         20,
         "killed data worker",
         stock="stops; nothing is saved since the last checkpoint",
         ours="a checkpoint after the last complete step; names signal and cause",
-        seen=f"{lost} iterations lost: {stock_line[:60]}",
+        seen=f"{lost}: {stock_line[:60]}",
     )
 
 
