@@ -33,7 +33,8 @@ class DataWorkers:
         self._is_reading = False
         self._iterator = iter(loader)
         self._processes = set(multiprocessing.active_children()) - others
-        if self._processes and threading.current_thread() is threading.main_thread():
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        if self._processes and is_main_thread and hasattr(signal, "SIGCHLD"):
             # In place of torch's handler, which raises its error anywhere in a step, when the step
             # can neither be completed nor taken back.
             signal.signal(signal.SIGCHLD, self._note_end)
@@ -100,11 +101,12 @@ def start_worker(worker: int) -> None:
 
 def _end_by_parent_only() -> None:
     """Obey SIGTERM if the parent has sent it, as torch does for a worker that hangs."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait_for_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
             pass
         os._exit(0)
 

@@ -38,6 +38,9 @@ from .processes import (
 from .run import RunPlan, run_process
 from .step_guard import DIVERGED, DivergedError
 
+# A network file system may keep the lock of a machine that has failed.
+_SECONDS_OF_A_LOCK = 180.0
+
 
 class StoppedError(RuntimeError):
     """A run that stopped before its end; the message is complete, a traceback included."""
@@ -64,24 +67,31 @@ def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> Non
     args.allow_changes = [x for x in args.allow_changes.split(",") if x]
     args.num_processes = _count_processes(args)
     place = read_place()
-    if place is not None:
-        _obey_torchrun(args)
-        args.num_processes = place.num_processes
-        with joined(place, uses_gpus=args.num_gpus > 0 and torch.cuda.is_available()):
-            _prepare_and_run(args, check, has_launcher=True)
-    else:
+    if place is None:
         _prepare_and_run(args, check, has_launcher=False)
-
-
-def _obey_torchrun(args: argparse.Namespace) -> None:
-    """Continue a run that torchrun has started again, and end with torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    end_when_parent_dies()
-    # The command is the one that has started the run.
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.eval_only:
-        args.resume = True
-        args.overwrite = False
+    args.num_processes = place.num_processes
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_when_parent_dies()
+    with joined(place, _uses_gpus(args)) as is_restart:
+        # The command is the one that has started the run.
+        if is_restart and not args.eval_only:
+            args.resume = True
+            args.overwrite = False
+        _prepare_and_run(args, check, has_launcher=True)
+
+
+def _uses_gpus(args: argparse.Namespace) -> bool:
+    """Whether the processes of a launcher train on GPUs, as far as flags and config are right."""
+    if args.num_gpus == 0 or not torch.cuda.is_available():
+        return False
+    try:
+        cfg = load_config(
+            find_config_file(args.config_file), args.opts, unsafe_yaml=args.unsafe_yaml
+        )
+    except (OSError, ValueError):  # reported once, by the first process
+        return False
+    return not cfg.MODEL.DEVICE.startswith("cpu")
 
 
 def _prepare_and_run(
@@ -135,7 +145,7 @@ def _prepare(
         return RunPlan(cfg, earlier, weights=weights)
     # On the other machines of a run, the folder may hold what the first one has just written.
     if args.machine_rank == 0:
-        lock.enter_context(lock_output_dir(folder))
+        lock.enter_context(lock_output_dir(folder, _get_lock_patience(args)))
     plan = RunPlan(cfg)
     if args.resume:
         plan.earlier = _prepare_resume(cfg, args)
@@ -147,6 +157,12 @@ def _prepare(
     if args.overwrite and args.machine_rank == 0:
         remove_run(folder, cfg.MODEL.WEIGHTS)
     return plan
+
+
+def _get_lock_patience(args: argparse.Namespace) -> float:
+    """Seconds to wait for the lock of OUTPUT_DIR: in a job that goes on after a failure."""
+    is_requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    return _SECONDS_OF_A_LOCK if is_requeued and args.resume else 0.0
 
 
 def _prepare_resume(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -255,7 +271,7 @@ def _run(args: argparse.Namespace, plan: RunPlan, *, has_launcher: bool) -> None
 
 
 def _join_and_run(place: Place, args: argparse.Namespace, plan: RunPlan) -> None:
-    with joined(place, uses_gpus=args.num_gpus > 0):
+    with joined(place, args.num_gpus > 0 and not plan.cfg.MODEL.DEVICE.startswith("cpu")):
         _run_process(args, plan)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +58,12 @@ _FREE_KEYS = (
 
 
 @contextmanager
-def lock_output_dir(folder: Path) -> Iterator[None]:
+def lock_output_dir(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Keep the runs of other processes out of a folder.
+
+    Args:
+        seconds: to wait for another run's lock. A network file system may keep that of a machine
+            that has failed for a while.
 
     Raises:
         OSError: another run has locked it; names its process.
@@ -67,11 +72,16 @@ def lock_output_dir(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / _LOCK_FILE, "ab+")  # noqa: SIM115  (closed below)
     except OSError:
+        if os.access(folder, os.W_OK):
+            raise
         # No run can write here; `focal-det check` and Detectron2 say why.
         yield
         return
+    deadline = time.monotonic() + seconds
     with file:
-        if not lock_for_process(file):
+        while not (is_locked := lock_for_process(file)) and time.monotonic() < deadline:
+            time.sleep(1)
+        if not is_locked:
             file.seek(0)
             owner = file.read().decode(errors="replace")
             raise BlockingIOError(

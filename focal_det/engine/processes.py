@@ -1,5 +1,6 @@
 """The processes of a run: they start together, and end together."""
 
+import contextlib
 import functools
 import math
 import multiprocessing
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -30,6 +32,8 @@ from .stop_request import get_stop_signals
 # For the other processes to end themselves, once one has ended before its work was done.
 _SECONDS_TO_END = 5.0
 _POLL_SECONDS = 0.5
+_CONNECT_TIMEOUT = timedelta(seconds=5)
+_STORE_KEY = "focal_det/store"
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
@@ -103,8 +107,10 @@ def _find_free_url() -> str:
 
 
 @contextmanager
-def joined(place: Place, uses_gpus: bool) -> Iterator[None]:
+def joined(place: Place, uses_gpus: bool) -> Iterator[bool]:
     """Meet the other processes of a run; in the block, Detectron2's `comm` knows them.
+
+    Yields whether torchrun has started this run before.
 
     Args:
         uses_gpus: one GPU of the machine for each of its processes; otherwise all use the CPU.
@@ -120,14 +126,10 @@ def joined(place: Place, uses_gpus: bool) -> Iterator[None]:
         )
     if uses_gpus:
         torch.cuda.set_device(place.local_rank)
-    store, *_ = next(
-        distributed.rendezvous(place.url, place.rank, place.num_processes, timeout=DEFAULT_TIMEOUT)
-    )
-    # torchrun keeps its store when it starts processes again, with the addresses of the dead ones.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, is_restart = _meet(place)
     distributed.init_process_group(
         "nccl" if uses_gpus else "gloo",
-        store=distributed.PrefixStore(f"attempt_{attempt}", store),
+        store=store,
         rank=place.rank,
         world_size=place.num_processes,
         timeout=DEFAULT_TIMEOUT,
@@ -135,10 +137,48 @@ def joined(place: Place, uses_gpus: bool) -> Iterator[None]:
     create_local_group(place.num_local)
     comm.synchronize()
     try:
-        yield
-    finally:
-        # Without it, threads of torch abort the process at its end.
+        yield is_restart
+    except Exception:
+        # The others may be gone, and torch could wait for them.
+        raise
+    except BaseException:
         distributed.destroy_process_group()
+        raise
+    # Without it, threads of torch abort the process at its end.
+    distributed.destroy_process_group()
+
+
+def _meet(place: Place) -> tuple[Any, bool]:
+    """A store of the processes of this attempt, and whether torchrun has started them again."""
+    agent, *_ = next(
+        distributed.rendezvous(place.url, place.rank, place.num_processes, timeout=DEFAULT_TIMEOUT)
+    )
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return agent, False
+    # torchrun keeps its store when it starts processes again, with the addresses of the dead ones,
+    # and each machine counts restarts of its own. So the first process opens a new one.
+    host = os.environ["MASTER_ADDR"]
+    options: dict[str, Any] = {"world_size": place.num_processes, "wait_for_workers": False}
+    if place.rank == 0:
+        is_restart = agent.check([_STORE_KEY])
+        store = distributed.TCPStore(host, 0, is_master=True, timeout=DEFAULT_TIMEOUT, **options)
+        store.set("is_restart", str(is_restart))
+        agent.set(_STORE_KEY, str(store.port))
+        return store, is_restart
+    deadline = time.monotonic() + DEFAULT_TIMEOUT.total_seconds()
+    while True:
+        port = int(agent.get(_STORE_KEY))
+        try:
+            # Of the attempt before, there is nobody to connect to.
+            distributed.TCPStore(host, port, is_master=False, timeout=_CONNECT_TIMEOUT, **options)
+            store = distributed.TCPStore(
+                host, port, is_master=False, timeout=DEFAULT_TIMEOUT, **options
+            )
+            return store, store.get("is_restart") == b"True"
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 def share_from_first(make: Callable[[], Any]) -> Any:
@@ -212,17 +252,20 @@ def run_in_processes(target: Callable[..., Any], arguments: Sequence[Sequence[An
         Exception: of `target`.
     """
     children = [_Child(target, args) for args in arguments]
+    passed_on: list[int] = []
     try:
-        with _passing_on_signals(children):
+        with _passing_on_signals(children, passed_on):
             failed = _wait_for(children)
     finally:
         for child in children:
             child.process.kill()
             child.process.join()
+    if failed and passed_on and children[0].error is None:
+        raise SystemExit(128 + passed_on[0])
     # The errors of the others follow from it.
     for child in failed:
         code = child.process.exitcode or 0
-        if code < 0:
+        if code < 0 and child.error is None:
             raise ProcessKilledError(
                 f"process {children.index(child)} of this run was killed by "
                 f"{describe_signal(-code)}. Continue with --resume"
@@ -230,7 +273,8 @@ def run_in_processes(target: Callable[..., Any], arguments: Sequence[Sequence[An
     for child in failed:
         if child.error is not None:
             raise child.error
-    for child in failed:
+    # The first that has stopped, in an evaluation, has saved what the others wait for.
+    for child in sorted(failed, key=children.index):
         raise SystemExit(child.process.exitcode)
 
 
@@ -253,12 +297,14 @@ def _wait_for(children: Sequence[_Child]) -> list[_Child]:
 
 
 @contextmanager
-def _passing_on_signals(children: Sequence[_Child]) -> Iterator[None]:
+def _passing_on_signals(children: Sequence[_Child], passed_on: list[int]) -> Iterator[None]:
     def pass_on(number: int, frame: Optional[FrameType]) -> None:
+        passed_on.append(number)
         for child in children:
             pid = child.process.pid
             if pid is not None and child.process.is_alive():
-                os.kill(pid, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     before = {x: signal.signal(x, pass_on) for x in get_stop_signals()}
     try:
@@ -272,6 +318,8 @@ def _run_child(
     target: Callable[..., Any], args: Sequence[Any], sender: Connection, parent_id: int
 ) -> None:
     _end_with(parent_id)
+    # Until the run listens, a signal ends this process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         target(*args)
     except Exception as error:

@@ -6,7 +6,8 @@ such a checkpoint as its own.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,16 @@ def get_bare_model(model: nn.Module) -> nn.Module:
 def _is_same(a: Tensor, b: Tensor) -> bool:
     # A NaN equals itself here, so that it is not taken for a difference.
     return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Leave the random generators of this process as they were before the block."""
+    states = _get_generators()
+    try:
+        yield
+    finally:
+        _set_generators(states)
 
 
 def _get_generators() -> dict[str, Any]:

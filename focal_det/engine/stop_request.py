@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: noted at once, obeyed where nothing is lost."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -50,6 +51,7 @@ class StopRequest:
         self.number = 0
         self._can_stop_here = False
         self._saving = threading.Lock()
+        self._numbers: set[signal.Signals] = set()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -59,21 +61,34 @@ class StopRequest:
             yield
             return
         before = {x: signal.signal(x, self._note) for x in get_stop_signals()}
+        self._numbers = set(before)
         # Python calls handlers between two of its own steps, which a long operation of torch, or
         # one that waits for a dead process, delays. The bytes of this socket come at once.
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(reader, set(before)), daemon=True).start()
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         try:
             yield
         finally:
+            self._numbers = set()
             signal.set_wakeup_fd(fd_before)
             writer.close()
-            # After a stop, another signal must not change the exit code.
-            if not self.number:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+            for number, handler in before.items():
+                # After a stop, another signal must not change the exit code.
+                signal.signal(number, self._exit if self.number else handler)
+
+    def _exit(self, number: int, frame: Optional[FrameType]) -> None:
+        os._exit(128 + self.number)
+
+    def forget_in_child(self) -> None:
+        """Undo `listening` in a process forked from this one, such as a data worker."""
+        if not self._numbers:
+            return
+        # The socket is the parent's, which would take the child's signals for its own.
+        signal.set_wakeup_fd(-1)
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_DFL)
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         if self.number:
@@ -83,12 +98,12 @@ class StopRequest:
             self.stop()
         self._tell()
 
-    def _watch(self, reader: socket.socket, numbers: set[signal.Signals]) -> None:
+    def _watch(self, reader: socket.socket) -> None:
         """Stop this process at the second request; runs in a thread."""
         first_time = None
         with reader:
             while received := reader.recv(1):
-                if received[0] not in numbers:
+                if received[0] not in self._numbers:
                     continue
                 now = time.monotonic()
                 if first_time is None:
@@ -102,7 +117,8 @@ class StopRequest:
             name = signal.Signals(self.number).name
             text = f"{name}: stopping after this step, with a checkpoint. Again: at once\n"
             # Not logged: the signal may have interrupted the logger, which holds a lock.
-            os.write(_STDERR, text.encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(_STDERR, text.encode())
 
     def stop(self) -> None:
         """Leave the run with the exit code of the signal.
@@ -152,3 +168,5 @@ class StopRequest:
 
 
 STOP_REQUEST = StopRequest()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=STOP_REQUEST.forget_in_child)

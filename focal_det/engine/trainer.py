@@ -24,7 +24,7 @@ from focal_det.messages import shorten
 
 from .full_disk import report_full_disk_once
 from .processes import agree_on
-from .run_state import get_bare_model, restore_run_state
+from .run_state import get_bare_model, kept_generators, restore_run_state
 from .saver import RunSaver
 from .step_guard import DivergedError, StepGuard
 from .stop_request import STOP_REQUEST, RunStopped
@@ -108,6 +108,12 @@ class Trainer(DefaultTrainer):
                 return super().train()
         except RunStopped:
             self._saver.save_interrupted_evaluation()
+            raise
+        except Exception:
+            self._saver.save_interrupted_evaluation()
+            # Another process has stopped in an evaluation, and this one waited for it.
+            if STOP_REQUEST.number and not comm.is_main_process():
+                STOP_REQUEST.stop()
             raise
 
     def run_step(self) -> None:
@@ -236,7 +242,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
         # The first process saves the state; the others wait for it, and end with it.
-        with STOP_REQUEST.can_stop_here(comm.is_main_process()):
+        # The run goes on as if it had not been evaluated; a resume does not evaluate again.
+        with STOP_REQUEST.can_stop_here(comm.is_main_process()), kept_generators():
             return super().test(cfg, model, evaluators)
 
     @classmethod

@@ -7,6 +7,7 @@ number of resumes.
 
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -147,6 +148,7 @@ class TrainingStream:
             num_workers=self._num_workers,
             collate_fn=_keep,
             worker_init_fn=start_worker,
+            multiprocessing_context=_get_start_method(self._num_workers),
             # The loader draws a seed for its workers, which must not move the generator of the run.
             generator=torch.Generator(),
         )
@@ -200,6 +202,11 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def _get_start_method(num_workers: int) -> Optional[str]:
+    """How data workers start: on Linux as torch always did, and Python before 3.14."""
+    return "fork" if num_workers > 0 and sys.platform == "linux" else None
 
 
 def _keep(item: Any) -> Any:

@@ -1,10 +1,14 @@
 """A run that is interrupted and resumed ends with the weights of the run that is not."""
 
+import random
 import signal
 import time
 
+import numpy as np
 import pytest
+import torch
 
+from focal_det.engine.trainer import Trainer
 from tests.engine.runs import (
     KEYS,
     NUM_ITERS,
@@ -63,3 +67,18 @@ def test_interrupted_run_ends_with_the_same_weights(
     assert find_differences(read_weights(out), reference(num_processes)) == []
     iterations = read_iterations(out)
     assert iterations == sorted(set(iterations)) and iterations[-1] == NUM_ITERS - 1
+
+
+def test_evaluation_leaves_the_random_generators(digits, monkeypatch):
+    """A resumed run does not repeat it, and would draw other numbers from then on."""
+    from detectron2.engine import DefaultTrainer
+
+    def draw(*args):
+        return random.random(), np.random.rand(), torch.rand(())
+
+    monkeypatch.setattr(DefaultTrainer, "test", classmethod(draw))
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = Trainer.test(None, None)
+    assert draw() == expected

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -11,6 +12,7 @@ import pytest
 from tests.engine.runs import (
     TWO,
     get_descendants,
+    get_env,
     get_last_iteration,
     is_running,
     kill_all,
@@ -30,6 +32,12 @@ ENDLESS = {
     "SOLVER__CHECKPOINT_PERIOD": 5,
 }
 SECONDS_TO_END = 10
+SLOW_EVALUATION = {
+    "DATASETS__TEST": ["copy"],
+    "TEST__EVAL_PERIOD": 7,
+    "INPUT__MIN_SIZE_TEST": 2400,
+    "INPUT__MAX_SIZE_TEST": 9999,
+}
 
 
 class Run:
@@ -122,16 +130,82 @@ def test_second_signal_stops_at_once(run):
 
 def test_signal_in_an_evaluation_stops_it_with_a_checkpoint(run):
     """Without one, the steps since the last checkpoint would be lost."""
-    run.start(
-        DATASETS__TEST=["copy"],
-        TEST__EVAL_PERIOD=7,
-        INPUT__MIN_SIZE_TEST=2400,
-        INPUT__MAX_SIZE_TEST=9999,
-    )
+    run.start(**SLOW_EVALUATION)
     assert wait_until(lambda: "Start inference on" in run.log.read_text())
     run.process.send_signal(signal.SIGTERM)
     assert run.wait_for_end() == 128 + signal.SIGTERM
     assert get_last_iteration(run.out) == read_iterations(run.out)[-1] == 6
+
+
+@pytest.mark.slow
+def test_signal_in_an_evaluation_of_two_processes(run):
+    """The first one saves and stops; the other waits for it, in vain."""
+    run.start(*TWO, **SLOW_EVALUATION)
+    assert wait_until(lambda: "Start inference on" in run.log.read_text())
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM
+    assert get_last_iteration(run.out) == 6
+
+
+def test_error_in_an_evaluation_saves_the_steps_before(run):
+    for image in sorted(run.digits.images.iterdir())[-1:]:
+        image.write_bytes(b"")
+    run.digits.content["images"] = run.digits.content["images"][:-1]
+    (train := run.digits.folder / "train.json").write_text(json.dumps(run.digits.content))
+    block = {"format": "coco", "images": str(run.digits.images)}
+    run.start(
+        MODEL__FOCAL_DET__DATASETS=[
+            {"name": "train", "json": str(train), **block},
+            {"name": "copy", "json": str(run.digits.json), **block},
+        ],
+        DATASETS__TRAIN=["train"],
+        DATASETS__TEST=["copy"],
+        TEST__EVAL_PERIOD=7,
+    )
+    assert wait_until(lambda: run.process.poll() is not None)
+    assert run.wait_for_end() == 1
+    assert get_last_iteration(run.out) == read_iterations(run.out)[-1] == 6
+
+
+def test_signal_to_a_worker_of_an_evaluation_is_not_for_the_run(run):
+    """It is forked while the run listens, and must not pass the signal on."""
+    run.start(**SLOW_EVALUATION, DATALOADER__NUM_WORKERS=1)
+    assert wait_until(lambda: "Start inference on" in run.log.read_text())
+    assert wait_until(lambda: len(get_descendants(run.process.pid)) >= 2)
+    workers = run.find_processes()
+    os.kill(workers[-1], signal.SIGTERM)
+    time.sleep(1.5)
+    # The first one for the run itself, and not the second.
+    if run.process.poll() is None:
+        run.process.send_signal(signal.SIGTERM)
+    assert run.wait_for_end() in (1, 128 + signal.SIGTERM)
+    assert get_last_iteration(run.out) == 6
+
+
+@pytest.mark.slow
+def test_signal_while_processes_start(run):
+    run.start(*TWO)
+    assert wait_until(lambda: len(get_descendants(run.process.pid)) >= 2)
+    run.find_processes()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait_for_end() == 128 + signal.SIGTERM
+
+
+def test_hangup_of_a_closed_terminal_saves(run):
+    """Nothing can be written to it any more."""
+    ours, theirs = os.openpty()
+    config = run.digits.write_config(**ENDLESS)
+    command = [sys.executable, "-m", "focal_det.tools", "train", "--no-check", "--config-file"]
+    run.process = subprocess.Popen(
+        [*command, str(config)], env=get_env(), stdout=subprocess.DEVNULL, stderr=theirs
+    )
+    run.pids = [run.process.pid]
+    os.close(theirs)
+    assert wait_until((run.out / "last_checkpoint").is_file)
+    os.close(ours)
+    run.process.send_signal(signal.SIGHUP)
+    assert run.wait_for_end() == 128 + signal.SIGHUP
+    assert get_last_iteration(run.out) == read_iterations(run.out)[-1]
 
 
 def test_signal_in_the_last_evaluation_keeps_the_last_metrics(run):

@@ -29,7 +29,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ONE_MACHINE = ["--standalone", "--nproc_per_node", "2"]
 
 
-def start_torchrun(config, *options, words=()):
+def start_torchrun(config, *options, words=(), **variables):
     train = [
         "-m",
         "focal_det.tools.train",
@@ -39,7 +39,8 @@ def start_torchrun(config, *options, words=()):
         "--config-file",
         config,
     ]
-    return start([*TORCHRUN, *options, *train, *words], config.with_name("train.log"))
+    log = config.with_name("train.log")
+    return start([*TORCHRUN, *options, *train, *words], log, **variables)
 
 
 @pytest.fixture
@@ -66,14 +67,32 @@ def test_killed_process_is_started_again_and_goes_on(digits, reference, processe
     assert read_iterations(out) == sorted(set(read_iterations(out)))
 
 
+def start_two_machines(config, *options, **variables):
+    """Simulated on one, by two agents that meet at a port."""
+    options = [*options, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
+    options += ["--rdzv_id", "test", "--rdzv_endpoint", f"localhost:{find_free_port()}"]
+    return [start_torchrun(config, *options, **variables) for _ in range(2)]
+
+
 @pytest.mark.slow
 def test_two_machines_join_one_run(digits, reference, processes):
-    """Simulated on one, by two agents that meet at a port."""
-    config = digits.write_config(**KEYS)
-    options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
-    options += ["--rdzv_id", "test", "--rdzv_endpoint", f"localhost:{find_free_port()}"]
-    processes += [start_torchrun(config, *options) for _ in range(2)]
+    processes += start_two_machines(digits.write_config(**KEYS))
     assert [x.wait(120) for x in processes] == [0, 0]
+    assert find_differences(read_weights(digits.folder / "out"), reference(2)) == []
+
+
+@pytest.mark.slow
+def test_two_machines_go_on_although_one_counts_no_restart(digits, reference, processes):
+    """The process of one is killed; that of the other waits for it, and is not counted."""
+    config = digits.write_config(**KEYS)
+    processes += start_two_machines(
+        config, "--max-restarts", "3", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3"
+    )
+    wait_for_checkpoint(digits.folder / "out", processes[0])
+    first, second = (get_descendants(x.pid)[0] for x in processes)
+    os.kill(first, signal.SIGSTOP)
+    os.kill(second, signal.SIGKILL)
+    assert [x.wait(180) for x in processes] == [0, 0]
     assert find_differences(read_weights(digits.folder / "out"), reference(2)) == []
 
 
