@@ -32,6 +32,12 @@ def get_env(**variables: str) -> dict[str, str]:
     return env
 
 
+def obey_signals() -> None:
+    """In a new process: a shell's background ignores SIGINT, and `nohup` SIGHUP."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(command: list, log: Path, **variables: str) -> subprocess.Popen:
     """Start a process whose output goes to a file."""
     with open(log, "ab") as stream:
@@ -40,8 +46,7 @@ def start(command: list, log: Path, **variables: str) -> subprocess.Popen:
             env=get_env(**variables),
             stdout=stream,
             stderr=stream,
-            # A shell starts what runs in its background with SIGINT ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=obey_signals,
         )
 
 

@@ -16,6 +16,7 @@ from tests.engine.runs import (
     get_last_iteration,
     is_running,
     kill_all,
+    obey_signals,
     read_iterations,
     run_to_end,
     start_train,
@@ -197,7 +198,11 @@ def test_hangup_of_a_closed_terminal_saves(run):
     config = run.digits.write_config(**ENDLESS)
     command = [sys.executable, "-m", "focal_det.tools", "train", "--no-check", "--config-file"]
     run.process = subprocess.Popen(
-        [*command, str(config)], env=get_env(), stdout=subprocess.DEVNULL, stderr=theirs
+        [*command, str(config)],
+        env=get_env(),
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        preexec_fn=obey_signals,
     )
     run.pids = [run.process.pid]
     os.close(theirs)
