@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .data_workers import DataWorkers, start_worker
+from .run_state import kept_generators
 
 _MAX_TRIES = 100  # of a mapper that returns None for an image: another image takes its place
 
@@ -160,8 +161,11 @@ class _MappedImages(Dataset):
     def __init__(
         self, dataset: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int
     ) -> None:
-        # Detectron2 serializes its dicts, so that workers share the memory and may change them.
-        self._dataset = DatasetFromList(dataset, copy=False)
+        # Serialized, so that workers share the memory and may change the dicts. Detectron2 also
+        # knows registered data sets that make a dict when it is asked for.
+        self._dataset = dataset
+        if isinstance(dataset, list):
+            self._dataset = DatasetFromList(dataset, copy=False)
         self._mapper = mapper
         self._seed = seed
         self._rank = comm.get_rank()
@@ -190,18 +194,13 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
 
     The generators go on afterwards as if the block had drawn none.
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence([seed, position]).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(words[1:3])
-    # Not torch.manual_seed, which also seeds the GPUs.
-    torch.default_generator.manual_seed(int(words[3]))
-    try:
+    with kept_generators():
+        random.seed(int(words[0]))
+        np.random.seed(words[1:3])
+        # Not torch.manual_seed, which also seeds the GPUs.
+        torch.default_generator.manual_seed(int(words[3]))
         yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 def _get_start_method(num_workers: int) -> Optional[str]:

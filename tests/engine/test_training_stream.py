@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.samplers import TrainingSampler
+from torch.utils.data import Dataset
 
 from focal_det.engine.training_stream import NamingMapper, TrainingStream
 
 NUM_IMAGES = 7
+RECORDS = [{"file_name": f"{i}", "width": 9 + i % 3, "height": 10} for i in range(NUM_IMAGES)]
 
 
 def draw(record):
@@ -18,10 +20,11 @@ def draw(record):
     return {**record, "numbers": numbers}
 
 
-def make_stream(num_workers=0, mapper=draw, seed=1, by_orientation=True, batch_size=2):
-    records = [{"file_name": f"{i}", "width": 9 + i % 3, "height": 10} for i in range(NUM_IMAGES)]
+def make_stream(
+    num_workers=0, mapper=draw, seed=1, by_orientation=True, batch_size=2, records=None
+):
     return TrainingStream(
-        records,
+        records or RECORDS,
         TrainingSampler(NUM_IMAGES, seed=3),
         mapper,
         batch_size=batch_size,
@@ -107,6 +110,19 @@ def test_sampler_continues_with_its_seed():
     other._sampler._seed = 4
     other.load_state_dict(stream.state_dict())
     assert read(other, 8) == read(stream, 8)
+
+
+def test_data_set_may_make_its_dicts_when_asked():
+    """As one that is registered as a torch Dataset."""
+
+    class Records(Dataset):
+        def __len__(self):
+            return NUM_IMAGES
+
+        def __getitem__(self, index):
+            return {"file_name": str(index), "width": 9 + index % 3, "height": 10}
+
+    assert read(make_stream(records=Records()), 5) == read(make_stream(), 5)
 
 
 def test_stream_that_has_begun_cannot_move():
