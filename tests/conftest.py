@@ -164,6 +164,17 @@ def reference(tmp_path_factory):
 
 
 @pytest.fixture
+def processes():
+    """A list of processes that are ended after the test, with all below them."""
+    from tests.engine.runs import get_descendants, kill_all
+
+    known = []
+    yield known
+    for process in known:
+        kill_all([process.pid, *get_descendants(process.pid)])
+
+
+@pytest.fixture
 def digits(tmp_path, clean_catalog):
     """A copy of the digits that a test may damage, and configs that train on it."""
     from tests.faults.copies import DigitsCopy

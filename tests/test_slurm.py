@@ -199,7 +199,7 @@ def test_job_has_the_words_of_the_command(words, flags, others, parameters, digi
     [
         (["SOLVER.BASE_LRR", "1"], "Did you mean 'BASE_LR'?"),
         (["--num-machines", "2"], "--slurm nodes=2"),
-        (["--overwrite", "--resume"], "--overwrite cannot be combined"),
+        (["--overwrite", "--resume"], "it cannot be combined with --resume or --eval-only"),
         (["--slurm", "slurm_partitio=a"], "--slurm: "),
         (["--slurm", "nodes=a"], "--slurm: "),
     ],

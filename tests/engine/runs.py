@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,3 +131,13 @@ def read_iterations(out: Path) -> list[int]:
     """The iterations of metrics.json that have a loss."""
     lines = [json.loads(x) for x in (out / "metrics.json").read_text().splitlines()]
     return [x["iteration"] for x in lines if "total_loss" in x]
+
+
+def read_command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def find_free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])

@@ -17,6 +17,7 @@ from tests.engine.runs import (
     is_running,
     kill_all,
     obey_signals,
+    read_command,
     read_iterations,
     run_to_end,
     start_train,
@@ -99,11 +100,6 @@ def test_signal_to_one_process_stops_all(run):
     os.kill(others[-1], signal.SIGTERM)
     assert run.wait_for_end() == 128 + signal.SIGTERM
     assert read_iterations(run.out)[-1] == get_last_iteration(run.out)
-
-
-def read_command(pid):
-    with open(f"/proc/{pid}/cmdline") as stream:
-        return stream.read()
 
 
 def test_signal_to_a_whole_group_leaves_the_data_workers(run):

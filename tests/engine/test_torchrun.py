@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import pytest
 from tests.engine.runs import (
     KEYS,
     find_differences,
+    find_free_port,
     get_descendants,
     get_last_iteration,
     is_running,
-    kill_all,
     read_iterations,
     read_weights,
     start,
@@ -41,15 +40,6 @@ def start_torchrun(config, *options, words=(), **variables):
     ]
     log = config.with_name("train.log")
     return start([*TORCHRUN, *options, *train, *words], log, **variables)
-
-
-@pytest.fixture
-def processes():
-    """A list; what is in it ends with the test."""
-    known = []
-    yield known
-    for process in known:
-        kill_all([process.pid, *get_descendants(process.pid)])
 
 
 @pytest.mark.slow
@@ -94,12 +84,6 @@ def test_two_machines_go_on_although_one_counts_no_restart(digits, reference, pr
     os.kill(second, signal.SIGKILL)
     assert [x.wait(180) for x in processes] == [0, 0]
     assert find_differences(read_weights(digits.folder / "out"), reference(2)) == []
-
-
-def find_free_port():
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return free.getsockname()[1]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.engine.runs import (
     get_last_iteration,
     is_running,
     kill_all,
+    read_command,
     read_iterations,
     read_number,
     read_weights,
@@ -45,15 +46,6 @@ pytestmark = [
     ),
 ]
 ENDLESS = {**KEYS, "SOLVER__MAX_ITER": 100_000}
-
-
-@pytest.fixture
-def processes():
-    """A list of processes that are ended after the test, with all below them."""
-    known = []
-    yield known
-    for process in known:
-        kill_all([process.pid, *get_descendants(process.pid)])
 
 
 @pytest.fixture
@@ -318,7 +310,7 @@ def test_row_19_killed_process_of_several(digits, other, processes, reference, f
     processes.append(process)
     for rank in range(2):
         wait_for_checkpoint(other.folder / f"rank{rank}", process)
-    ranks = [x for x in get_descendants(process.pid) if b"spawn_main" in read_command(x)]
+    ranks = [x for x in get_descendants(process.pid) if "spawn_main" in read_command(x)]
     os.kill(ranks[-1], signal.SIGKILL)
     code = process.wait(60)
     fault(
@@ -328,10 +320,6 @@ def test_row_19_killed_process_of_several(digits, other, processes, reference, f
         ours="all stop; under torchrun, they start again and go on exactly",
         seen=f"exit code {code}",
     )
-
-
-def read_command(pid):
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import socket
 import subprocess
 import sys
 
@@ -12,7 +11,14 @@ from detectron2.engine import default_argument_parser
 
 from focal_det.tools._train_arguments import add_train_arguments
 from tests.conftest import ROOT, run_program
-from tests.engine.runs import KEYS, find_differences, read_weights, start, wait_until
+from tests.engine.runs import (
+    KEYS,
+    find_differences,
+    find_free_port,
+    read_weights,
+    start,
+    wait_until,
+)
 from tests.fake_slurm import FakeSlurm
 
 from .pages import read_blocks, read_commands
@@ -22,12 +28,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PAGE = ROOT / "docs" / "clusters.md"
 COMMANDS = [x for of_block in read_commands(PAGE) for x in of_block]
 (SCRIPT,) = read_blocks(PAGE, "bash")
-
-
-def find_free_port():
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.fixture
