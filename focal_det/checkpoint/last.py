@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from .weights_file import WeightsError, read_weights, refuse_nonfinite
 
@@ -26,7 +26,7 @@ class LastCheckpoint:
     iteration: int
     num_processes: Optional[int]
     config: Optional[str]
-    skipped: Sequence[str]
+    skipped: Sequence[str] = ()
 
 
 def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
@@ -53,50 +53,41 @@ def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
     else:
         skipped = []
         tagged = _examine(folder / name)
-        if not tagged.fault:
-            return _describe(folder / name, tagged, ())
+        if isinstance(tagged, LastCheckpoint):
+            return tagged
         files = list(dict.fromkeys([folder / name, *files]))
 
-    examined = [(_examine(file), file) for file in files]
-    skipped += [f"{file} is skipped: {x.fault}" for x, file in examined if x.fault]
-    valid = [(x.iteration, file) for x, file in examined if not x.fault]
+    examined = {file: _examine(file) for file in files}
+    skipped += [f"{k} is skipped: {v}" for k, v in examined.items() if isinstance(v, str)]
+    valid = [x for x in examined.values() if isinstance(x, LastCheckpoint)]
     if valid:
-        _, newest = max(valid)
-        return _describe(newest, _examine(newest), skipped)
+        newest = max(valid, key=lambda x: (x.iteration, x.file))
+        return replace(newest, skipped=skipped)
     if files:
         reasons = "".join(f"\n  {x}" for x in skipped)
         raise WeightsError(f"{folder} has no checkpoint that a run can resume from:{reasons}")
     return None
 
 
-@dataclass(frozen=True)
-class _Examined:
-    """What a file holds of a run; `fault` says why none can resume from it."""
-
-    iteration: int = -1
-    num_processes: Optional[int] = None
-    config: Optional[str] = None
-    fault: str = ""
-
-
-def _describe(file: Path, found: _Examined, skipped: Sequence[str]) -> LastCheckpoint:
-    return LastCheckpoint(file, found.iteration, found.num_processes, found.config, skipped)
-
-
-def _examine(file: Path) -> _Examined:
+def _examine(file: Path) -> Union[LastCheckpoint, str]:
+    """What a file holds of a run, or why no run can resume from it."""
     stat = file.stat()
     return _examine_once(file, stat.st_mtime_ns, stat.st_size)
 
 
 # A checkpoint is asked for several times at a start, and reading one takes seconds.
 @functools.lru_cache
-def _examine_once(file: Path, mtime: int, size: int) -> _Examined:
+def _examine_once(file: Path, mtime: int, size: int) -> Union[LastCheckpoint, str]:
     try:
         content = read_weights(str(file))
         refuse_nonfinite(content["model"])
     except (WeightsError, OSError) as error:
-        return _Examined(fault=str(error))
+        return str(error)
     if "iteration" not in content:
-        return _Examined(fault="it holds weights alone, and no state to resume from")
-    num_processes = content.get("run_state", {}).get("num_processes")
-    return _Examined(int(content["iteration"]), num_processes, content.get("config"))
+        return "it holds weights alone, and no state to resume from"
+    return LastCheckpoint(
+        file,
+        int(content["iteration"]),
+        num_processes=content.get("run_state", {}).get("num_processes"),
+        config=content.get("config"),
+    )

@@ -73,7 +73,7 @@ def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> Non
     args.num_processes = place.num_processes
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_when_parent_dies()
-    with joined(place, _uses_gpus(args)) as is_restart:
+    with joined(place, _guess_gpus(args)) as is_restart:
         # The command is the one that has started the run.
         if is_restart and not args.eval_only:
             args.resume = True
@@ -81,17 +81,17 @@ def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> Non
         _prepare_and_run(args, check, has_launcher=True)
 
 
-def _uses_gpus(args: argparse.Namespace) -> bool:
-    """Whether the processes of a launcher train on GPUs, as far as flags and config are right."""
-    if args.num_gpus == 0 or not torch.cuda.is_available():
-        return False
+def _guess_gpus(args: argparse.Namespace) -> bool:
+    """Whether the run uses GPUs; False for a config that the first process will refuse."""
     try:
-        cfg = load_config(
-            find_config_file(args.config_file), args.opts, unsafe_yaml=args.unsafe_yaml
-        )
-    except (OSError, ValueError):  # reported once, by the first process
+        cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    except (OSError, ValueError):
         return False
-    return not cfg.MODEL.DEVICE.startswith("cpu")
+    return _uses_gpus(args, cfg)
+
+
+def _uses_gpus(args: argparse.Namespace, cfg: CfgNode) -> bool:
+    return args.num_gpus > 0 and not cfg.MODEL.DEVICE.startswith("cpu")
 
 
 def _prepare_and_run(
@@ -99,7 +99,7 @@ def _prepare_and_run(
 ) -> None:
     with contextlib.ExitStack() as lock:
         plan = share_from_first(lambda: _prepare(args, check, lock))
-        # Of the processes that a launcher has started, only the first one has done so.
+        # Detectron2 logs the text of this file.
         args.config_file = find_config_file(args.config_file)
         _run(args, plan, has_launcher=has_launcher)
 
@@ -133,8 +133,7 @@ def _prepare(
     Args:
         lock: gets the lock of OUTPUT_DIR.
     """
-    _check_arguments(args)
-    args.config_file = find_config_file(args.config_file)
+    check_arguments(args)
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     folder = Path(cfg.OUTPUT_DIR)
     if args.eval_only:
@@ -188,8 +187,8 @@ def _prepare_resume(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     return earlier
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
-    """Refuse flags that exclude each other, or that this machine cannot follow.
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse flags that exclude each other, or that lack another.
 
     Raises:
         ValueError: names the flag.
@@ -271,7 +270,7 @@ def _run(args: argparse.Namespace, plan: RunPlan, *, has_launcher: bool) -> None
 
 
 def _join_and_run(place: Place, args: argparse.Namespace, plan: RunPlan) -> None:
-    with joined(place, args.num_gpus > 0 and not plan.cfg.MODEL.DEVICE.startswith("cpu")):
+    with joined(place, _uses_gpus(args, plan.cfg)):
         _run_process(args, plan)
 
 

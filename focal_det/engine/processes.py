@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ from types import FrameType
 from typing import Any, Optional
 
 import torch
-from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.engine.launch import DEFAULT_TIMEOUT, _find_free_port
 from detectron2.utils import comm
 from torch import distributed
 
@@ -94,16 +93,10 @@ def plan_places(num_local: int, num_machines: int, machine_rank: int, url: str) 
     if url == "auto":
         if num_machines > 1:
             raise ValueError("--dist-url is required with --num-machines: tcp://FIRST_MACHINE:PORT")
-        url = _find_free_url()
+        url = f"tcp://127.0.0.1:{_find_free_port()}"
     first = machine_rank * num_local
     num_processes = num_machines * num_local
     return [Place(first + i, i, num_processes, num_local, url) for i in range(num_local)]
-
-
-def _find_free_url() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
 
 
 @contextmanager
@@ -273,9 +266,9 @@ def run_in_processes(target: Callable[..., Any], arguments: Sequence[Sequence[An
     for child in failed:
         if child.error is not None:
             raise child.error
-    # The first that has stopped, in an evaluation, has saved what the others wait for.
-    for child in sorted(failed, key=children.index):
-        raise SystemExit(child.process.exitcode)
+    if failed:
+        # The first of the run, if it has stopped in an evaluation that the others waited for.
+        raise SystemExit(min(failed, key=children.index).process.exitcode)
 
 
 def _wait_for(children: Sequence[_Child]) -> list[_Child]:

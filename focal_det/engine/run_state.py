@@ -60,11 +60,6 @@ def restore_run_state(
         buffers[name].copy_(value)
 
 
-def get_bare_model(model: nn.Module) -> nn.Module:
-    """The model, also where DistributedDataParallel wraps it."""
-    return getattr(model, "module", model)
-
-
 def _is_same(a: Tensor, b: Tensor) -> bool:
     # A NaN equals itself here, so that it is not taken for a difference.
     return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
@@ -72,12 +67,16 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Leave the random generators of this process as they were before the block."""
-    states = _get_generators()
+    """Leave the random generators of the CPU as they were before the block."""
+    python = random.getstate()
+    array = np.random.get_state()
+    tensor = torch.get_rng_state()
     try:
         yield
     finally:
-        _set_generators(states)
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(tensor)
 
 
 def _get_generators() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 
-from .run_state import gather_run_state, get_bare_model
+from .run_state import gather_run_state
 from .stop_request import STOP_REQUEST
 
 
@@ -71,7 +71,7 @@ class RunSaver(HookBase):
             self._save(_get_name(iteration), iteration, self._before_evaluation)
 
     def _gather(self) -> dict[str, Any]:
-        return gather_run_state(self._parts, get_bare_model(self.trainer.model))
+        return gather_run_state(self._parts, self._checkpointer.model)
 
     def _save(self, name: str, iteration: int, run_state: dict[str, Any]) -> None:
         self._saved_iteration = iteration

@@ -24,7 +24,7 @@ from focal_det.messages import shorten
 
 from .full_disk import report_full_disk_once
 from .processes import agree_on
-from .run_state import get_bare_model, kept_generators, restore_run_state
+from .run_state import kept_generators, restore_run_state
 from .saver import RunSaver
 from .step_guard import DivergedError, StepGuard
 from .stop_request import STOP_REQUEST, RunStopped
@@ -200,7 +200,7 @@ class Trainer(DefaultTrainer):
         log = logging.getLogger(LOGGER_NAME)
         run_state = self.checkpointer.loaded.get("run_state", {})
         if run_state.get("num_processes") == comm.get_world_size():
-            restore_run_state(run_state, self._parts, get_bare_model(self.model))
+            restore_run_state(run_state, self._parts, self.checkpointer.model)
             before = self.checkpointer.loaded.get("versions", {})
             changes = [f"{k} {v} before" for k, v in before.items() if v != _get_versions().get(k)]
             log.info(

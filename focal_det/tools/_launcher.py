@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from focal_det.config import find_config_file
+from focal_det.engine.launch import check_arguments
 from focal_det.env import load_config
 from focal_det.slurm import TrainJob, submit_train
 
@@ -47,17 +47,13 @@ def submit(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a flag or a key that could only fail in the job.
     """
-    if not args.config_file:  # optional for Detectron2's parser
-        raise ValueError("--config-file is required: the .yaml config of the run")
+    check_arguments(args)
     if args.num_machines > 1:
         raise ValueError(
             f"--num-machines {args.num_machines}: with --launcher slurm, the machines of a run are "
             f"--slurm nodes={args.num_machines}"
         )
-    if args.overwrite and (args.resume or args.eval_only):
-        raise ValueError("--overwrite cannot be combined with --resume or --eval-only")
-    file = find_config_file(args.config_file)
-    cfg = load_config(file, args.opts, unsafe_yaml=args.unsafe_yaml)
+    cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     folder = Path(cfg.OUTPUT_DIR, "slurm")
     job_id, log = submit_train(_make_job(args.words), folder, args.slurm)
     print(f"submitted job {job_id}; log: {log}")
