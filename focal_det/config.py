@@ -193,8 +193,11 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
 
     Raises:
         UnknownNameError: no such key; names the nearest one.
-        ValueError: a key without a value, or a value of the wrong type.
+        ValueError: a flag among the pairs, a key without a value, or a value of the wrong type.
     """
+    flags = [x for x in options if x.startswith("--")]
+    if flags:
+        raise ValueError(f"KEY VALUE pairs come last; {flags[0]} must stand before them")
     if len(options) % 2:
         raise ValueError(f"options are KEY VALUE pairs; {options[-1]!r} has no value")
     for key in options[0::2]:

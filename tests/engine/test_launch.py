@@ -51,6 +51,10 @@ def test_code_of_a_config_runs_only_if_asked(words, runs, tmp_path, capsys):
         (["--config-file", "none.yaml"], "the config none.yaml does not exist"),
         (["--config-file", CONFIG, "SEED"], "options are KEY VALUE pairs; 'SEED' has no value"),
         (["--config-file", CONFIG, "SEED", "x"], "SEED"),
+        (
+            ["--config-file", CONFIG, "SEED", "1", "--resume"],
+            "KEY VALUE pairs come last; --resume must stand before them",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(words, message, capsys):
