@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -230,7 +230,7 @@ class _Child:
             return
 
 
-def run_in_processes(target: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> None:
+def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[Any]]) -> None:
     """Call a function in one process for each of several tuples of arguments; wait for their end.
 
     Signals that ask for a stop are passed on. When one process fails, the others are ended; when
@@ -244,10 +244,15 @@ def run_in_processes(target: Callable[..., Any], arguments: Sequence[Sequence[An
         ProcessKilledError: a process was killed.
         Exception: of `target`.
     """
-    children = [_Child(target, args) for args in arguments]
+    children: list[_Child] = []
     passed_on: list[int] = []
     try:
         with _passing_on_signals(children, passed_on):
+            for args in arguments:
+                children.append(_Child(target, args))
+            # A signal may have come before the last of them was there.
+            for number in passed_on:
+                _signal_all(children, number)
             failed = _wait_for(children)
     finally:
         for child in children:
@@ -289,15 +294,19 @@ def _wait_for(children: Sequence[_Child]) -> list[_Child]:
         wait([x.sentinel for x in running], _POLL_SECONDS)
 
 
+def _signal_all(children: Sequence[_Child], number: int) -> None:
+    for child in children:
+        pid = child.process.pid
+        if pid is not None and child.process.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
 @contextmanager
 def _passing_on_signals(children: Sequence[_Child], passed_on: list[int]) -> Iterator[None]:
     def pass_on(number: int, frame: Optional[FrameType]) -> None:
         passed_on.append(number)
-        for child in children:
-            pid = child.process.pid
-            if pid is not None and child.process.is_alive():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        _signal_all(children, number)
 
     before = {x: signal.signal(x, pass_on) for x in get_stop_signals()}
     try:

@@ -188,6 +188,22 @@ def test_signal_while_processes_start(run):
     assert run.wait_for_end() == 128 + signal.SIGTERM
 
 
+def test_signal_before_the_last_process_is_started():
+    program = """
+import os, signal, time
+from focal_det.engine.processes import run_in_processes
+
+def arguments():
+    yield (600,)
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield (600,)
+
+run_in_processes(time.sleep, arguments())
+"""
+    result = subprocess.run([sys.executable, "-c", program], env=get_env(), timeout=60)
+    assert result.returncode == 128 + signal.SIGTERM
+
+
 def test_hangup_of_a_closed_terminal_saves(run):
     """Nothing can be written to it any more."""
     ours, theirs = os.openpty()
