@@ -113,6 +113,8 @@ class FakeSlurm:
         monkeypatch.setenv("PATH", os.pathsep.join(map(str, path)))
         monkeypatch.setenv("FAKE_SLURM", str(self.folder))
         monkeypatch.setenv("PYTHONPATH", root)
+        # A job takes the environment of its submission; sums of floats depend on the threads.
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def _read_pid(self, name: str) -> int:
         return int((self.folder / f"{name}.pid").read_text())

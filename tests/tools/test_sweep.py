@@ -378,7 +378,7 @@ def test_interrupted_sweep_continues_to_the_same_results(data_env, tmp_path):
     assert "focal-det sweep: interrupted" in output
     assert not (folder / "model_final.pth").is_file()
     run_python("-m", "focal_det.tools", *words, tmp_path / "parts", env=data_env)
-    assert "drawing the batches of the first" in (folder / "terminal.txt").read_text()
+    assert "continuing exactly after iteration" in (folder / "terminal.txt").read_text()
     weights = [
         torch.load(x, weights_only=False)["model"]
         for x in sorted(tmp_path.glob("*/runs/*/model_final.pth"))
