@@ -34,8 +34,18 @@ class RunSaver(HookBase):
         self._saved_iteration: Optional[int] = None
         # Run state after the last iteration, if an evaluation follows that a signal may interrupt.
         self._before_evaluation: Optional[dict[str, Any]] = None
+        self._has_begun = False
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter < self.trainer.max_iter:
+            return
+        # A run that was interrupted after its last step may not have saved its model.
+        run_state = self._gather()
+        if not self._checkpointer.get_checkpoint_file().endswith("model_final.pth"):
+            self._save("model_final", self.trainer.start_iter - 1, run_state)
 
     def before_step(self) -> None:
+        self._has_begun = True
         self._before_evaluation = None
 
     def after_step(self) -> None:
@@ -61,6 +71,17 @@ class RunSaver(HookBase):
         self.trainer.iter -= 1
         iteration = self.trainer.iter
         if iteration >= self.trainer.start_iter and iteration != self._saved_iteration:
+            self._save(_get_name(iteration), iteration, self._gather())
+        comm.synchronize()
+
+    def save_this_step(self) -> None:
+        """Save the state after this step, while a hook that comes before this one stops the run.
+
+        All processes must call this together; they return when the checkpoint is complete.
+        """
+        iteration = self.trainer.iter
+        # Before the first step of a resumed run, its checkpoint has all.
+        if self._has_begun and iteration != self._saved_iteration:
             self._save(_get_name(iteration), iteration, self._gather())
         comm.synchronize()
 

@@ -1,7 +1,8 @@
 """The trainer of `focal-det train`, built from the parts of this package."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,6 +24,7 @@ from focal_det.host import LOGGER_NAME, parallelize_on_cpu
 from focal_det.messages import shorten
 
 from .full_disk import report_full_disk_once
+from .precise_bn import ResumablePreciseBN
 from .processes import agree_on
 from .run_state import kept_generators, restore_run_state
 from .saver import RunSaver
@@ -73,15 +75,25 @@ class Trainer(DefaultTrainer):
         }
 
         stream: TrainingStream = self._trainer.data_loader
-        stream.before_batch = self._stop_if_asked
-        hooks = [x for x in super().build_hooks() if x is not None]
         # What a resumed run needs of this process.
         self._parts: dict[str, Any] = {"data": stream, "guard": self._guard.progress}
-        for hook in hooks:
-            if isinstance(hook, PreciseBN) and not hook._disabled:
-                self._parts["precise_bn"] = hook._data_loader
         self._saver = RunSaver(self.cfg, self.checkpointer, self._parts)
+        stream.before_batch = partial(self._stop_if_asked, self._saver.save_last_step)
+        hooks = [self._make_resumable(x) for x in super().build_hooks() if x is not None]
         return [self._guard, *_replace_checkpointer(hooks, self._saver)]
+
+    def _make_resumable(self, hook: HookBase) -> HookBase:
+        if not isinstance(hook, PreciseBN) or hook._disabled:
+            return hook
+        precise_bn = ResumablePreciseBN(hook)
+        self._parts["precise_bn"] = precise_bn
+
+        def save() -> None:
+            precise_bn.undo()
+            self._saver.save_this_step()
+
+        precise_bn.stream.before_batch = partial(self._stop_if_asked, save)
+        return precise_bn
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -123,12 +135,13 @@ class Trainer(DefaultTrainer):
             raise
         except FloatingPointError:
             # Detectron2 checks the losses of all processes itself, and keeps nothing of the step.
-            self._guard.stop()
+            self._guard.stop_first_process()
 
-    def _stop_if_asked(self, error: Optional[Exception]) -> None:
-        """Stop before a step if any process has to, all together and with a checkpoint.
+    def _stop_if_asked(self, save: Callable[[], None], error: Optional[Exception]) -> None:
+        """Stop before a batch is used if any process has to, all together and with a checkpoint.
 
         Args:
+            save: the state after the last complete step; called in all processes.
             error: why this process has no batch; the caller raises it.
 
         Raises:
@@ -137,7 +150,7 @@ class Trainer(DefaultTrainer):
         status = agree_on(_FAILED if error else STOP_REQUEST.number)
         if not status:
             return
-        self._saver.save_last_step()
+        save()
         if error:
             return
         if status == _FAILED:
@@ -147,8 +160,8 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         # Detectron2 evaluates after an exception in the last iteration as if the run had ended;
-        # `iter` reaches `max_iter` only if it has.
-        if self.iter < self.max_iter:
+        # `iter` reaches `max_iter`, and moves at all, only if it has.
+        if self.iter < self.max_iter or self.iter == self.start_iter:
             self._hooks = [x for x in self._hooks if not isinstance(x, EvalHook)]
         try:
             super().after_train()

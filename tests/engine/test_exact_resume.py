@@ -22,7 +22,9 @@ from tests.engine.runs import (
     run_to_end,
     start_train,
     wait_for_checkpoint,
+    wait_until,
 )
+from tests.faults.copies import DigitsCopy
 
 slow = pytest.mark.slow
 
@@ -67,6 +69,86 @@ def test_interrupted_run_ends_with_the_same_weights(
     assert find_differences(read_weights(out), reference(num_processes)) == []
     iterations = read_iterations(out)
     assert iterations == sorted(set(iterations)) and iterations[-1] == NUM_ITERS - 1
+
+
+PRECISE_BN = {
+    **KEYS,
+    "MODEL__RESNETS__NORM": "BN",
+    "TEST__EVAL_PERIOD": NUM_ITERS // 2,
+    "TEST__PRECISE_BN__ENABLED": True,
+    "TEST__PRECISE_BN__NUM_ITER": 30,
+    "SOLVER__CHECKPOINT_PERIOD": 1000,
+}
+
+
+@pytest.fixture(scope="module")
+def whole_precise_bn(tmp_path_factory):
+    """The weights of a run with PRECISE_BN that was not interrupted."""
+    digits = DigitsCopy(tmp_path_factory.mktemp("whole"))
+    run_to_end(digits.write_config(**PRECISE_BN))
+    return read_weights(digits.folder / "out")
+
+
+def start_precise_bn(digits, nth_update=1):
+    """Start a run, and wait until it computes the statistics for the n-th time."""
+    config = digits.write_config(**PRECISE_BN)
+    process = start_train(config)
+    log = digits.folder / "train.log"
+    assert wait_until(lambda: log.read_text().count("Running precise-BN for") == nth_update)
+    return config, process
+
+
+# The second update is that after the last step.
+@pytest.mark.parametrize("nth_update", [1, pytest.param(2, marks=slow)])
+def test_run_interrupted_in_precise_bn_ends_with_the_same_weights(
+    nth_update, digits, whole_precise_bn
+):
+    config, process = start_precise_bn(digits, nth_update)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    out = digits.folder / "out"
+    assert get_last_iteration(out) == nth_update * NUM_ITERS // 2 - 1
+    assert not (out / "model_final.pth").exists()
+    run_to_end(config, "--resume")
+    assert find_differences(read_weights(out), whole_precise_bn) == []
+
+
+@slow
+def test_image_that_precise_bn_cannot_load_loses_no_step(digits, whole_precise_bn):
+    config, process = start_precise_bn(digits)
+    image = next(digits.images.iterdir())
+    content = image.read_bytes()
+    image.write_bytes(b"")
+    assert process.wait(60) == 1
+    out = digits.folder / "out"
+    assert get_last_iteration(out) == NUM_ITERS // 2 - 1
+    image.write_bytes(content)
+    run_to_end(config, "--resume")
+    assert find_differences(read_weights(out), whole_precise_bn) == []
+
+
+@slow
+def test_processes_stop_together_in_precise_bn(digits):
+    config = digits.write_config(**PRECISE_BN)
+    process = start_train(config, *TWO)
+    log = digits.folder / "train.log"
+    assert wait_until(lambda: "Running precise-BN for" in log.read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert get_last_iteration(digits.folder / "out") == NUM_ITERS // 2 - 1
+
+
+@slow
+def test_last_step_without_final_model_gets_one(digits):
+    """Killed between two writes: of the last checkpoint, and of the final model."""
+    config = digits.write_config(**{**KEYS, "SOLVER__CHECKPOINT_PERIOD": NUM_ITERS})
+    run_to_end(config)
+    out = digits.folder / "out"
+    expected = read_weights(out)
+    (out / "model_final.pth").unlink()
+    (out / "last_checkpoint").write_text(f"model_{NUM_ITERS - 1:07d}.pth")
+    run_to_end(config, "--resume")
+    assert find_differences(read_weights(out), expected) == []
 
 
 def test_evaluation_leaves_the_random_generators(digits, monkeypatch):
