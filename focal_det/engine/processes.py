@@ -203,7 +203,7 @@ def agree_on(status: int) -> int:
     """The largest status of all processes; a collective operation."""
     if comm.get_world_size() == 1:
         return status
-    value = torch.tensor(status)
+    value = torch.tensor(int(status))
     distributed.all_reduce(value, distributed.ReduceOp.MAX, group=_get_control_group())
     return int(value)
 

@@ -23,6 +23,7 @@ from .nonfinite_step import (
     get_step_files,
     save_step,
 )
+from .processes import agree_on
 
 _MAX_NAMES = 5
 # A loss has diverged above this multiple of the first loss. A first loss below 1, as of a batch
@@ -118,7 +119,8 @@ class StepGuard(HookBase):
     def after_step(self) -> None:
         # `check` sets -1; a step that the loss scaler skips has not called it.
         self.progress.num_skipped += 1
-        if self.progress.num_skipped > 0 and not all(x.isfinite() for x in self._losses.values()):
+        # All processes skip the same steps, because their gradients are the same.
+        if self.progress.num_skipped > 0 and agree_on(not self._has_finite_losses()):
             self.stop()
         if self.progress.num_skipped > _PATIENCE and find_nonfinite_gradients(self._model):
             self.stop(
@@ -148,6 +150,9 @@ class StepGuard(HookBase):
     def _after_forward(self, model: nn.Module, inputs: tuple, losses: Any) -> None:
         if model.training:
             self._losses = {k: v.detach() for k, v in losses.items()}
+
+    def _has_finite_losses(self) -> bool:
+        return all(bool(x.isfinite()) for x in self._losses.values())
 
     def check(self) -> None:
         """Check losses and gradients of this step.
@@ -197,6 +202,17 @@ class StepGuard(HookBase):
         if first is None or last <= _DIVERGED_RATIO * max(1.0, first):
             return ""
         return f"the loss is {last:.3g}, and was {first:.3g} at the start"
+
+    def stop_first_process(self) -> None:
+        """Stop because Detectron2 has found a non-finite loss, which only the first process checks.
+
+        Raises:
+            DivergedError: always.
+        """
+        if self._cfg.SOLVER.AMP.ENABLED:
+            # The loss scalers of the others skip this step, and `after_step` asks for agreement.
+            agree_on(True)
+        self.stop()
 
     def stop(self, reason: str = "the loss of another process is non-finite") -> None:
         """Keep the step in OUTPUT_DIR, wait until all processes have done so, and raise.

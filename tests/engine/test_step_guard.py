@@ -7,9 +7,10 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
+from torch import distributed
 
 from focal_det.engine.step_guard import DivergedError, StepGuard
-from tests.conftest import make_batch
+from tests.conftest import make_batch, run_ranks
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,36 @@ def test_loss_of_a_skipped_step_is_checked(is_lost, make_cfg, tmp_path):
             trainer.train(0, 40)
     else:
         trainer.train(0, 40)
+
+
+def skip_steps_in_process(rank, cfg, folder):
+    """One of three processes in mixed precision; the loss of the second one is lost."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3
+    )
+    trainer = make_trainer(cfg, itertools.repeat(make_batch([[16, 16, 52, 52]])))
+    (guard,) = trainer._hooks
+
+    def run_step():
+        sum(trainer.model(next(trainer._data_loader_iter)).values()).backward()
+        if trainer.iter < 2:
+            return
+        if rank == 0:  # Detectron2 has gathered the losses
+            guard.stop_first_process()
+        if rank == 1:
+            guard._losses["loss_cls"] = torch.tensor(float("nan"))
+
+    trainer.run_step = run_step
+    with pytest.raises(DivergedError, match="Iteration 2: "):
+        trainer.train(0, 4)
+
+
+def test_lost_loss_of_a_skipped_step_stops_all_processes(make_cfg, tmp_path):
+    """Else those whose loss is finite would wait for the others in the next step."""
+    cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.AMP.ENABLED", True)
+    run_ranks(skip_steps_in_process, cfg, tmp_path, num_processes=3)
+    assert len(list(tmp_path.glob("nonfinite_step_0000002_rank*.pth"))) == 3
 
 
 class Constant(torch.nn.Module):

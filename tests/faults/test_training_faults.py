@@ -250,7 +250,7 @@ def stop_of_detectron2(trainer, guard):
         except DivergedError:
             raise
         except FloatingPointError:
-            guard.stop()
+            guard.stop_first_process()
 
     trainer.run_step = run
 
