@@ -181,7 +181,7 @@ def _prepare_resume(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(
                 f"--resume: the run in {folder} had {before} processes, and would have "
                 f"{args.num_processes} now: its data cannot go on in the same order. To continue "
-                "in another: --allow-changes processes"
+                "in another order: --allow-changes processes"
             )
     _note_another_length(cfg, earlier)
     return earlier

@@ -115,7 +115,10 @@ class StopRequest:
     def _tell(self) -> None:
         if comm.is_main_process():
             name = signal.Signals(self.number).name
-            text = f"{name}: stopping after this step, with a checkpoint. Again: at once\n"
+            text = (
+                f"{name}: stopping after this step, with a checkpoint. "
+                "A second signal stops at once\n"
+            )
             # Not logged: the signal may have interrupted the logger, which holds a lock.
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(_STDERR, text.encode())
