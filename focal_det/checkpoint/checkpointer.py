@@ -15,7 +15,7 @@ from focal_det.host import LOGGER_NAME
 from .last import find_last_checkpoint
 from .weights_file import WeightsError, read_weights, refuse_nonfinite
 
-MIN_MATCHED = 0.1  # share of the model's parameter tensors that a weights file must have
+MIN_MATCHED = 0.1  # smallest share of the model's parameter tensors in a usable weights file
 _MAX_NAMES = 3
 
 
@@ -62,7 +62,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
         if self.divergence:
             self._report_divergence(name)
             name = f"diverged_{name}"
-        # As Detectron2 lays a checkpoint out, so that either can resume what the other has saved.
+        # In the layout of Detectron2's checkpoints, so that each can resume from the other's.
         content = {"model": self.model.state_dict()}
         for key, value in self.checkpointables.items():
             content[key] = value.state_dict()
@@ -76,7 +76,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
 
     def _report_divergence(self, name: str) -> None:
         resume = "there is no healthy checkpoint yet"
-        # Of this run, which has read it or saved it: no need to examine it.
+        # This run has read or written the file, so it need not be examined.
         if Path(self.save_dir, "last_checkpoint").is_file():
             resume = "--resume continues from the healthy checkpoint before it"
         logging.getLogger(LOGGER_NAME).error(
@@ -107,7 +107,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
             return self.load(path, checkpointables=[], source="MODEL.WEIGHTS ")
         for reason in last.skipped:
             logging.getLogger(LOGGER_NAME).warning(reason)
-        # A run that lacked a layer would go on with random weights in it.
+        # A layer that the checkpoint lacks would continue with random weights.
         self.requires_all = True
         self.loaded = self.load(str(last.file), source="checkpoint ")
         return self.loaded
@@ -151,8 +151,8 @@ class HealthyCheckpointer(DetectionCheckpointer):
         lacking = {*incompatible.missing_keys, *shapes}
         self.num_tensors = len(names)
         self.num_matched = sum(x not in lacking for x in names)
-        # A backbone alone is enough to start from. Weights of another model share next to no name,
-        # and Detectron2 would warn and train from scratch.
+        # A backbone alone is enough to start from. Weights of another model share hardly any names,
+        # and Detectron2 would only warn and train from scratch.
         if self.num_matched < MIN_MATCHED * self.num_tensors:
             raise WeightsError(
                 f"the weights contain {self.num_matched} of the model's {self.num_tensors} "
@@ -161,7 +161,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
                 "another model"
             )
         if self.requires_all:
-            # The count of batches enters no result, and some exporters leave it out.
+            # The count of batches affects no result, and some exporters leave it out.
             missing = [
                 x for x in incompatible.missing_keys if not x.endswith(".num_batches_tracked")
             ]
@@ -180,7 +180,7 @@ def load_all_weights(model: nn.Module, weights: str) -> dict[str, Any]:
         The other entries of a checkpoint, such as "class_names".
 
     Raises:
-        WeightsError: the file holds no weights, or not those of all parameters; names it.
+        WeightsError: the file holds no weights, or lacks some of the model's; names it.
     """
     checkpointer = HealthyCheckpointer(model)
     checkpointer.requires_all = True
@@ -190,8 +190,8 @@ def load_all_weights(model: nn.Module, weights: str) -> dict[str, Any]:
 def _refuse_other_types(weights: dict[str, Any], wanted: dict[str, Tensor]) -> None:
     """Refuse integers in place of floats, and floats in place of integers.
 
-    torch converts them without a word, such as the floats of a safetensors file that a changed byte
-    of the header declares to be int32.
+    torch converts them silently. One changed byte in the header of a safetensors file can declare
+    its floats to be int32.
 
     Args:
         weights: tensors or arrays by name.

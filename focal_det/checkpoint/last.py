@@ -14,12 +14,11 @@ class LastCheckpoint:
     """The checkpoint that a run resumes from.
 
     Attributes:
-        file: valid: it can be read, and has correct checksums, finite weights and an iteration.
-        iteration: the last one that is in it.
-        num_processes: of the run; None if the checkpoint does not say it.
-        config: yaml text of the run's config; None if the checkpoint has none, as of Detectron2's
-            own trainer.
-        skipped: why it is not another file, a reason each; empty if `last_checkpoint` names it.
+        file: readable, with correct checksums, finite weights and an iteration.
+        iteration: the last one that the run had completed.
+        num_processes: of the run; None if the checkpoint does not say.
+        config: yaml text of the run's config; None in checkpoints of Detectron2's own trainer.
+        skipped: a reason for each file that was skipped; empty if `last_checkpoint` names `file`.
     """
 
     file: Path
@@ -41,11 +40,10 @@ def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
     """
     tag = folder / "last_checkpoint"
     name = tag.read_text(errors="replace").strip() if tag.is_file() else ""
-    # By iteration, not by name or time: model_final.pth sorts last, and copies get new times.
     files = sorted(folder.glob("model_*.pth"))
     if not name:
         skipped = [f"{tag} is empty or missing"]
-    # A file elsewhere does not belong to this run, whoever has written the tag.
+    # A file elsewhere does not belong to this run, even if the tag names it.
     elif Path(name).name != name:
         skipped = [f"{tag} names {name!r}, which is not a file name in its folder"]
     elif not (folder / name).is_file():
@@ -61,6 +59,7 @@ def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
     skipped += [f"{k} is skipped: {v}" for k, v in examined.items() if isinstance(v, str)]
     valid = [x for x in examined.values() if isinstance(x, LastCheckpoint)]
     if valid:
+        # By iteration, not by name or time: model_final.pth sorts last, and copies get new times.
         newest = max(valid, key=lambda x: (x.iteration, x.file))
         return replace(newest, skipped=skipped)
     if files:
@@ -70,12 +69,12 @@ def find_last_checkpoint(folder: Path) -> Optional[LastCheckpoint]:
 
 
 def _examine(file: Path) -> Union[LastCheckpoint, str]:
-    """What a file holds of a run, or why no run can resume from it."""
+    """The checkpoint in a file, or the reason why no run can resume from it."""
     stat = file.stat()
     return _examine_once(file, stat.st_mtime_ns, stat.st_size)
 
 
-# A checkpoint is asked for several times at a start, and reading one takes seconds.
+# A starting run looks for its checkpoint several times, and reading one takes seconds.
 @functools.lru_cache
 def _examine_once(file: Path, mtime: int, size: int) -> Union[LastCheckpoint, str]:
     try:

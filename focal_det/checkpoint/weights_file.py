@@ -1,4 +1,4 @@
-"""Weights read without running code, and a description of files that hold none."""
+"""Weights read without running code, and the reasons why a file is refused."""
 
 import pickle
 import zipfile
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from focal_det.messages import shorten
 
-# Everything that a pickle of numpy arrays by name calls; the model zoos of Detectron2 and Detectron
+# Everything that a pickle of numpy arrays by name calls. The model zoos of Detectron2 and Detectron
 # are such pickles. numpy 2 renamed `numpy.core` to `numpy._core`, and files of both are in use.
 _ALLOWED = {
     ("_codecs", "encode"),
@@ -30,8 +30,8 @@ _SAFE_FORM = (
     "torch.save({'model': model.state_dict()}, 'weights.pth') writes a file that can be read"
 )
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, the limit of the format
-# Of the modules of a safetensors file, which records none. No module of torch or Detectron2 that
-# has weights is newer.
+# Assumed for the modules of a safetensors file, which records no versions. No module of torch or
+# Detectron2 that has weights has a newer one.
 _MODULE_VERSION = 3
 _MAX_NAMES = 3
 _MAX_LINE = 200  # characters of an error message from another library
@@ -98,7 +98,7 @@ def refuse_nonfinite(model: dict[str, Any]) -> None:
         model: tensors or arrays by name.
 
     Raises:
-        WeightsError: there are such weights; names the first.
+        WeightsError: there are such weights; names the first ones.
     """
     # Detectron2's .pkl files hold numpy arrays.
     wrong = [k for k, v in model.items() if not _is_finite(torch.as_tensor(v))]
@@ -136,22 +136,21 @@ def _describe_kind(file: Path) -> str:
 
 
 def _is_safetensors(file: str) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, and a JSON object."""
+    """Whether a file begins like a safetensors file: the length of a header, then JSON."""
     with open(file, "rb") as stream:
         start = stream.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_HEADER
 
 
 def _read_safetensors(file: str) -> dict[str, Tensor]:
-    # Read at once instead of mapped into memory, where a file that is cut off meanwhile kills the
-    # process.
+    # Not mapped into memory: if a mapped file is cut off while it is read, the process is killed.
     data = Path(file).read_bytes()
     try:
         model = OrderedDict(load_safetensors(data))
     except Exception as error:  # of the library, or of torch for a type that it lacks
         raise WeightsError(_describe_damage(error)) from None
-    # torch and Detectron2 take weights without versions for old ones, and fill in the statistics of
-    # a norm that are missing, so that nothing would report a name that is damaged.
+    # torch and Detectron2 take weights without versions for old ones, and fill in missing norm
+    # statistics, which would hide a damaged name.
     modules = {name.rpartition(".")[0] for name in model}
     versions = {x: {"version": _MODULE_VERSION} for x in modules}
     model._metadata = versions  # type: ignore[attr-defined]  # as torch's own state dicts have
@@ -164,7 +163,7 @@ def _read_pickle(file: str) -> dict[str, Any]:
             content = _ArrayUnpickler(stream, encoding="latin1").load()
     except WeightsError:
         raise
-    except Exception as error:  # the bytes of a damaged pickle can raise any type
+    except Exception as error:  # a damaged pickle can raise errors of any type
         raise WeightsError(_describe_damage(error)) from None
     return _require_mapping(content)
 
@@ -189,18 +188,18 @@ def _check_archive(file: str) -> None:
     """Refuse a zip file with a changed byte, or one that would grow when it is read.
 
     torch reads damaged weights without complaint: it does not compare the checksums that it saves.
-    Files of torch before 1.6 are no zip files, and have no checksums.
+    Files of torch before 1.6 are not zip files, and have no checksums.
     """
     try:
         if not zipfile.is_zipfile(file):
             return
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            # torch.save compresses nothing; a few bytes can stand for gigabytes of zeros.
+            # torch.save compresses nothing; compressed, a few bytes can hold gigabytes of zeros.
             is_packed = any(x.compress_type != zipfile.ZIP_STORED for x in members)
             is_packed |= sum(x.file_size for x in members) > Path(file).stat().st_size
             damaged = None if is_packed else archive.testzip()
-    except Exception as error:  # a damaged directory can raise any type
+    except Exception as error:  # a damaged directory can raise errors of any type
         raise WeightsError(_describe_damage(error)) from None
     if is_packed:
         raise WeightsError(
@@ -214,7 +213,7 @@ def _check_archive(file: str) -> None:
 
 
 def _describe_damage(error: Exception) -> str:
-    # torch's message goes on for a page about `weights_only`.
+    # The rest of torch's message is a page about `weights_only`.
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"it is damaged, cut off or of another kind ({lines[0][:_MAX_LINE]})"
 

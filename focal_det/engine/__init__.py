@@ -1,4 +1,4 @@
-"""A training run: start, guarded steps, order of the data, folder, processes."""
+"""A training run: its start, guarded steps, data order, output folder and processes."""
 
 from focal_det.host import require_detectron2
 

@@ -1,7 +1,7 @@
-"""Processes that load data: they end with the run, and only with it.
+"""Data workers that outlive a signal to the whole run, and end with the run.
 
-A signal for a whole group of processes, such as Ctrl+C or that of a cluster, reaches the workers,
-too. They ignore it, as the run still needs them to finish its step.
+Ctrl+C, or a signal from a cluster, also reaches the workers, as they belong to the same group of
+processes. They ignore it because the run still needs them to complete its step.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 class DataWorkerError(RuntimeError):
-    """A data worker has ended; the message says how."""
+    """A data worker has died; the message says how."""
 
 
 class DataWorkers:
-    """Iterator over a DataLoader that stops at once, and says why, when a worker has ended."""
+    """Iterator over a DataLoader; once a worker has died, the next read raises and says how."""
 
     def __init__(self, loader: DataLoader) -> None:
         others = set(multiprocessing.active_children())
@@ -35,8 +35,8 @@ class DataWorkers:
         self._processes = set(multiprocessing.active_children()) - others
         is_main_thread = threading.current_thread() is threading.main_thread()
         if self._processes and is_main_thread and hasattr(signal, "SIGCHLD"):
-            # In place of torch's handler, which raises its error anywhere in a step, when the step
-            # can neither be completed nor taken back.
+            # Replaces torch's handler, which may raise in the middle of a step, where the step can
+            # neither be completed nor undone.
             signal.signal(signal.SIGCHLD, self._note_end)
 
     def __next__(self) -> Any:
@@ -46,18 +46,18 @@ class DataWorkers:
             return next(self._iterator)
         except DataWorkerError:
             raise
-        except (OSError, EOFError):  # of a pipe whose worker is about to be dead
+        except (OSError, EOFError):  # a broken pipe: wait until its worker is dead
             wait([x.sentinel for x in self._processes], _SECONDS_TO_DIE)
             self._check()
             raise
-        except RuntimeError:  # of the loader
+        except RuntimeError:  # raised by the loader
             self._check()
             raise
         finally:
             self._is_reading = False
 
     def _note_end(self, number: int, frame: Optional[FrameType]) -> None:
-        # A read may wait forever for the rest of what the worker was sending.
+        # Otherwise a read could wait forever for the rest of what the dead worker was sending.
         if self._is_reading:
             self._check()
 
@@ -80,7 +80,7 @@ def _describe_end(process: Any) -> str:
 
 
 def describe_signal(number: int) -> str:
-    """The name of a signal that has killed a process, and what it often means."""
+    """The name of a signal that killed a process, and its usual cause."""
     name = signal.Signals(number).name
     if name == "SIGKILL":
         name += ", which the system sends when memory runs out"
@@ -100,7 +100,7 @@ def start_worker(worker: int) -> None:
 
 
 def _end_by_parent_only() -> None:
-    """Obey SIGTERM if the parent has sent it, as torch does for a worker that hangs."""
+    """Obey SIGTERM only from the parent, where torch sends it to a worker that hangs."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # a worker has one
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -116,7 +116,7 @@ def _end_by_parent_only() -> None:
 def end_when_parent_dies() -> None:
     """Have the system kill this process when its parent dies, however that happens.
 
-    Only Linux can. More precisely, it is when the thread ends that has started this process.
+    Only Linux can. It acts when the thread that started this process ends.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

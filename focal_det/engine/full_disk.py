@@ -18,8 +18,8 @@ _TRAIN_LOOP_LOGGER = "detectron2.engine.train_loop"  # logs the exception that e
 def report_full_disk_once(folder: Path) -> Iterator[None]:
     """Let a full disk end the block with a single DiskFullError, however many writers hit it.
 
-    Without it, Detectron2 logs the exception of the run with its traceback, TensorBoard's thread
-    prints a traceback, and so does every log record that cannot be written.
+    Otherwise Detectron2 logs the run's exception with its traceback, TensorBoard's thread prints
+    one, and logging prints one for every record that it cannot write.
 
     Args:
         folder: where the block writes its files.
@@ -40,7 +40,7 @@ def report_full_disk_once(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
-        # Detectron2 keeps metrics.json open; checkpoints raise a DiskFullError that names them.
+        # Probably metrics.json, which Detectron2 keeps open: checkpoints raise a DiskFullError.
         raise DiskFullError(describe_full_disk(folder / "metrics.json")) from None
     finally:
         logger.removeFilter(_is_about_something_else)
@@ -49,7 +49,7 @@ def report_full_disk_once(folder: Path) -> Iterator[None]:
 
 
 def _silence_threads() -> None:
-    """Hide tracebacks about a full disk from threads, until the process ends.
+    """Keep threads from printing tracebacks about a full disk, until the process ends.
 
     TensorBoard's thread may hit the full disk as late as that, so the hook is never removed.
     """
@@ -63,11 +63,11 @@ def _silence_threads() -> None:
 
 
 def _is_about_something_else(record: logging.LogRecord) -> bool:
-    """Filter of log records: drops those whose exception is about a full disk."""
+    """Log filter that drops records whose exception is about a full disk."""
     return not (record.exc_info and is_disk_full(record.exc_info[1]))
 
 
 def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
-    """`Handler.handleError` without the traceback where the disk is full."""
+    """`Handler.handleError`, but silent if the disk is full."""
     if not is_disk_full(sys.exc_info()[1]):
         type(handler).handleError(handler, record)

@@ -1,4 +1,4 @@
-"""Start of a run: what is refused before it, and what the error of a process means."""
+"""The start of a run: what is refused before it, and how its errors are explained."""
 
 import argparse
 import contextlib
@@ -38,19 +38,19 @@ from .processes import (
 from .run import RunPlan, run_process
 from .step_guard import DIVERGED, DivergedError
 
-# A network file system may keep the lock of a machine that has failed.
+# A network file system may hold the lock of a failed machine for a while.
 _SECONDS_OF_A_LOCK = 180.0
 
 
 class StoppedError(RuntimeError):
-    """A run that stopped before its end; the message is complete, a traceback included."""
+    """A run that stopped before its end; the message needs no traceback, or contains it."""
 
 
 def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> None:
-    """Refuse what can be refused; then train or evaluate, and wait for the end.
+    """Check everything that can be refused; then train or evaluate until the end.
 
-    The processes are started here, unless torchrun or a launcher like it has done so: then this
-    process joins the others.
+    Starts the processes of the run, unless torchrun or a similar launcher has started them: then
+    this process joins the others.
 
     Args:
         args: the flags of Detectron2's train_net.py, and num_processes, overwrite, allow_changes,
@@ -74,7 +74,7 @@ def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> Non
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_when_parent_dies()
     with joined(place, _guess_gpus(args)) as is_restart:
-        # The command is the one that has started the run.
+        # torchrun repeats the command that started the run, which need not say --resume.
         if is_restart and not args.eval_only:
             args.resume = True
             args.overwrite = False
@@ -99,13 +99,13 @@ def _prepare_and_run(
 ) -> None:
     with contextlib.ExitStack() as lock:
         plan = share_from_first(lambda: _prepare(args, check, lock))
-        # Detectron2 logs the text of this file.
+        # Detectron2 opens this file to log its text, so the name of a shipped config will not do.
         args.config_file = find_config_file(args.config_file)
         _run(args, plan, has_launcher=has_launcher)
 
 
 def _count_processes(args: argparse.Namespace) -> int:
-    """Processes of all machines.
+    """Number of processes on all machines.
 
     Raises:
         ValueError: the flags contradict each other, or this machine has fewer GPUs.
@@ -128,10 +128,10 @@ def _count_processes(args: argparse.Namespace) -> int:
 def _prepare(
     args: argparse.Namespace, check: Callable[[RunPlan], None], lock: contextlib.ExitStack
 ) -> RunPlan:
-    """Refuse what can be refused before the first iteration.
+    """Check everything that can be refused before the first iteration.
 
     Args:
-        lock: gets the lock of OUTPUT_DIR.
+        lock: takes over the lock of OUTPUT_DIR, and holds it until it is closed.
     """
     check_arguments(args)
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
@@ -142,7 +142,7 @@ def _prepare(
         if earlier and Path(weights).parent == folder:
             _warn_of_another_model(cfg, earlier)
         return RunPlan(cfg, earlier, weights=weights)
-    # On the other machines of a run, the folder may hold what the first one has just written.
+    # On the other machines, the folder may already hold files that the first has just written.
     if args.machine_rank == 0:
         lock.enter_context(lock_output_dir(folder, _get_lock_patience(args)))
     plan = RunPlan(cfg)
@@ -152,20 +152,20 @@ def _prepare(
         refuse_mixed_runs(folder)
     if not args.no_check:
         check(plan)
-    # Last, after all that may refuse the run.
+    # Last, because anything above may still refuse the run.
     if args.overwrite and args.machine_rank == 0:
         remove_run(folder, cfg.MODEL.WEIGHTS)
     return plan
 
 
 def _get_lock_patience(args: argparse.Namespace) -> float:
-    """Seconds to wait for the lock of OUTPUT_DIR: in a job that goes on after a failure."""
+    """Seconds to wait for the lock of OUTPUT_DIR; 0 except in a requeued job that resumes."""
     is_requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
     return _SECONDS_OF_A_LOCK if is_requeued and args.resume else 0.0
 
 
 def _prepare_resume(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    """Refuse a resume that would be another run; returns the config before.
+    """Refuse a resume that would not continue the same run; returns the earlier config.
 
     Raises:
         ValueError: settings or the number of processes have changed, and that is not allowed.
@@ -175,7 +175,7 @@ def _prepare_resume(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     refuse_changes(cfg, earlier, args.allow_changes)
     last = find_last_checkpoint(folder)
     if last:
-        cfg.MODEL.WEIGHTS = ""  # not read, and the file may be gone by now
+        cfg.MODEL.WEIGHTS = ""  # not read at a resume, and it may be gone by now
         before = last.num_processes or args.num_processes
         if before != args.num_processes and "processes" not in args.allow_changes:
             raise ValueError(
@@ -188,7 +188,7 @@ def _prepare_resume(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse flags that exclude each other, or that lack another.
+    """Refuse flags that exclude each other, or a missing --config-file.
 
     Raises:
         ValueError: names the flag.
@@ -205,7 +205,7 @@ def _find_evaluated_weights(cfg: CfgNode, args: argparse.Namespace, earlier: dic
     """The weights that --eval-only evaluates.
 
     They are the last checkpoint of the run in OUTPUT_DIR. Without one, or if the config names other
-    weights than those the run started from, they are MODEL.WEIGHTS.
+    weights than those the run started from, they are MODEL.WEIGHTS; with --resume, never.
 
     Raises:
         ValueError: there are none, and evaluating random weights is pointless; or the command line
@@ -234,14 +234,14 @@ def _find_evaluated_weights(cfg: CfgNode, args: argparse.Namespace, earlier: dic
 
 
 def _note_another_length(cfg: CfgNode, earlier: dict[str, Any]) -> None:
-    """Print a change of MAX_ITER, which a resume allows but may not intend."""
+    """Print a change of MAX_ITER: a resume allows it, but it may be a mistake."""
     before = earlier.get("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
     if before != cfg.SOLVER.MAX_ITER:
         print(f"note: SOLVER.MAX_ITER: {before} before, {cfg.SOLVER.MAX_ITER} now")
 
 
 def _warn_of_another_model(cfg: CfgNode, earlier: dict[str, Any]) -> None:
-    """Print the model's settings that differ from those the evaluated run was trained with."""
+    """Print the settings of the model that differ from those of the evaluated run."""
     changes = find_changes(cfg, earlier)
     lines = [
         f"{key}: {old} in the run, {new} now"
@@ -253,7 +253,7 @@ def _warn_of_another_model(cfg: CfgNode, earlier: dict[str, Any]) -> None:
 
 
 def _run(args: argparse.Namespace, plan: RunPlan, *, has_launcher: bool) -> None:
-    """Run in this process, or in as many as the flags ask for."""
+    """Run in this process, or in as many new ones as the flags ask for."""
     if has_launcher or args.num_processes == 1:
         _run_process(args, plan)
         return
@@ -282,7 +282,7 @@ def _run_process(args: argparse.Namespace, plan: RunPlan) -> None:
 
 
 def _explain(error: Exception) -> Exception:
-    """The error to raise for one of a run: what a person can do about it, or a traceback."""
+    """The error to raise in place of one that ended a run: with advice, or its traceback."""
     if isinstance(error, WeightsError):
         return error
     if isinstance(error, DivergedError):
@@ -297,6 +297,6 @@ def _explain(error: Exception) -> Exception:
         return StoppedError(
             f"focal-det train: the disk is full ({error}). Make room, then continue with --resume"
         )
-    # Often the user's own code, such as a loss or an evaluator: nothing of the traceback is hidden.
+    # Often from the user's own code, such as a loss or an evaluator, so the traceback is kept.
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     return StoppedError("".join(lines).rstrip())

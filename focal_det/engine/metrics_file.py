@@ -1,4 +1,4 @@
-"""The metrics of a run, a JSON object per line, where a resumed run goes on."""
+"""The metrics of a run, one JSON object per line, cut back to where a resumed run starts."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def drop_later_metrics(file: Path, start_iter: int) -> None:
         start_iter: the first iteration that is repeated.
 
     Raises:
-        DiskFullError, OSError: the file cannot be written; it stays as it is.
+        DiskFullError, OSError: the file cannot be written; it stays unchanged.
     """
     if not file.is_file():
         return
@@ -25,7 +25,7 @@ def drop_later_metrics(file: Path, start_iter: int) -> None:
 
 
 def _read_iteration(line: str) -> float:
-    """The iteration of a line; infinity for half a line, as a killed process leaves it."""
+    """The iteration of a line; infinity if it has none, such as half a line before a kill."""
     try:
         return float(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):

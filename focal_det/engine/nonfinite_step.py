@@ -1,6 +1,6 @@
-"""The step that a run stopped at: kept in a file, and repeated.
+"""The step at which a run stopped: kept in a file, and repeated from it.
 
-`nonfinite_step_<iteration>_rank<i>.pth` of OUTPUT_DIR holds what process i needs to repeat it:
+`nonfinite_step_<iteration>_rank<i>.pth` in OUTPUT_DIR holds what process i needs to repeat it:
 model, buffers and optimizer before the step, its batch and the config.
 """
 
@@ -22,7 +22,7 @@ _REQUIRED = {"model", "batch", "config", "iteration"}
 
 
 def get_step_files(folder: Path, iteration: int, num_processes: int) -> list[Path]:
-    """The files that the processes of a run keep the step of an iteration in, by rank."""
+    """The files in which the processes of a run keep an iteration's step, by rank."""
     return [
         folder / f"nonfinite_step_{iteration:07d}_rank{rank}.pth" for rank in range(num_processes)
     ]
@@ -37,7 +37,7 @@ def save_step(
     iteration: int,
     cfg: CfgNode,
 ) -> None:
-    """Keep a step, in tensors and containers that are read without running code.
+    """Keep a step, in types that can be read without running code.
 
     Raises:
         DiskFullError: the disk is full.
@@ -54,9 +54,9 @@ def save_step(
 
 
 def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
-    """Repeat forward and backward of a kept step, in one process, on the device of its config.
+    """Repeat the forward and backward pass of a kept step, on the device of its config.
 
-    A normalizer that counts over several processes counts the batch of this process alone.
+    It runs in one process: a normalizer that counts over all processes counts this batch alone.
 
     Args:
         file: `nonfinite_step_<iteration>_rank<i>.pth`; read without running code.
@@ -67,7 +67,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: another file, or a step of a model that trains masks or keypoints.
+        ValueError: the file holds no kept step, or its model trains masks or keypoints.
     """
     ensure_environment()
     content = _read_step(file)
@@ -77,7 +77,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     with torch.autocast(torch.device(cfg.MODEL.DEVICE).type, enabled=cfg.SOLVER.AMP.ENABLED):
         largest = compute_largest_outputs(model, batch)
         losses = model(batch)
-    # Outside of autocast, as Detectron2's AMPTrainer does it.
+    # Outside of autocast, as in Detectron2's AMPTrainer.
     sum(losses.values()).backward()
     return {
         "iteration": content["iteration"],
@@ -105,7 +105,7 @@ def _read_step(file: Union[str, Path]) -> dict[str, Any]:
 
 
 def _build_model(content: dict[str, Any], file: Union[str, Path]) -> nn.Module:
-    """The model of a kept step in training mode, with its weights and buffers before the step."""
+    """The model of a kept step in training mode, with the state it had before the step."""
     cfg = content["config"]
     if cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON:
         raise ValueError(
@@ -124,7 +124,7 @@ def _build_model(content: dict[str, Any], file: Union[str, Path]) -> nn.Module:
 def _to_plain(item: dict[str, Any]) -> dict[str, Any]:
     """An image of a batch in types that `torch.load(weights_only=True)` accepts.
 
-    Of its objects, boxes and classes are kept.
+    Only the boxes and classes of its objects are kept.
     """
     plain = {k: item[k] for k in _FIELDS if isinstance(item.get(k), (str, int, float))}
     plain["image"] = item["image"].cpu()
@@ -156,10 +156,10 @@ def find_nonfinite_gradients(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def compute_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The largest "|logit|" and "|delta|" of a batch, NaN if any is; empty without `predict`.
+    """The largest "|logit|" and "|delta|" of a batch; NaN if any of them is NaN.
 
-    The model is in evaluation mode meanwhile, so that its buffers stay and no process waits for
-    another.
+    Empty for a model without `predict`. The model runs in evaluation mode, so that its buffers do
+    not change and no process waits for another.
     """
     predict = getattr(model, "predict", None)
     if predict is None:

@@ -1,4 +1,4 @@
-"""An OUTPUT_DIR that holds an earlier run: what it may share with a new run, and what not."""
+"""OUTPUT_DIR: its lock, and what may happen to the earlier run that it holds."""
 
 import os
 import socket
@@ -16,8 +16,8 @@ from focal_det.files import lock_for_process
 from focal_det.messages import shorten
 from focal_det.modeling.build import INFERENCE_KEYS, flatten_config
 
-# Patterns of the files that show that a run has trained. config.yaml and log.txt do not: they are
-# written before the first iteration.
+# Patterns of files that only a run that has trained leaves. config.yaml and log.txt are not among
+# them, as they are written before the first iteration.
 _RUN_FILES = (
     "last_checkpoint",
     "model_*.pth",
@@ -62,8 +62,8 @@ def lock_output_dir(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     """Keep the runs of other processes out of a folder.
 
     Args:
-        seconds: to wait for another run's lock. A network file system may keep that of a machine
-            that has failed for a while.
+        seconds: how long to wait for another run to release its lock. A network file system may
+            hold the lock of a failed machine for a while.
 
     Raises:
         OSError: another run has locked it; names its process.
@@ -74,7 +74,7 @@ def lock_output_dir(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     except OSError:
         if os.access(folder, os.W_OK):
             raise
-        # No run can write here; `focal-det check` and Detectron2 say why.
+        # No run can write here, so no lock is needed; `focal-det check` and Detectron2 say why.
         yield
         return
     deadline = time.monotonic() + seconds
@@ -101,7 +101,7 @@ def find_run_files(folder: Path) -> list[str]:
 
 
 def remove_run(folder: Path, weights: str) -> None:
-    """Remove all files of the run in a folder, logs and results included; others stay.
+    """Remove the files of the run in a folder, logs and results included; others stay.
 
     Args:
         weights: MODEL.WEIGHTS of the new run.
@@ -124,7 +124,7 @@ def refuse_mixed_runs(folder: Path) -> None:
     """Refuse to start a new run in a folder that holds one.
 
     Raises:
-        ValueError: it does; names its files and the ways to go on.
+        ValueError: the folder holds a run; names its files and the options.
     """
     files = find_run_files(folder)
     if files:
@@ -139,10 +139,10 @@ def refuse_changes(cfg: CfgNode, before: dict[str, Any], allowed: Sequence[str])
 
     Args:
         before: the config of the run, from `read_earlier_config`.
-        allowed: keys that may have changed; one such as SOLVER stands for all below it.
+        allowed: keys that may have changed; a key such as SOLVER stands for all keys below it.
 
     Raises:
-        ValueError: there are other such settings; names each with both values.
+        ValueError: other settings have changed; names each with both values.
     """
     changes = {
         key: values
@@ -163,8 +163,8 @@ def refuse_changes(cfg: CfgNode, before: dict[str, Any], allowed: Sequence[str])
 def read_earlier_config(folder: Path) -> dict[str, Any]:
     """The config, by full keys, that the run in a folder was trained with; empty if unknown.
 
-    It is the one in the last checkpoint, or config.yaml for a run of Detectron2's own script.
-    Without a checkpoint a run has nothing to continue from, and the config is empty.
+    It comes from the last checkpoint, or from config.yaml for a run of Detectron2's own script. A
+    run without a checkpoint has nothing to continue, and its config counts as unknown.
 
     Raises:
         WeightsError: there are checkpoints, but none can be read.
@@ -182,17 +182,18 @@ def read_earlier_config(folder: Path) -> dict[str, Any]:
 
 
 def find_changes(cfg: CfgNode, before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys that affect what is learnt and differ from those of an earlier run.
+    """Settings that affect what is learnt and differ from those of an earlier run.
 
     Args:
-        before: the config of the earlier run, from `read_earlier_config`; empty for no changes.
+        before: the config of the earlier run, from `read_earlier_config`; if empty, so is
+            the result.
 
     Returns:
         By key, the value before and the value now; None where the key is not set.
     """
     if not before:
         return {}
-    # Through yaml, like the earlier config: a tuple has become a list there.
+    # Through yaml, like the earlier config, because yaml turns tuples into lists.
     now = flatten_config(yaml.safe_load(cfg.dump()))
     declared = flatten_config(get_cfg())
     changes = {}
@@ -208,9 +209,10 @@ def find_changes(cfg: CfgNode, before: dict[str, Any]) -> dict[str, tuple[Any, A
 
 
 def _is_own_arg(key: str, declared: dict[str, Any]) -> bool:
-    """Whether a key is a component's argument that only a file or command line sets, like gamma.
+    """Whether a key is a component's argument without a default in the config, such as gamma.
 
-    Other keys that one of two configs lacks come from another version of Detectron2 or focal_det.
+    Any other key that only one of two configs has is due to another version of Detectron2 or
+    focal_det.
     """
     return key.startswith("MODEL.FOCAL_DET.") and ".ARGS." in key and key not in declared
 
@@ -224,11 +226,11 @@ def _simplify(key: str, values: dict[str, Any]) -> Any:
 
 
 def _is_free(key: str, before: Any, now: Any, values: dict[str, Any]) -> bool:
-    """Whether a key may change at a resume, given all values of the config now."""
+    """Whether a resume allows this change of a key; `values` is all of the config now."""
     if key == "SEED":
         return before < 0 or now < 0  # a run with a negative SEED draws one
     if key == "SOLVER.MAX_ITER":
-        # A longer run; but other schedulers derive the learning rate of every iteration from it.
+        # Other schedulers derive the learning rate of every iteration from the length.
         return values["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR"
     for part in ("CLS_LOSS", "NORMALIZER"):
         args = f"MODEL.FOCAL_DET.{part}.ARGS."

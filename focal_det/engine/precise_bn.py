@@ -9,10 +9,10 @@ from .training_stream import TrainingStream
 
 
 class ResumablePreciseBN(PreciseBN):
-    """PreciseBN that a resumed run repeats if the run has stopped before its end.
+    """PreciseBN whose update a resumed run repeats if the run stopped during it.
 
     Args:
-        hook: of Detectron2, enabled, with a TrainingStream; this one takes its place.
+        hook: Detectron2's, enabled and with a TrainingStream; this one takes its place.
     """
 
     def __init__(self, hook: PreciseBN) -> None:
@@ -34,13 +34,13 @@ class ResumablePreciseBN(PreciseBN):
         self._is_pending = False
 
     def undo(self) -> None:
-        """Give the model the buffers and hooks it had before an update that has not ended.
+        """Restore the buffers and hooks that the model had before an unfinished update.
 
-        The momentum of its layers stays changed: nothing may train with it any more.
+        The momentum of its layers stays changed, so the model must not train any more.
         """
         for buffer, before in zip(self._model.buffers(), self._buffers_before):
             buffer.copy_(before)
-        # fvcore leaves hooks that forbid a second forward pass, which the checks of a save make.
+        # fvcore's hooks are still there. They forbid another forward pass, which a save makes.
         for layer, hooks in self._hooks_before:
             layer._forward_pre_hooks.clear()
             layer._forward_pre_hooks.update(hooks)

@@ -28,7 +28,7 @@ from focal_det.host import create_local_group
 from .data_workers import describe_signal, end_when_parent_dies
 from .stop_request import get_stop_signals
 
-# For the other processes to end themselves, once one has ended before its work was done.
+# How long the other processes have to end by themselves after one has failed.
 _SECONDS_TO_END = 5.0
 _POLL_SECONDS = 0.5
 _CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -37,7 +37,7 @@ _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 class ProcessKilledError(RuntimeError):
-    """A process of the run has ended without a word, such as by SIGKILL."""
+    """A process of the run was killed by a signal, and could not send an error."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Place:
         local_rank: from 0, on this machine.
         num_processes: on all machines.
         num_local: on this machine.
-        url: where the processes meet, for torch.distributed.
+        url: where the processes meet, as torch.distributed takes it.
     """
 
     rank: int
@@ -65,10 +65,10 @@ def read_place() -> Optional[Place]:
     None without a launcher.
 
     Raises:
-        ValueError: only some of the variables are set.
+        ValueError: some of the launcher's variables are missing or not numbers.
     """
     values = {name: os.environ.get(name, "") for name in _VARIABLES}
-    # Some clusters set one or two of them for every process.
+    # Some clusters set one or two of them for every process, without being a launcher.
     if not (values["RANK"] and values["WORLD_SIZE"] and os.environ.get("MASTER_ADDR")):
         return None
     wrong = [f"{k}={v}" for k, v in values.items() if not v.isdigit()]
@@ -101,12 +101,12 @@ def plan_places(num_local: int, num_machines: int, machine_rank: int, url: str) 
 
 @contextmanager
 def joined(place: Place, uses_gpus: bool) -> Iterator[bool]:
-    """Meet the other processes of a run; in the block, Detectron2's `comm` knows them.
+    """Connect to the other processes of a run; in the block, Detectron2's `comm` knows them.
 
-    Yields whether torchrun has started this run before.
+    Yields whether torchrun has restarted this run.
 
     Args:
-        uses_gpus: one GPU of the machine for each of its processes; otherwise all use the CPU.
+        uses_gpus: each process takes one GPU of its machine; otherwise all use the CPU.
 
     Raises:
         ValueError: the machine has fewer GPUs.
@@ -132,24 +132,24 @@ def joined(place: Place, uses_gpus: bool) -> Iterator[bool]:
     try:
         yield is_restart
     except Exception:
-        # The others may be gone, and torch could wait for them.
+        # The others may be gone, and destroying the group could wait for them forever.
         raise
     except BaseException:
         distributed.destroy_process_group()
         raise
-    # Without it, threads of torch abort the process at its end.
+    # Otherwise torch's threads abort the process when it exits.
     distributed.destroy_process_group()
 
 
 def _meet(place: Place) -> tuple[Any, bool]:
-    """A store of the processes of this attempt, and whether torchrun has started them again."""
+    """The store that these processes share, and whether torchrun has restarted them."""
     agent, *_ = next(
         distributed.rendezvous(place.url, place.rank, place.num_processes, timeout=DEFAULT_TIMEOUT)
     )
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return agent, False
-    # torchrun keeps its store when it starts processes again, with the addresses of the dead ones,
-    # and each machine counts restarts of its own. So the first process opens a new one.
+    # When torchrun restarts processes, its store still has the addresses of the dead ones, and the
+    # number of restarts differs between machines. So the first process opens a new store.
     host = os.environ["MASTER_ADDR"]
     options: dict[str, Any] = {"world_size": place.num_processes, "wait_for_workers": False}
     if place.rank == 0:
@@ -162,7 +162,7 @@ def _meet(place: Place) -> tuple[Any, bool]:
     while True:
         port = int(agent.get(_STORE_KEY))
         try:
-            # Of the attempt before, there is nobody to connect to.
+            # Try the port first: it may be that of the attempt before, where nobody answers.
             distributed.TCPStore(host, port, is_master=False, timeout=_CONNECT_TIMEOUT, **options)
             store = distributed.TCPStore(
                 host, port, is_master=False, timeout=DEFAULT_TIMEOUT, **options
@@ -175,11 +175,13 @@ def _meet(place: Place) -> tuple[Any, bool]:
 
 
 def share_from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, in all of them.
+    """Call `make` in the first process, and return its result in all of them.
+
+    Args:
+        make: returns anything but None, which would count as a failure.
 
     Raises:
-        SystemExit: the first process has failed; in the others, with code 2. The first raises its
-            error.
+        SystemExit: with code 2, if `make` has failed in the first process, which raises its error.
     """
     outcome = [None]
     try:
@@ -195,7 +197,7 @@ def share_from_first(make: Callable[[], Any]) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _get_control_group() -> Any:
-    # Of its own, so that it does not wait for the gradients.
+    # A group of its own, so that messages do not queue behind the gradients.
     return distributed.new_group(backend="gloo")
 
 
@@ -209,7 +211,7 @@ def agree_on(status: int) -> int:
 
 
 class _Child:
-    """A process that was started, and the error that it has sent."""
+    """A process that was started, and the error that it has sent, if any."""
 
     def __init__(self, target: Callable[..., Any], args: Sequence[Any]) -> None:
         context = multiprocessing.get_context("spawn")  # a fork cannot use CUDA
@@ -219,7 +221,7 @@ class _Child:
         )
         self.error: Optional[Exception] = None
         self.process.start()
-        # So that the pipe ends with the process.
+        # The new process has a copy; now the pipe closes when that process ends.
         sender.close()
 
     def read_error(self) -> None:
@@ -231,18 +233,19 @@ class _Child:
 
 
 def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[Any]]) -> None:
-    """Call a function in one process for each of several tuples of arguments; wait for their end.
+    """Call a function in several new processes at once, and wait for them to end.
 
-    Signals that ask for a stop are passed on. When one process fails, the others are ended; when
-    this process is killed, all end.
+    Signals that ask for a stop are passed on. When one process fails, the others are killed a few
+    seconds later; when this process is killed, all end.
 
     Args:
         target: importable; its errors can be pickled.
+        arguments: a tuple for each process.
 
     Raises:
-        SystemExit: with the exit code of a process, if that is not 0.
+        SystemExit: with the exit code of a process, if not 0, or 128 + a signal passed on.
         ProcessKilledError: a process was killed.
-        Exception: of `target`.
+        Exception: the error of `target`.
     """
     children: list[_Child] = []
     passed_on: list[int] = []
@@ -250,7 +253,7 @@ def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[An
         with _passing_on_signals(children, passed_on):
             for args in arguments:
                 children.append(_Child(target, args))
-            # A signal may have come before the last of them was there.
+            # A signal may have come before the last process was started.
             for number in passed_on:
                 _signal_all(children, number)
             failed = _wait_for(children)
@@ -260,7 +263,7 @@ def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[An
             child.process.join()
     if failed and passed_on and children[0].error is None:
         raise SystemExit(128 + passed_on[0])
-    # The errors of the others follow from it.
+    # A killed process comes first, because the errors of the others follow from it.
     for child in failed:
         code = child.process.exitcode or 0
         if code < 0 and child.error is None:
@@ -272,12 +275,15 @@ def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[An
         if child.error is not None:
             raise child.error
     if failed:
-        # The first of the run, if it has stopped in an evaluation that the others waited for.
+        # Of the lowest rank: the others may have failed because they waited for it.
         raise SystemExit(min(failed, key=children.index).process.exitcode)
 
 
 def _wait_for(children: Sequence[_Child]) -> list[_Child]:
-    """Wait until all processes have ended; returns those that failed by themselves, in order."""
+    """Wait until all processes have ended, or some seconds after the first failure.
+
+    Returns the processes that failed by themselves, in the order of their failure.
+    """
     failed: list[_Child] = []
     deadline = math.inf
     while True:
@@ -288,7 +294,7 @@ def _wait_for(children: Sequence[_Child]) -> list[_Child]:
             if child.process.exitcode and child not in failed:
                 failed.append(child)
                 deadline = min(deadline, time.monotonic() + _SECONDS_TO_END)
-        # When time is up, the caller ends the others: they may wait for the failed one, forever.
+        # When time is up, the caller kills the others, which may wait for the failed one forever.
         if not running or time.monotonic() > deadline:
             return failed
         wait([x.sentinel for x in running], _POLL_SECONDS)
@@ -320,7 +326,7 @@ def _run_child(
     target: Callable[..., Any], args: Sequence[Any], sender: Connection, parent_id: int
 ) -> None:
     _end_with(parent_id)
-    # Until the run listens, a signal ends this process without a traceback.
+    # Until the run listens for signals, Ctrl+C ends this process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         target(*args)
@@ -330,10 +336,10 @@ def _run_child(
 
 
 def _end_with(parent_id: int) -> None:
-    """End this process when its parent ends, with its data workers."""
+    """End this process when its parent ends; its data workers then end, too."""
     if sys.platform == "linux":
         end_when_parent_dies()
-        # The parent may have ended before.
+        # The parent may have ended before the call.
         if os.getppid() != parent_id:
             os._exit(1)
         return

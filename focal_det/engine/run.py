@@ -31,7 +31,7 @@ class RunPlan:
     """Inputs of a run, prepared before its processes start.
 
     Attributes:
-        cfg: the config to be checked; the processes read it again from its file.
+        cfg: the config, for the checks; the processes read it again from its file.
         earlier: flattened config of the run in OUTPUT_DIR that is resumed or evaluated.
         weights: file or URL that --eval-only evaluates.
         findings: lines about the data and the config, to be logged.
@@ -50,8 +50,8 @@ def run_process(args: argparse.Namespace, plan: RunPlan) -> Optional[dict]:
         DivergedError: the run stopped before a non-finite step, or its final model has diverged.
         WeightsError: the weights cannot be read, or do not fit.
         DiskFullError: a file of the run does not fit on the disk.
-        DataWorkerError: a process that loads data was killed.
-        RunStopped: a signal has asked for it.
+        DataWorkerError: a data worker has died.
+        RunStopped: a signal asked for a stop, or another process cannot go on.
     """
     # Read again: a spawned process starts without the data sets and components of its parent.
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
@@ -76,7 +76,7 @@ def _set_seed(cfg: CfgNode, args: argparse.Namespace, earlier: dict[str, Any]) -
     """
     if cfg.SEED >= 0:
         return ""
-    # A collective operation: every process draws, whatever it does with the seed.
+    # A collective operation: every process draws, even if it does not use the seed.
     drawn = comm.shared_random_seed()
     # -1 also for a run of Detectron2's own script, which does not record the seed that it draws.
     before = earlier.get("SEED", -1)
@@ -114,7 +114,7 @@ def _keep_file(file: Path) -> Iterator[None]:
 
 
 def _log_notes(seed_note: str, findings: Sequence[str]) -> None:
-    """Log the seed and the findings, which were shown on the terminal before log.txt existed."""
+    """Log the seed, and the findings, which were printed before log.txt existed."""
     log = logging.getLogger(LOGGER_NAME)
     if seed_note:
         log.info(seed_note)
@@ -137,7 +137,7 @@ def _train(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
 
 
 def _clean_up(folder: Path, resume: bool) -> None:
-    """Remove what an earlier process of the run has left in the folder and a resume repeats."""
+    """Remove half-written files, and the metrics of iterations that a resume repeats."""
     remove_parts(folder)
     if resume:
         last = find_last_checkpoint(folder)

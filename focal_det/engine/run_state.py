@@ -1,8 +1,8 @@
-"""What a run needs to go on exactly, besides model, optimizer and scheduler.
+"""What a run needs to continue exactly, besides model, optimizer and scheduler.
 
 It is the state of every process: its place in the data, its random generators, its buffers and what
-its hooks remember. A checkpoint holds it as numbers and tensors under "run_state"; Detectron2 reads
-such a checkpoint as its own.
+its hooks remember. A checkpoint holds it as numbers and tensors under "run_state", which Detectron2
+ignores when it loads the checkpoint.
 """
 
 import random
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 
 def gather_run_state(parts: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The state of all processes, in the first one; a collective operation.
+    """Gather the state of all processes in the first one; a collective operation.
 
     Args:
         parts: objects of this process with a `state_dict`, by name.
         model: its buffers can differ between processes.
 
     Returns:
-        In the first process: "num_processes", and "processes", the state of each by rank. Buffers
-        are those that differ from the first process, whose buffers are in the model's state.
+        In the first process, "num_processes" and "processes", the state of each by rank; in the
+        others, {}. "buffers" has only those that differ from the first process's, because a
+        checkpoint has the latter with the model.
     """
     states = comm.gather(
         {
@@ -46,9 +47,9 @@ def gather_run_state(parts: Mapping[str, Any], model: nn.Module) -> dict[str, An
 def restore_run_state(
     run_state: Mapping[str, Any], parts: Mapping[str, Any], model: nn.Module
 ) -> None:
-    """Set this process to its part of what `gather_run_state` has returned.
+    """Restore the state of this process from what `gather_run_state` returned.
 
-    A part that the state lacks, as in a checkpoint of an older version, keeps its own.
+    A part that the state lacks, as in a checkpoint of an older version, stays unchanged.
     """
     state = run_state["processes"][comm.get_rank()]
     for name, part in parts.items():
@@ -61,7 +62,7 @@ def restore_run_state(
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
-    # A NaN equals itself here, so that it is not taken for a difference.
+    # Without NaN, which would differ from itself.
     return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 

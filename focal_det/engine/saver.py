@@ -1,4 +1,4 @@
-"""Checkpoints of a run: in fixed intervals, at its end, and where it has to stop."""
+"""Checkpoints of a run: at fixed intervals, at its end, and where it has to stop."""
 
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -16,7 +16,7 @@ from .stop_request import STOP_REQUEST
 class RunSaver(HookBase):
     """Saves what Detectron2's PeriodicCheckpointer saves, and the state of every process.
 
-    Detectron2 has its hook in the first process only, where the state of the others is unknown.
+    Detectron2's hook is in the first process only, which does not know the state of the others.
 
     Args:
         cfg: of the run, for SOLVER.CHECKPOINT_PERIOD and TEST.EVAL_PERIOD.
@@ -32,14 +32,14 @@ class RunSaver(HookBase):
         self._checkpointer = checkpointer
         self._parts = parts
         self._saved_iteration: Optional[int] = None
-        # Run state after the last iteration, if an evaluation follows that a signal may interrupt.
+        # Run state after the last step, kept until the next in case an evaluation is interrupted.
         self._before_evaluation: Optional[dict[str, Any]] = None
         self._has_begun = False
 
     def before_train(self) -> None:
         if self.trainer.start_iter < self.trainer.max_iter:
             return
-        # A run that was interrupted after its last step may not have saved its model.
+        # A run that was interrupted after its last step may not have saved its final model.
         run_state = self._gather()
         if not self._checkpointer.get_checkpoint_file().endswith("model_final.pth"):
             self._save("model_final", self.trainer.start_iter - 1, run_state)
@@ -63,11 +63,11 @@ class RunSaver(HookBase):
         self._before_evaluation = run_state
 
     def save_last_step(self) -> None:
-        """Save the state after the last complete step, in a step that has changed nothing yet.
+        """Save the state after the last complete step; the current one has changed nothing yet.
 
         All processes must call this together; they return when the checkpoint is complete.
         """
-        # A checkpoint holds this number, which is that of the step that has not been made.
+        # A checkpoint stores this number, which is already that of the current step.
         self.trainer.iter -= 1
         iteration = self.trainer.iter
         if iteration >= self.trainer.start_iter and iteration != self._saved_iteration:
@@ -75,18 +75,18 @@ class RunSaver(HookBase):
         comm.synchronize()
 
     def save_this_step(self) -> None:
-        """Save the state after this step, while a hook that comes before this one stops the run.
+        """Save the state after this step, for a hook that stops the run before this one is called.
 
         All processes must call this together; they return when the checkpoint is complete.
         """
         iteration = self.trainer.iter
-        # Before the first step of a resumed run, its checkpoint has all.
+        # A resumed run that has made no step yet has nothing new to save.
         if self._has_begun and iteration != self._saved_iteration:
             self._save(_get_name(iteration), iteration, self._gather())
         comm.synchronize()
 
     def save_interrupted_evaluation(self) -> None:
-        """Save the state that an evaluation was evaluating; the first process does it alone."""
+        """Save the state that was being evaluated; the first process does so alone."""
         iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
         if self._before_evaluation is not None and iteration != self._saved_iteration:
             self._save(_get_name(iteration), iteration, self._before_evaluation)

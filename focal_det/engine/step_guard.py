@@ -26,13 +26,14 @@ from .nonfinite_step import (
 from .processes import agree_on
 
 _MAX_NAMES = 5
-# A loss has diverged above this multiple of the first loss. A first loss below 1, as of a batch
-# without objects, counts as 1.
+# A loss has diverged above this multiple of the first loss. A first loss below 1, such as that of a
+# batch without objects, counts as 1.
 _DIVERGED_RATIO = 1000
-# Iterations in a row. A loss scale of 2**16, halved at each skipped step, is below 1 by then.
+# Iterations in a row that are tolerated. A loss scale of 2**16, halved at each skipped step, is
+# below 1 by then.
 _PATIENCE = 30
 _MAX_OUTPUT = 1e4  # |logit| or |delta| of a model that has diverged; the sigmoid saturates near 20
-# For the other processes to keep the step too, before the error of this one ends them.
+# How long the other processes have to keep the step too, before this one's error ends them.
 _WAIT_SECONDS = 30.0
 
 # Prefix of the exit message when StepGuard stops a run; `focal-det sweep` looks for it.
@@ -45,11 +46,11 @@ class DivergedError(FloatingPointError):
 
 @dataclass
 class Progress:
-    """What a StepGuard remembers of the steps before.
+    """What a StepGuard remembers of earlier steps.
 
     Attributes:
         first_loss: sum of the losses of the first step, None before it.
-        last_loss: that of the last step.
+        last_loss: sum of the losses of the last step.
         num_skipped: steps in a row that the loss scaler has skipped.
         num_diverged: steps in a row with a loss far above the first.
     """
@@ -75,17 +76,17 @@ class StepGuard(HookBase):
     it clips gradients, they see the clipped ones.) It waits for the device once per step. It also
     stops
 
-    - mixed precision whose loss scaler skips too many steps in a row,
-    - a run whose loss stays finite, but a thousand times that of the start, for too many steps.
+    - a mixed-precision run whose loss scaler skips too many steps in a row,
+    - a run whose loss is finite, but over a thousand times the first loss, for too many steps.
 
-    The kept state is that before the step: the weights have not been stepped, and the buffers that
-    the forward pass changed are restored.
+    The kept state is the one before the step: the weights have not been stepped, and the buffers
+    that the forward pass changed are restored.
 
     Args:
         cfg: of the run; kept with the step.
 
     Attributes:
-        progress: what it remembers of the steps before, for a resumed run.
+        progress: what it remembers of earlier steps; a resumed run restores it.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -103,7 +104,7 @@ class StepGuard(HookBase):
         step = optimizer.step
         self._start_time = time.time()
 
-        # Schedulers of the learning rate mark `step` with attributes, which `wraps` copies.
+        # Learning rate schedulers mark `step` with attributes, which `wraps` copies.
         @functools.wraps(step)
         def check_and_step(*args: Any, **kwargs: Any) -> Any:
             self.check()
@@ -117,7 +118,7 @@ class StepGuard(HookBase):
         ]
 
     def after_step(self) -> None:
-        # `check` sets -1; a step that the loss scaler skips has not called it.
+        # `check` has set it to -1, unless the loss scaler skipped the step.
         self.progress.num_skipped += 1
         # All processes skip the same steps, because their gradients are the same.
         if self.progress.num_skipped > 0 and agree_on(not self._has_finite_losses()):
@@ -155,10 +156,10 @@ class StepGuard(HookBase):
         return all(bool(x.isfinite()) for x in self._losses.values())
 
     def check(self) -> None:
-        """Check losses and gradients of this step.
+        """Check the losses and gradients of this step.
 
         Raises:
-            DivergedError: one is non-finite, or the loss has been far too high for too long.
+            DivergedError: one is non-finite, or the loss has been too high for too many steps.
         """
         self.progress.num_skipped = -1
         losses, norm = self._read_losses_and_norm()
@@ -180,7 +181,7 @@ class StepGuard(HookBase):
             )
 
     def _read_losses_and_norm(self) -> tuple[list[float], float]:
-        """The losses and the norm of all gradients, read with a single wait for the device."""
+        """The losses and the sum of the gradients' norms, with a single wait for the device."""
         grads = [
             x.grad
             for group in self.trainer.optimizer.param_groups
@@ -189,14 +190,14 @@ class StepGuard(HookBase):
         ]
         values = [x.float() for x in self._losses.values()]
         if grads:
-            # The sum of the norms will do: it is finite only if each of them is.
+            # The sum of the norms will do: it can be finite only if each of them is.
             values.append(torch.stack(torch._foreach_norm(grads)).sum().float())
         numbers = torch.stack(values).tolist()
         num_losses = len(self._losses)
         return numbers[:num_losses], sum(numbers[num_losses:])
 
     def _describe_loss(self) -> str:
-        """How far a finite loss has left that of the start; empty if it has not diverged."""
+        """How far a finite loss is above the first one; empty if it has not diverged."""
         first = self.progress.first_loss
         last = self.progress.last_loss
         if first is None or last <= _DIVERGED_RATIO * max(1.0, first):
@@ -204,18 +205,18 @@ class StepGuard(HookBase):
         return f"the loss is {last:.3g}, and was {first:.3g} at the start"
 
     def stop_first_process(self) -> None:
-        """Stop because Detectron2 has found a non-finite loss, which only the first process checks.
+        """Stop because Detectron2 has found a non-finite loss; only the first process checks that.
 
         Raises:
             DivergedError: always.
         """
         if self._cfg.SOLVER.AMP.ENABLED:
-            # The loss scalers of the others skip this step, and `after_step` asks for agreement.
+            # The others skip this step, and their `after_step` waits for this agreement.
             agree_on(True)
         self.stop()
 
     def stop(self, reason: str = "the loss of another process is non-finite") -> None:
-        """Keep the step in OUTPUT_DIR, wait until all processes have done so, and raise.
+        """Keep the step in OUTPUT_DIR, wait for the other processes to do so, and raise.
 
         Args:
             reason: reported if all losses of this process are finite.
@@ -261,8 +262,9 @@ class StepGuard(HookBase):
     def find_divergence(self) -> Optional[str]:
         """How the model has diverged, None if it has not.
 
-        It has if a tensor of its state is non-finite, if its outputs on the last batch are huge,
-        which is what the next step would see, or if the loss is far above that of the start.
+        It has if a tensor of its state is non-finite, if its outputs on the last batch are huge, or
+        if the loss is far above the first one. The outputs are computed with the weights after the
+        last step, which no loss has seen yet.
         """
         model = self._model
         nonfinite = [
@@ -280,9 +282,9 @@ class StepGuard(HookBase):
 
 
 def _wait_for(files: Sequence[Path], start_time: float) -> None:
-    """Wait until all files have been written since a time, for a limited time.
+    """Wait, but not for long, until all files have been written since `start_time`.
 
-    Processes on another machine may write to another disk.
+    The files of a process on another machine may be on a disk that is not seen here.
     """
     deadline = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < deadline:

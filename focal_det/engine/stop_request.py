@@ -14,26 +14,26 @@ from typing import Optional
 
 from detectron2.utils import comm
 
-# Of a cluster, a terminal (Ctrl+C), a job scheduler before the end of the time, a closed terminal.
+# From a cluster, Ctrl+C, a job scheduler before the time limit, and a closed terminal.
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-# The same Ctrl+C may come from the terminal and from the parent process.
+# Signals within this time are one request: a Ctrl+C comes from the terminal and from the parent.
 _SECONDS_OF_ONE_REQUEST = 1.0
 _STDERR = 2
 
 
 def get_stop_signals() -> list[signal.Signals]:
-    """The signals that ask a run to stop, as far as this system has them and does not ignore them.
+    """The signals that ask a run to stop, without those that this process ignores.
 
-    A process under `nohup`, for instance, ignores SIGHUP.
+    Under `nohup`, for instance, a process ignores SIGHUP.
     """
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     return [x for x in numbers if signal.getsignal(x) != signal.SIG_IGN]
 
 
 class RunStopped(SystemExit):
-    """A run that was asked to stop has done so; ends the process with the code 128 + signal.
+    """A run has stopped as asked; the exit code is 128 + signal, or 1 if a process cannot go on.
 
-    Not an Exception: Detectron2 would log a traceback.
+    Not an Exception, for which Detectron2 would log a traceback.
     """
 
 
@@ -55,15 +55,15 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals that come during the block. Only the main thread gets any."""
+        """Note signals that come during the block, if it runs in the main thread."""
         self._forget()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {x: signal.signal(x, self._note) for x in get_stop_signals()}
         self._numbers = set(before)
-        # Python calls handlers between two of its own steps, which a long operation of torch, or
-        # one that waits for a dead process, delays. The bytes of this socket come at once.
+        # Python calls a handler only after a running operation of torch has returned, which may
+        # take long, or forever if it waits for a dead process. A byte in this socket comes at once.
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -85,7 +85,7 @@ class StopRequest:
         """Undo `listening` in a process forked from this one, such as a data worker."""
         if not self._numbers:
             return
-        # The socket is the parent's, which would take the child's signals for its own.
+        # The socket is the parent's: it would take the child's signals for its own.
         signal.set_wakeup_fd(-1)
         for number in self._numbers:
             signal.signal(number, signal.SIG_DFL)
@@ -134,15 +134,15 @@ class StopRequest:
     def _stop_at_once(self, number: int) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
-        # Not an exception: the main thread may wait for other processes forever.
+        # Not an exception: the main thread may be waiting for other processes, forever.
         os._exit(128 + number)
 
     @contextmanager
     def can_stop_here(self, can_stop: bool) -> Iterator[None]:
-        """Let a signal stop the run within the block, as in an evaluation, which takes long.
+        """Let a signal stop the run inside the block, such as a long evaluation.
 
         Args:
-            can_stop: False to go on as if there were no block.
+            can_stop: False for no effect.
 
         Raises:
             RunStopped: in the block; or at its start, for a signal that came before.
@@ -160,7 +160,7 @@ class StopRequest:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Let no signal stop the block, which writes a file."""
+        """Let no signal stop the run inside the block, which writes a file."""
         can_stop_here = self._can_stop_here
         self._can_stop_here = False
         try:

@@ -32,22 +32,22 @@ from .step_guard import DivergedError, StepGuard
 from .stop_request import STOP_REQUEST, RunStopped
 from .training_stream import TrainingStream, build_train_stream
 
-_FAILED = 255  # status of a process that cannot go on; higher than any signal
+_FAILED = 255  # status of a process that cannot go on; above any signal's
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer, and
+    """Detectron2's DefaultTrainer, with
 
     - a StepGuard, so that nothing non-finite reaches the weights,
-    - a HealthyCheckpointer, with the state of the optimizer on Detectron2 0.5 and 0.6, too,
+    - a HealthyCheckpointer, and the state of the optimizer on Detectron2 0.5 and 0.6, too,
     - a stop between two steps when a signal asks for it or an image cannot be loaded, with a
       checkpoint of the last complete step,
     - box evaluators chosen by a data set's `evaluator_type`, never with a cache of old annotations,
     - errors about an image that name its file,
-    - resumed runs that are, on a CPU, bit for bit the run that was not interrupted; Detectron2
-      starts again at the first batch.
+    - resumed runs that, on a CPU, equal the uninterrupted run bit for bit; Detectron2's start again
+      at the first batch.
 
-    `cfg.SEED` must be the one the run was started with.
+    A run is resumed with the `cfg.SEED` it was started with.
     """
 
     # Detectron2 sets these attributes, without annotations.
@@ -58,7 +58,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         # Detectron2 may scale batch size and learning rate to the number of processes. A checkpoint
-        # keeps the config as given, because a resume compares it with the one it is given.
+        # keeps the config as given: a resume compares it with the new one before any scaling.
         self._given_config = cfg.dump()
         with parallelize_on_cpu(cfg.MODEL.DEVICE):
             super().__init__(cfg)
@@ -98,7 +98,7 @@ class Trainer(DefaultTrainer):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if "_trainer" not in state:
-            # As in main; Detectron2 0.5 and 0.6 save no optimizer, and with it no momentum.
+            # As Detectron2 main does it; 0.5 and 0.6 lose the momentum, as they save no optimizer.
             state["_trainer"] = self._trainer.state_dict()
         return state
 
@@ -123,7 +123,7 @@ class Trainer(DefaultTrainer):
             raise
         except Exception:
             self._saver.save_interrupted_evaluation()
-            # Another process has stopped in an evaluation, and this one waited for it.
+            # A signal has stopped the first process in an evaluation, and this one waited for it.
             if STOP_REQUEST.number and not comm.is_main_process():
                 STOP_REQUEST.stop()
             raise
@@ -138,14 +138,14 @@ class Trainer(DefaultTrainer):
             self._guard.stop_first_process()
 
     def _stop_if_asked(self, save: Callable[[], None], error: Optional[Exception]) -> None:
-        """Stop before a batch is used if any process has to, all together and with a checkpoint.
+        """If any process has to stop, stop all of them before this batch, with a checkpoint.
 
         Args:
-            save: the state after the last complete step; called in all processes.
-            error: why this process has no batch; the caller raises it.
+            save: saves the state after the last complete step; called in all processes.
+            error: why this process has no batch, or None; the caller raises it.
 
         Raises:
-            RunStopped: for another reason than this `error`.
+            RunStopped: a signal asked for a stop, or another process has no batch.
         """
         status = agree_on(_FAILED if error else STOP_REQUEST.number)
         if not status:
@@ -159,8 +159,8 @@ class Trainer(DefaultTrainer):
         STOP_REQUEST.stop()
 
     def after_train(self) -> None:
-        # Detectron2 evaluates after an exception in the last iteration as if the run had ended;
-        # `iter` reaches `max_iter`, and moves at all, only if it has.
+        # After an exception in the last iteration, Detectron2 evaluates as if the run were
+        # complete. It is if `iter` has moved, and has reached `max_iter`.
         if self.iter < self.max_iter or self.iter == self.start_iter:
             self._hooks = [x for x in self._hooks if not isinstance(x, EvalHook)]
         try:
@@ -172,13 +172,13 @@ class Trainer(DefaultTrainer):
             raise
 
     def resume_or_load(self, resume: bool = True, allow_changes: Sequence[str] = ()) -> None:
-        """Load the last checkpoint or MODEL.WEIGHTS, and move to the data that comes next.
+        """Load the last checkpoint or MODEL.WEIGHTS, and move to the data that follows.
 
         Args:
             resume: load the last checkpoint of OUTPUT_DIR if it has one.
             allow_changes: what may have changed since a resumed run started: keys of the config,
-                "classes", "optimizer" (which may be missing). With a key of SOLVER, learning rate,
-                momentum and weight decay are those of the config, else those of the checkpoint.
+                "classes", "optimizer" (whose state may be missing). With a key of SOLVER, learning
+                rate, momentum and weight decay come from the config, else from the checkpoint.
 
         Raises:
             WeightsError: the weights cannot be read or do not fit, or the classes have changed.
@@ -209,7 +209,7 @@ class Trainer(DefaultTrainer):
             )
 
     def _continue_exactly(self) -> None:
-        """Set every part of this process to its state at the checkpoint."""
+        """Restore this process as it was at the checkpoint, or else only its place in the data."""
         log = logging.getLogger(LOGGER_NAME)
         run_state = self.checkpointer.loaded.get("run_state", {})
         if run_state.get("num_processes") == comm.get_world_size():
@@ -221,7 +221,7 @@ class Trainer(DefaultTrainer):
                 + (f", except for rounding: {', '.join(changes)}" if changes else "")
             )
             return
-        # Of Detectron2, an older version, or another number of processes.
+        # A checkpoint of Detectron2, of an older version, or of another number of processes.
         num_images = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
         self._parts["data"].load_state_dict(
             {"next": num_images // comm.get_world_size(), "waiting": []}
@@ -254,8 +254,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        # The first process saves the state; the others wait for it, and end with it.
-        # The run goes on as if it had not been evaluated; a resume does not evaluate again.
+        # Only the first process stops here, and saves; the others wait for it, and end with it.
+        # The generators are kept because a resumed run does not repeat the evaluation.
         with STOP_REQUEST.can_stop_here(comm.is_main_process()), kept_generators():
             return super().test(cfg, model, evaluators)
 
@@ -284,9 +284,9 @@ def _get_versions() -> dict[str, str]:
 
 
 def _replace_checkpointer(hooks: list[HookBase], saver: RunSaver) -> list[HookBase]:
-    """The hooks with `saver` in place of Detectron2's, before the evaluation.
+    """The hooks with `saver` in place of Detectron2's checkpointer, before the evaluation.
 
-    Detectron2 has none in other processes than the first.
+    Only the first process has a checkpointer of Detectron2; all of them get `saver`.
     """
     others = [x for x in hooks if not isinstance(x, PeriodicCheckpointer)]
     position = next(i for i, x in enumerate(others) if isinstance(x, EvalHook))

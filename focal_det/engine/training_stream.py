@@ -1,7 +1,7 @@
 """The training data of a process as one endless stream, which a resumed run continues.
 
-What a run draws for an image, such as a flip, depends on the seed and on the position of the image
-in the stream alone. So the batches are the same with any number of data workers, and after any
+What a run draws for an image, such as a flip, depends only on the seed and on the position of the
+image in the stream. So the batches are the same with any number of data workers, and after any
 number of resumes.
 """
 
@@ -23,24 +23,24 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .data_workers import DataWorkers, start_worker
 from .run_state import kept_generators
 
-_MAX_TRIES = 100  # of a mapper that returns None for an image: another image takes its place
+_MAX_TRIES = 100  # with a mapper that returns None: each time, another image takes the place
 
 # A position in the stream, and the index of the image there.
 Place = tuple[int, int]
 
 
 class TrainingStream:
-    """Batches of mapped images, without an end.
+    """An endless iterator over batches of mapped images.
 
-    Images with the same orientation are batched together if `by_orientation` is set, as Detectron2
-    does it; until a batch is full, they wait.
+    With `by_orientation`, images of the same orientation are batched together, as in Detectron2;
+    they wait until their batch is full.
 
     Args:
         dataset: Detectron2's dataset dicts.
-        sampler: an endless sampler, the share of this process.
-        mapper: makes a model input of a dataset dict, or None to have another image instead.
+        sampler: endless; yields the indices for this process.
+        mapper: from a dataset dict to a model input, or to None to have another image instead.
         batch_size: images in a batch of this process.
-        by_orientation: whether upright images and others have batches of their own.
+        by_orientation: whether wide images and all others have separate batches.
         num_workers: processes that map images; 0 for this process.
         seed: of the run.
 
@@ -81,7 +81,7 @@ class TrainingStream:
         error = None
         try:
             batch = self._read_batch()
-        except Exception as e:  # of a mapper: any type
+        except Exception as e:  # a mapper may raise any type
             error = e
         if self.before_batch is not None:
             self.before_batch(error)
@@ -100,7 +100,7 @@ class TrainingStream:
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a place; only before the first batch.
+        """Move to a place from `state_dict`; only before the first batch.
 
         Raises:
             RuntimeError: the stream has begun.
@@ -109,7 +109,7 @@ class TrainingStream:
             raise RuntimeError("a stream that has begun cannot move to another place")
         self._next_position = state["next"]
         self._first = [(position, index) for position, index in state["waiting"]]
-        # Each version of Detectron2 makes another one of the same cfg.SEED.
+        # Versions of Detectron2 derive different sampler seeds from the same cfg.SEED.
         if state.get("sampler_seed") is not None:
             self._sampler._seed = state["sampler_seed"]
         self._state = self._describe()
@@ -150,19 +150,19 @@ class TrainingStream:
             collate_fn=_keep,
             worker_init_fn=start_worker,
             multiprocessing_context=_get_start_method(self._num_workers),
-            # The loader draws a seed for its workers, which must not move the generator of the run.
+            # The loader draws its workers' seed from this generator, so the run's does not advance.
             generator=torch.Generator(),
         )
 
 
 class _MappedImages(Dataset):
-    """From a place in the stream to the place and the mapped image."""
+    """Maps a place in the stream to that place and its mapped image."""
 
     def __init__(
         self, dataset: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int
     ) -> None:
-        # Serialized, so that workers share the memory and may change the dicts. Detectron2 also
-        # knows registered data sets that make a dict when it is asked for.
+        # A list is serialized, so that workers share its memory and may change the dicts.
+        # Detectron2 also accepts a Dataset, which makes its dicts on demand.
         self._dataset = dataset
         if isinstance(dataset, list):
             self._dataset = DatasetFromList(dataset, copy=False)
@@ -173,7 +173,7 @@ class _MappedImages(Dataset):
 
     def __getitem__(self, place: Place) -> tuple[Place, Any]:
         position, index = place
-        # Of the whole run: no two processes draw the same numbers.
+        # The position in the whole run, so that no two processes draw the same numbers.
         with _seeded(self._seed, position * self._num_processes + self._rank):
             return place, self._map(index)
 
@@ -190,9 +190,9 @@ class _MappedImages(Dataset):
 
 @contextmanager
 def _seeded(seed: int, position: int) -> Iterator[None]:
-    """Let a block draw random numbers that depend on seed and position alone.
+    """Let a block draw random numbers that depend only on seed and position.
 
-    The generators go on afterwards as if the block had drawn none.
+    Afterwards, the generators continue as if the block had drawn none.
     """
     words = np.random.SeedSequence([seed, position]).generate_state(4)
     with kept_generators():
@@ -204,7 +204,7 @@ def _seeded(seed: int, position: int) -> Iterator[None]:
 
 
 def _get_start_method(num_workers: int) -> Optional[str]:
-    """How data workers start: on Linux as torch always did, and Python before 3.14."""
+    """How data workers start: on Linux by fork, Python's default there before 3.14."""
     return "fork" if num_workers > 0 and sys.platform == "linux" else None
 
 
@@ -233,8 +233,8 @@ def build_train_stream(cfg: CfgNode) -> TrainingStream:
     """The stream of a config, with Detectron2's data sets, sampler and mapper.
 
     Raises:
-        ValueError: the batch size is not a multiple of the number of processes, or the data set has
-            no length.
+        ValueError: the batch size is not a multiple of the number of processes, or the data set is
+            an iterable one.
     """
     args = _train_loader_from_config(cfg)
     if isinstance(args["dataset"], IterableDataset):
