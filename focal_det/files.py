@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Optional
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows, where files of dead processes stay
+except ModuleNotFoundError:  # Windows, where the half-written files of dead processes stay
     fcntl = None  # type: ignore[assignment]
 
 _PART = ".part"  # suffix of a file that is being written
@@ -46,13 +46,13 @@ def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
     try:
         # "x": never through a link, or into a file that another process writes.
         with open(part, "xb") as stream:
-            # Held while this process lives: so others see that the file is still being written.
+            # Held until the file is closed, so that others see that it is still being written.
             _lock(stream)
             yield stream
-            # Without fsync, a power cut after the rename can leave an empty file of the final name.
+            # Without fsync, a power cut after the rename can leave an empty file under this name.
             stream.flush()
             os.fsync(stream.fileno())
-            # Within the block, so that it is locked until it has its name.
+            # Renamed within the block, so that it is locked until it has its final name.
             if fcntl is None:
                 stream.close()  # Windows renames no open file
             part.replace(file)
@@ -65,7 +65,7 @@ def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
 
 
 def remove_parts(folder: Path, pattern: str = "*") -> None:
-    """Remove what killed processes have left of files that they were writing.
+    """Remove the files that killed processes were writing.
 
     Args:
         pattern: glob pattern of the final names of the files.
@@ -73,7 +73,7 @@ def remove_parts(folder: Path, pattern: str = "*") -> None:
     if fcntl is None:
         return
     for part in folder.glob(f".{pattern}.*{_PART}"):
-        # It may be gone by now, or belong to somebody else.
+        # It may be gone by now, or belong to another user.
         try:
             with open(part, "rb+") as stream:
                 if _lock(stream):
@@ -83,7 +83,7 @@ def remove_parts(folder: Path, pattern: str = "*") -> None:
 
 
 def _lock(stream: BinaryIO) -> bool:
-    """Lock a file until it is closed; returns whether no other process has locked it."""
+    """Lock a file until it is closed; returns whether that succeeded."""
     if fcntl is None:
         return True
     try:
@@ -100,7 +100,7 @@ def lock_for_process(stream: BinaryIO) -> bool:
     """Lock a file until this process closes it; returns whether no other process has locked it.
 
     Processes forked from this one do not hold the lock. Where locks do not exist, as on some
-    network file systems, there is none.
+    network file systems, this returns True and locks nothing.
     """
     if fcntl is None:
         return True
@@ -114,7 +114,7 @@ def lock_for_process(stream: BinaryIO) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, too; some systems cannot."""
+    """Flush the names in a folder to the disk, where the file system can do so."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""Jobs of a Slurm cluster, through submitit; a training run among them goes on when requeued.
+"""Jobs of a Slurm cluster, through submitit; a training run continues when its job is requeued.
 
-This file imports neither torch nor Detectron2: what waits for a training process should start at
-once, because a signal that comes before it listens would end the job.
+This file imports neither torch nor Detectron2: the process that waits for a training run must start
+fast, because a signal that comes before it listens ends the job.
 """
 
 import os
@@ -18,15 +18,15 @@ from typing import Any, Optional
 
 from .messages import parse_value
 
-# Of a training run, which makes progress between two of them. submitit's 3 are for jobs of unknown
-# length.
+# How often a training run may reach its time limit: each time, it has made progress. submitit's
+# default is 3.
 _MAX_TIMEOUTS = 1000
 _TRAIN_PARAMETERS = {
     "name": "focal-det",
     "stderr_to_stdout": True,
-    # Without it, the clusters with JobRequeue=0 refuse to requeue a job.
+    # Otherwise clusters with JobRequeue=0 refuse to requeue the job.
     "slurm_additional_parameters": {"requeue": True},
-    # The other tasks of a run would wait for one that has failed.
+    # Otherwise the other tasks of a run wait for one that has failed.
     "slurm_srun_args": ["--kill-on-bad-exit=1"],
 }
 
@@ -39,18 +39,18 @@ def make_executor(
     defaults: Optional[Mapping[str, Any]] = None,
     max_timeouts: int = 3,
 ) -> Any:
-    """submitit's executor.
+    """Build submitit's executor.
 
     Args:
-        folder: of its logs.
+        folder: for its files, logs included.
         words: KEY=VALUE parameters; a value is a Python literal or a text.
-        cluster: None for Slurm, where there is one; "local" for this machine.
+        cluster: "slurm", or "local" for this machine; None for Slurm if there is one, else "local".
         defaults: parameters that the words may change.
-        max_timeouts: how often a job is requeued because its time is over.
+        max_timeouts: how often a job is requeued when it reaches its time limit.
 
     Raises:
         ModuleNotFoundError: no submitit; says how to get it.
-        ValueError: a word of another form, or an unknown parameter.
+        ValueError: a word that is not KEY=VALUE, or a parameter that submitit refuses.
     """
     try:
         import submitit
@@ -75,14 +75,14 @@ def make_executor(
 class TrainJob:
     """`focal-det train` in a process of its own, as a job that continues when it is requeued.
 
-    submitit calls the object in each task of the job, and `checkpoint` in the first one, in the
-    handler of the signal that announces a preemption or the end of the time.
+    submitit calls the object in each task of the job, and `checkpoint` in the first task only, in
+    the handler of the signal that announces a preemption or the time limit.
 
     Attributes:
-        words: arguments of `focal-det train`, without those below.
-        flags: --resume, --overwrite and --eval-only, as far as they are given.
-        num_restarts: how often the job has been requeued with these flags in mind.
-        seconds_to_end: for the cluster to end the job after a run that was stopped by SIGTERM.
+        words: arguments of `focal-det train`, without the flags below.
+        flags: those of --resume, --overwrite and --eval-only that are given.
+        num_restarts: restarts of the job that `flags` already accounts for.
+        seconds_to_end: how long the cluster has to end the job after SIGTERM has stopped the run.
     """
 
     words: tuple[str, ...]
@@ -101,7 +101,7 @@ class TrainJob:
             SystemExit: with the code of `focal-det train`, if that is not 0.
         """
         _export_place()
-        # submitit ignores it.
+        # submitit's own handler ignores it.
         signal.signal(signal.SIGTERM, self._ask_to_stop)
         words = ["train", *self._get_flags(), *self.words]
         with _held_signals():
@@ -112,8 +112,9 @@ class TrainJob:
             self._ask_to_stop()
             _wait(self._process)
         if code in (128 + signal.SIGTERM, -signal.SIGTERM):
-            # A job that ended now by itself would not be requeued: after a preemption, Slurm does
-            # that at the end of the grace time; in the tasks after the first, `checkpoint` does.
+            # A job that ended by itself now would not be requeued. After a preemption, Slurm does
+            # that at the end of the grace time; a task after the first waits until `checkpoint` of
+            # the first one has done it.
             print("waiting for the cluster to end this job", flush=True)
             time.sleep(self.seconds_to_end)
         if code:
@@ -126,7 +127,7 @@ class TrainJob:
         flags = self._get_flags()
         if self._process:
             self._ask_to_stop()
-            # -SIGTERM: before it listened to signals, trained or removed an earlier run.
+            # -SIGTERM: the run had not begun to train, so its flags still hold.
             if _wait(self._process) != -signal.SIGTERM:
                 flags = self._continue()
         restarts = _count_restarts() + 1
@@ -134,11 +135,11 @@ class TrainJob:
 
     def _get_flags(self) -> tuple[str, ...]:
         """The flags with which the run starts now."""
-        # More: without a signal, such as after the failure of a machine.
+        # More restarts: without submitit's signal, such as after the failure of a machine.
         return self._continue() if _count_restarts() > self.num_restarts else self.flags
 
     def _continue(self) -> tuple[str, ...]:
-        """The flags with which the run goes on."""
+        """The flags with which the run continues."""
         return self.flags if "--eval-only" in self.flags else ("--resume",)
 
     def _ask_to_stop(self, *_: Any) -> None:
@@ -153,17 +154,17 @@ def _count_restarts() -> int:
 
 
 def _export_place() -> None:
-    """Let the tasks of a job join one run, if it has several."""
+    """Let the tasks of a job join one run, if there are several."""
     from submitit.helpers import TorchDistributedEnvironment
 
     place = TorchDistributedEnvironment()
     if place.world_size > 1:
-        # A process takes the GPU of its LOCAL_RANK.
+        # Each process picks its GPU by LOCAL_RANK, so it has to see all of them.
         place.export(set_cuda_visible_devices=False, overwrite=True)
 
 
 def _get_signal() -> int:
-    """The signal of submitit."""
+    """The signal that tells submitit that the job will end."""
     from submitit import JobEnvironment
 
     return getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
@@ -171,9 +172,9 @@ def _get_signal() -> int:
 
 @contextmanager
 def _held_signals() -> Iterator[None]:
-    """Let signals for this process wait until the end of the block.
+    """Hold back signals to this process until the end of the block.
 
-    In a block that starts a process, their handlers would run there, too, or miss it.
+    While a process is being started, a handler could run in that process, too, or not know of it.
     """
     numbers = {_get_signal(), signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -199,11 +200,12 @@ def _start(command: Sequence[str]) -> subprocess.Popen:
 def _wait(process: subprocess.Popen) -> int:
     """Wait for the end of a process; returns its exit code, or -N after signal N.
 
-    A signal handler may wait meanwhile: `Popen.wait` would hold a lock that the handler needs, and
-    so this leaves the process as a zombie.
+    A signal handler may wait for the same process meanwhile. `Popen.wait` would hold a lock that
+    the handler needs; this holds none, and leaves the process as a zombie, so that both see its
+    end.
     """
     end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert end is not None  # only without WNOHANG
+    assert end is not None  # None needs WNOHANG
     return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
@@ -213,7 +215,7 @@ def submit_train(
     """Submit a training run; returns the id of the job, and the file of its output.
 
     Args:
-        folder: of submitit's files; all machines must share it.
+        folder: for submitit's files; all machines must share it.
         words: KEY=VALUE parameters of submitit.
         cluster: "local" for a process on this machine.
 

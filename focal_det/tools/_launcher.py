@@ -1,4 +1,4 @@
-"""`--launcher slurm` of the programs that train, and a training run as a job."""
+"""`--launcher slurm` of `focal-det train` and `focal-det sweep`; a training run as a job."""
 
 import argparse
 import itertools
@@ -13,10 +13,10 @@ _FLAGS = ("--resume", "--overwrite", "--eval-only")
 
 
 def add_launcher_arguments(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """`--launcher` and `--slurm`.
+    """Add `--launcher` and `--slurm`.
 
     Args:
-        meaning: help text: what becomes a job.
+        meaning: what becomes a job, for the help text.
     """
     parser.add_argument(
         "--launcher", choices=["local", "slurm"], default="local", help=f"slurm: {meaning}"
@@ -31,7 +31,7 @@ def add_launcher_arguments(parser: argparse.ArgumentParser, meaning: str) -> Non
 
 
 def return_opts(args: argparse.Namespace) -> None:
-    """Move KEY VALUE pairs that follow `--slurm K=V ...` from there to `opts`."""
+    """Move KEY VALUE pairs, which argparse took for more of `--slurm K=V ...`, to `opts`."""
     args.slurm, pairs = _split(args.slurm)
     args.opts = [*pairs, *args.opts]
 
@@ -61,7 +61,7 @@ def submit(args: argparse.Namespace) -> None:
 
 def _make_job(words: Sequence[str]) -> TrainJob:
     """The job of a command, without the arguments of this file."""
-    # argparse, as it also knows abbreviations and --launcher=slurm.
+    # By argparse, because it also knows abbreviations and --launcher=slurm.
     parser = argparse.ArgumentParser(add_help=False)
     add_launcher_arguments(parser, "")
     for flag in _FLAGS:

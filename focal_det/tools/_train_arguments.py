@@ -5,7 +5,7 @@ import argparse
 from ._launcher import add_launcher_arguments
 
 CHECKED_IMAGES = 200  # of each data set: decoding all of a large one takes minutes
-# Of Detectron2's own arguments, those whose help is not true of this program.
+# For those arguments of Detectron2 whose own help is not true here.
 _HELP = {
     "config_file": "required: a .yaml file, or the name of a config that ships with focal_det",
     "resume": "continue the run in OUTPUT_DIR; refused if settings changed (see --allow-changes)",
@@ -15,7 +15,7 @@ _HELP = {
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that focal_det adds, and help that is true of it."""
+    """Add focal_det's arguments, and correct the help of Detectron2's."""
     flags = {
         "--no-check": f"skip `focal-det check`, here on {CHECKED_IMAGES} images of each data set",
         "--overwrite": "remove the run that OUTPUT_DIR holds, and start anew",
@@ -36,7 +36,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes on this machine, with --num-gpus 0 (default: one for each GPU)",
     )
     add_launcher_arguments(parser, "the run becomes a job, which is requeued and continues")
-    # Detectron2's port is the same for every run of a user.
+    # Detectron2's default port is the same for every run of a user, so two runs would collide.
     parser.set_defaults(dist_url="auto")
     # argparse has no public way to change an argument of another library's parser.
     for action in parser._actions:
