@@ -1,4 +1,4 @@
-"""A Slurm cluster of one machine: the commands that submitit and our scripts call.
+"""A stand-in for a Slurm cluster, on this machine: the commands that submitit and scripts call.
 
 As in Slurm, a signal to a job reaches all processes of its tasks, and a job that is requeued is
 ended and started again with SLURM_RESTART_COUNT.
@@ -86,7 +86,7 @@ FakeSlurm.of_environment().signal_tasks(15)
 
 
 class FakeSlurm:
-    """The commands, in a folder to be put on the PATH, and the state of the only job."""
+    """The commands, in a folder for the PATH, and the state of the only job."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -113,20 +113,20 @@ class FakeSlurm:
         monkeypatch.setenv("PATH", os.pathsep.join(map(str, path)))
         monkeypatch.setenv("FAKE_SLURM", str(self.folder))
         monkeypatch.setenv("PYTHONPATH", root)
-        # A job takes the environment of its submission; sums of floats depend on the threads.
+        # A job inherits this environment. Sums of floats depend on the number of threads.
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def _read_pid(self, name: str) -> int:
         return int((self.folder / f"{name}.pid").read_text())
 
     def signal_tasks(self, number: int) -> None:
-        """Slurm's signal to the tasks of a job: all of their processes get it."""
+        """Send a signal to the tasks of the job; as in Slurm, all of their processes get it."""
         for pid in get_descendants(self._read_pid("srun")):
             if is_running(pid):
                 os.kill(pid, number)
 
     def signal_batch(self, number: int) -> None:
-        """A signal to the script, with B: before its name."""
+        """Send a signal to the script alone, as Slurm does for `--signal=B:...`."""
         os.kill(self._read_pid("job"), number)
 
     def kill_node(self) -> None:
@@ -134,7 +134,7 @@ class FakeSlurm:
         (self.folder / "requeue").touch()
 
     def wait_for_end(self, seconds: float = 120) -> int:
-        """The exit code of the job."""
+        """Wait for the end of the job; returns its exit code."""
         file = self.folder / "exit_code"
         assert wait_until(lambda: file.is_file() and file.read_text(), seconds), self.read_log()
         return int(file.read_text())
@@ -143,7 +143,7 @@ class FakeSlurm:
         return (self.folder / "batch.log").read_text()
 
     def read_options(self) -> dict[str, str]:
-        """What the script asks sbatch for."""
+        """The options of sbatch in the script."""
         text = (self.folder / "script.sh").read_text()
         return {k: v for k, v in re.findall(r"^#SBATCH --([a-z-]+)=?(\S*)", text, re.MULTILINE)}
 

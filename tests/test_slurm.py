@@ -1,4 +1,4 @@
-"""A training run as a job: it trains the same, and goes on when the cluster requeues it."""
+"""A training run as a job: it trains the same, and continues when the cluster requeues it."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A cluster; the job that a test has submitted ends with it."""
+    """A cluster; the job that a test submits ends with the test."""
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     cluster = FakeSlurm(tmp_path / "cluster")
@@ -85,7 +85,7 @@ def test_job_that_is_announced_its_end_goes_on_exactly(digits, reference, slurm)
 
 @slow
 def test_sigterm_of_a_preemption_saves_and_waits(digits, reference, slurm):
-    """Without PreemptParameters=send_user_signal; Slurm requeues the job after the grace time."""
+    """As without PreemptParameters=send_user_signal: Slurm requeues the job after a grace time."""
     submit(digits.write_config(**KEYS))
     log = digits.folder / "out" / "slurm" / "77_0_log.out"
     wait_for_first_checkpoint(digits, log)
@@ -148,7 +148,7 @@ def test_job_of_submitit_on_this_machine_goes_on(digits, reference):
     pid = job._process.pid
     try:
         wait_for_first_checkpoint(digits, job.paths.stdout)
-        # submitit's own `_interrupt` ends the process that would start the job again.
+        # Not by submitit's `_interrupt`, which also ends the process that would restart the job.
         for process in get_descendants(pid):
             os.kill(process, signal.SIGUSR2)
         assert wait_until(job.done)
@@ -160,7 +160,7 @@ def test_job_of_submitit_on_this_machine_goes_on(digits, reference):
 
 @pytest.fixture
 def read_job(slurm, digits, monkeypatch):
-    """A function from the words of a command to the job it submits."""
+    """A function that runs a command and returns the job that it submits."""
     jobs = []
 
     def submit_nothing(job, folder, words):
@@ -232,7 +232,7 @@ def test_flags_after_a_restart(monkeypatch):
     def get_flags(*flags):
         return TrainJob((), flags).checkpoint().function.flags
 
-    assert get_flags("--overwrite") == ("--overwrite",)  # it has not started
+    assert get_flags("--overwrite") == ("--overwrite",)  # the run has not started
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert get_flags("--overwrite") == get_flags() == ("--resume",)
     assert get_flags("--eval-only") == ("--eval-only",)

@@ -11,7 +11,7 @@ from tests.conftest import make_batch
 
 @pytest.fixture
 def train_steps(make_cfg, tmp_path):
-    """A function that trains a small model with `change` as gradient hook of `cls_score`."""
+    """A function that trains a small model with `change` as the gradient hook of `cls_score`."""
 
     def run(change, *overrides, num_steps=2):
         cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 1e-30, *overrides)

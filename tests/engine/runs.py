@@ -23,7 +23,7 @@ KEYS = {
     "INPUT__MIN_SIZE_TRAIN": [96, 112, 128],
 }
 TWO = ["--num-gpus", "0", "--num-processes", "2"]
-SECONDS = 120  # for a process to get somewhere, on a busy machine
+SECONDS = 120  # to wait for a process on a busy machine
 
 
 def get_env(**variables: str) -> dict[str, str]:
@@ -34,7 +34,7 @@ def get_env(**variables: str) -> dict[str, str]:
 
 
 def obey_signals() -> None:
-    """In a new process: a shell's background ignores SIGINT, and `nohup` SIGHUP."""
+    """Undo, in a new process, that background jobs ignore SIGINT, and `nohup` SIGHUP."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -76,7 +76,7 @@ def wait_until(condition, seconds: float = SECONDS) -> bool:
 
 
 def wait_for_checkpoint(out: Path, process: subprocess.Popen) -> None:
-    """Wait until a run has saved its first checkpoint and trains on."""
+    """Wait until a run that goes on has saved its first checkpoint."""
     tag = out / "last_checkpoint"
     assert wait_until(lambda: tag.is_file() or process.poll() is not None)
     assert process.poll() is None, (out.parent / "train.log").read_text()[-3000:]
@@ -88,7 +88,7 @@ def get_last_iteration(out: Path) -> int:
 
 
 def read_number(file: Path) -> int:
-    """What a file holds, -1 if that is no number yet."""
+    """The number in a file; -1 if it has none yet."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -103,7 +103,7 @@ def is_running(pid: int) -> bool:
 
 
 def get_descendants(pid: int) -> list[int]:
-    """Processes below one, however deep."""
+    """All descendants of a process."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -122,7 +122,7 @@ def read_weights(out: Path, name: str = "model_final.pth") -> dict:
 
 
 def find_differences(a: dict, b: dict) -> list[str]:
-    """Names of tensors that are not equal in each bit."""
+    """Names of the tensors whose values are not equal."""
     assert a.keys() == b.keys()
     return [k for k in a if not torch.equal(a[k], b[k])]
 

@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed ends with the weights of the run that is not."""
+"""A run that is interrupted and resumed ends with the weights of an uninterrupted one."""
 
 import random
 import signal
@@ -90,7 +90,7 @@ def whole_precise_bn(tmp_path_factory):
 
 
 def start_precise_bn(digits, nth_update=1):
-    """Start a run, and wait until it computes the statistics for the n-th time."""
+    """Start a run, and wait until it computes the statistics for the `nth_update`-th time."""
     config = digits.write_config(**PRECISE_BN)
     process = start_train(config)
     log = digits.folder / "train.log"
@@ -140,7 +140,7 @@ def test_processes_stop_together_in_precise_bn(digits):
 
 @slow
 def test_last_step_without_final_model_gets_one(digits):
-    """Killed between two writes: of the last checkpoint, and of the final model."""
+    """As after a kill between the write of the last checkpoint and that of the final model."""
     config = digits.write_config(**{**KEYS, "SOLVER__CHECKPOINT_PERIOD": NUM_ITERS})
     run_to_end(config)
     out = digits.folder / "out"
@@ -152,7 +152,7 @@ def test_last_step_without_final_model_gets_one(digits):
 
 
 def test_evaluation_leaves_the_random_generators(digits, monkeypatch):
-    """A resumed run does not repeat it, and would draw other numbers from then on."""
+    """A resumed run does not repeat the evaluation; otherwise it would draw other numbers."""
     from detectron2.engine import DefaultTrainer
 
     def draw(*args):

@@ -1,4 +1,4 @@
-"""What `focal-det train` refuses before it starts a process, and how it names what stopped one."""
+"""What `focal-det train` refuses before it starts, and how it explains what stopped a run."""
 
 import errno
 import pickle
@@ -90,7 +90,7 @@ def test_error_of_a_run_is_explained(error, kind, message, digits, monkeypatch):
     args = parse(digits.write_config())
     with pytest.raises(kind, match=message):
         launch.start_run(args, check=lambda plan: None)
-    # An error crosses processes as it is.
+    # It is the same when it has been sent from another process.
     with pytest.raises(kind, match=message):
         raise pickle.loads(pickle.dumps(launch._explain(error)))
 

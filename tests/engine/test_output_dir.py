@@ -31,7 +31,7 @@ def get_iterations(digits):
 
 @pytest.fixture
 def finished(digits):
-    """A run of two iterations, not evaluated: its config, and its folder."""
+    """The config and the folder of a run of two iterations, which was not evaluated."""
     config = digits.write_config(DATASETS__TEST=[], SOLVER__BASE_LR=0.01)
     run_train(config)
     return config, digits.folder / "out"
@@ -89,7 +89,7 @@ def test_eval_only_of_the_starting_weights_is_ambiguous(finished, tmp_path, caps
 
 
 def test_eval_only_with_another_model_warns(finished, capsys):
-    """Anchors of other sizes, in a number that fits the weights."""
+    """Anchors of other sizes, but as many, so that the weights fit."""
     words = [
         "MODEL.ANCHOR_GENERATOR.SIZES",
         "[[8,10,12],[16,20,25],[32,40,50],[64,80,101],[128,161,203]]",
@@ -181,7 +181,7 @@ def test_resume_with_broken_checkpoints_alone_is_refused(finished, capsys):
 
 
 def test_resume_skips_a_damaged_checkpoint_and_logs_why(digits):
-    """A flipped bit in a weight of the tagged checkpoint, and the rest of a killed write."""
+    """A flipped bit in a weight of the tagged checkpoint, and half a file of a killed process."""
     config = digits.write_config(DATASETS__TEST=[], SOLVER__CHECKPOINT_PERIOD=1)
     out = digits.folder / "out"
     run_train(config)

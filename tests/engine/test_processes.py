@@ -1,4 +1,4 @@
-"""Signals, dead processes and dead data workers: what a real run saves, and that all of it ends."""
+"""Signals, dead processes and data workers: what a real run saves, and that nothing is left."""
 
 import json
 import os
@@ -62,7 +62,7 @@ class Run:
         return self.pids[1:]
 
     def wait_for_end(self):
-        """The exit code; nothing else is running then."""
+        """Wait until no process of the run is left; returns its exit code."""
         assert wait_until(lambda: not any(map(is_running, self.pids)), SECONDS_TO_END)
         return self.process.wait(1)
 
@@ -86,7 +86,7 @@ def run(digits):
 def test_all_processes_end_with_the_first(number, run):
     run.start(*TWO, DATALOADER__NUM_WORKERS=1)
     wait_for_checkpoint(run.out, run.process)
-    # Two that train, each with a data worker; and one of multiprocessing itself.
+    # Two that train, each with a data worker; multiprocessing may have started one of its own.
     assert len(run.find_processes()) >= 4
     run.process.send_signal(number)
     expected = -number if number == signal.SIGKILL else 128 + number
@@ -103,7 +103,7 @@ def test_signal_to_one_process_stops_all(run):
 
 
 def test_signal_to_a_whole_group_leaves_the_data_workers(run):
-    """As of Ctrl+C on a terminal, or of a cluster: the step needs them to end."""
+    """As from Ctrl+C or a cluster: the run needs the workers to complete its step."""
     run.start(DATALOADER__NUM_WORKERS=2)
     wait_for_checkpoint(run.out, run.process)
     for pid in [*run.find_processes(), run.process.pid]:
@@ -113,7 +113,7 @@ def test_signal_to_a_whole_group_leaves_the_data_workers(run):
 
 
 def test_second_signal_stops_at_once(run):
-    # Its backward takes many seconds, in which Python calls no handler.
+    # The backward pass takes many seconds, in which Python calls no handler.
     run.start(SOLVER__IMS_PER_BATCH=4, INPUT__MIN_SIZE_TRAIN=[1200], INPUT__MAX_SIZE_TRAIN=9999)
     assert wait_until(lambda: "loss_cls of the first batch is" in run.log.read_text())
     run.process.send_signal(signal.SIGTERM)
@@ -172,7 +172,7 @@ def test_signal_to_a_worker_of_an_evaluation_is_not_for_the_run(run):
     workers = run.find_processes()
     os.kill(workers[-1], signal.SIGTERM)
     time.sleep(1.5)
-    # The first one for the run itself, and not the second.
+    # For the run itself, this is the first signal, not the second.
     if run.process.poll() is None:
         run.process.send_signal(signal.SIGTERM)
     assert run.wait_for_end() in (1, 128 + signal.SIGTERM)
@@ -205,7 +205,7 @@ run_in_processes(time.sleep, arguments())
 
 
 def test_hangup_of_a_closed_terminal_saves(run):
-    """Nothing can be written to it any more."""
+    """Nothing can be written to the terminal any more."""
     ours, theirs = os.openpty()
     config = run.digits.write_config(**ENDLESS)
     command = [sys.executable, "-m", "focal_det.tools", "train", "--no-check", "--config-file"]
@@ -237,7 +237,7 @@ def test_signal_in_the_last_evaluation_keeps_the_last_metrics(run):
     assert run.wait_for_end() == 128 + signal.SIGTERM
     assert (run.out / "last_checkpoint").read_text() == "model_final.pth"
     assert read_iterations(run.out)[-1] == 2
-    # What is left is the evaluation.
+    # Only the evaluation is left.
     run_to_end(config, "--resume", "INPUT.MIN_SIZE_TEST", "64")
     lines = [json.loads(x) for x in (run.out / "metrics.json").read_text().splitlines()]
     assert any("bbox/AP" in x for x in lines)

@@ -48,7 +48,7 @@ def test_message_says_how_to_continue(has_checkpoint, how, train_steps, tmp_path
 
 
 def test_huge_gradient_is_not_infinite(train_steps):
-    """But the square of its norm is."""
+    """Its norm overflows, but none of its values does."""
     guard = train_steps(lambda grad, _: grad * 1e30 + 1e30)
     assert guard.find_divergence() is None  # the learning rate was tiny
 
@@ -105,7 +105,7 @@ def test_steps_skipped_by_a_loss_scaler_are_counted(make_cfg, tmp_path):
     def run_step():
         trainer.optimizer.zero_grad()
         scaler.scale(sum(trainer.model(next(trainer._data_loader_iter)).values())).backward()
-        if trainer.iter in (3, 4, 5, 20) or trainer.iter > 30:  # single ones are normal
+        if trainer.iter in (3, 4, 5, 20) or trainer.iter > 30:  # single skips are normal
             trainer.model.head.cls_score.weight.grad.fill_(float("inf"))
         scaler.step(trainer.optimizer)
         scaler.update()
@@ -120,7 +120,7 @@ def test_steps_skipped_by_a_loss_scaler_are_counted(make_cfg, tmp_path):
 
 @pytest.mark.parametrize("is_lost", [True, False])
 def test_loss_of_a_skipped_step_is_checked(is_lost, make_cfg, tmp_path):
-    """A NaN loss stops at once; gradients gathered over many iterations do not."""
+    """A NaN loss stops the run at once; gradients summed over many iterations do not."""
     cfg = make_cfg("OUTPUT_DIR", str(tmp_path))
     trainer = make_trainer(cfg, itertools.repeat(make_batch([[16, 16, 52, 52]])))
 
@@ -139,7 +139,7 @@ def test_loss_of_a_skipped_step_is_checked(is_lost, make_cfg, tmp_path):
 
 
 def skip_steps_in_process(rank, cfg, folder):
-    """One of three processes in mixed precision; the loss of the second one is lost."""
+    """One of three processes in mixed precision; the loss of the second one is NaN."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3
@@ -162,7 +162,7 @@ def skip_steps_in_process(rank, cfg, folder):
 
 
 def test_lost_loss_of_a_skipped_step_stops_all_processes(make_cfg, tmp_path):
-    """Else those whose loss is finite would wait for the others in the next step."""
+    """Otherwise those whose loss is finite would wait for the others in the next step."""
     cfg = make_cfg("OUTPUT_DIR", str(tmp_path), "SOLVER.AMP.ENABLED", True)
     run_ranks(skip_steps_in_process, cfg, tmp_path, num_processes=3)
     assert len(list(tmp_path.glob("nonfinite_step_0000002_rank*.pth"))) == 3
@@ -186,6 +186,6 @@ def test_model_without_gradients_and_buffers_is_guarded(make_cfg, tmp_path):
     batches = [[{"image": torch.zeros(3, 8, 8), "image_id": i}] for i in range(2)]
     trainer = SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), 0.1))
     trainer.register_hooks([StepGuard(make_cfg("OUTPUT_DIR", str(tmp_path)))])
-    trainer._write_metrics = lambda *args: None  # which checks the losses itself
+    trainer._write_metrics = lambda *args: None  # it would check the losses itself
     with pytest.raises(DivergedError, match="Iteration 1: loss is nan"):
         trainer.train(0, 2)

@@ -1,7 +1,7 @@
 """Runs that Detectron2's own trainer begins and ours continues, and the other way round.
 
-Both store the state of the trainer as Detectron2's main does. Its 0.5 and 0.6 write no state of the
-optimizer, and read none.
+Ours stores the state of the trainer as Detectron2's main does. Detectron2 0.5 and 0.6 neither write
+nor read the state of the optimizer.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from tests.faults.test_training_faults import make_trainer
 
 KEYS = {"DATASETS__TEST": [], "SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__BASE_LR": 0.01, "SEED": 3}
 LAST = "model_0000003.pth"
-# In a method of its own, which 0.5 and 0.6 lack.
+# Main saves it in this method, which 0.5 and 0.6 do not have.
 HAS_OPTIMIZER = "state_dict" in vars(DefaultTrainer)
 
 
@@ -29,7 +29,7 @@ def forget_data():
 
 @pytest.fixture(scope="module")
 def begin(tmp_path_factory):
-    """A function from a trainer to a copy of its run of four iterations."""
+    """A function that copies a trainer's run of four iterations and returns its checkpoint."""
     known = {}
 
     def run(kind, digits):
@@ -51,7 +51,7 @@ def begin(tmp_path_factory):
 
 
 def resume(kind, digits, **kwargs):
-    """A trainer up to its first step."""
+    """A trainer that has resumed a run, before its first step."""
     trainer = make_trainer(kind, digits, SOLVER__MAX_ITER=6, **KEYS)
     trainer.resume_or_load(resume=True, **kwargs)
     return trainer

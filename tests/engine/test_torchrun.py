@@ -1,4 +1,4 @@
-"""torchrun starts the processes: they join one run, and a restart goes on with it."""
+"""Processes that torchrun starts join one run, and continue it after a restart."""
 
 import importlib.util
 import os
@@ -58,7 +58,7 @@ def test_killed_process_is_started_again_and_goes_on(digits, reference, processe
 
 
 def start_two_machines(config, *options, **variables):
-    """Simulated on one, by two agents that meet at a port."""
+    """Two agents on this machine, which meet at a port, stand for two machines."""
     options = [*options, "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
     options += ["--rdzv_id", "test", "--rdzv_endpoint", f"localhost:{find_free_port()}"]
     return [start_torchrun(config, *options, **variables) for _ in range(2)]
@@ -73,7 +73,7 @@ def test_two_machines_join_one_run(digits, reference, processes):
 
 @pytest.mark.slow
 def test_two_machines_go_on_although_one_counts_no_restart(digits, reference, processes):
-    """The process of one is killed; that of the other waits for it, and is not counted."""
+    """One machine's process is killed; the other's hangs, and its restart is not counted."""
     config = digits.write_config(**KEYS)
     processes += start_two_machines(
         config, "--max-restarts", "3", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3"
@@ -109,7 +109,7 @@ def test_refusal_ends_all_processes(digits, processes):
     processes.append(process)
     assert process.wait(60) == 1  # torchrun's own code
     log = config.with_name("train.log").read_text()
-    # The first line; then torchrun reports in its own way.
+    # Our line comes first; torchrun's own report follows.
     assert log.count("Did you mean 'BASE_LR'?") == 1
     assert log.startswith("focal-det train: SOLVER.BASE_LRR: Unknown key")
 

@@ -15,7 +15,7 @@ RECORDS = [{"file_name": f"{i}", "width": 9 + i % 3, "height": 10} for i in rang
 
 
 def draw(record):
-    """An image of random numbers, from each of the generators that augmentations use."""
+    """An image with a random number from each generator that augmentations use."""
     numbers = [random.random(), np.random.rand(), torch.rand(()).item()]
     return {**record, "numbers": numbers}
 
@@ -103,7 +103,7 @@ def test_mapper_that_returns_none_gets_another_image():
 
 
 def test_sampler_continues_with_its_seed():
-    """Versions of Detectron2 make another one of the same SEED of the config."""
+    """Versions of Detectron2 derive different ones from the same cfg.SEED."""
     stream = make_stream()
     read(stream, 2)
     other = make_stream()
@@ -113,7 +113,7 @@ def test_sampler_continues_with_its_seed():
 
 
 def test_data_set_may_make_its_dicts_when_asked():
-    """As one that is registered as a torch Dataset."""
+    """Such as one that is registered as a torch Dataset."""
 
     class Records(Dataset):
         def __len__(self):
@@ -152,7 +152,7 @@ def test_error_of_an_image_names_it_and_leaves_the_state(num_workers):
 
 
 def test_stop_before_a_batch_leaves_the_state():
-    """So that a resumed run reads that batch again."""
+    """A resumed run then reads that batch again."""
 
     class Stop(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""Faults of processes: killed, signalled, in the middle of a write; real ones, on real runs."""
+"""Faults of processes and their checkpoints: real signals, kills and damage on real runs."""
 
 import importlib.util
 import io
@@ -158,7 +158,7 @@ def test_row_2_killed_in_a_write(tmp_path, processes, fault):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """OUTPUT_DIR of two iterations with a checkpoint each."""
+    """OUTPUT_DIR of a run of two iterations, with a checkpoint after each."""
     digits = DigitsCopy(tmp_path_factory.mktemp("trained"))
     run_to_end(digits.write_config(SOLVER__CHECKPOINT_PERIOD=1, **NOT_EVALUATED))
     return digits.folder / "out"
@@ -173,7 +173,7 @@ def empty(data):
 
 
 def flip(data):
-    """One bit of a weight, in the middle of the largest tensor."""
+    """Flip one bit of a weight, in the middle of the largest tensor."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         member = max(archive.infolist(), key=lambda x: x.file_size)
     position = member.header_offset + member.file_size // 2
@@ -229,7 +229,7 @@ def test_rows_16_and_17_signal(row, number, digits, other, processes, fault):
 
 
 def describe_lost(out):
-    """The iterations of a run since its last checkpoint, which is one of its interval."""
+    """What a run has lost since its last checkpoint, which must be a periodic one."""
     last = get_last_iteration(out)
     assert (last + 1) % KEYS["SOLVER__CHECKPOINT_PERIOD"] == 0
     file = out / "metrics.json"
@@ -351,7 +351,7 @@ LAZY = sorted(Path(get_config_file("Base-FocalRetinaNet.yaml")).parent.rglob("*.
 
 
 def test_row_43_constant_scheduler(fault):
-    """Detectron2's hook asks for the learning rate after the last iteration, too."""
+    """Detectron2's hook also asks for the learning rate after the last iteration."""
     from fvcore.common.param_scheduler import ConstantParamScheduler
 
     assert len(LAZY) >= 3

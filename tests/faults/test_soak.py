@@ -1,4 +1,4 @@
-"""A run that is interrupted twenty times ends as the run that never was."""
+"""A run that is interrupted twenty times ends like the run that never was."""
 
 import collections
 import os
