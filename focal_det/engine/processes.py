@@ -263,7 +263,12 @@ def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[An
             child.process.join()
     if failed and passed_on and children[0].error is None:
         raise SystemExit(128 + passed_on[0])
-    # A killed process comes first, because the errors of the others follow from it.
+    if failed:
+        _raise_failure(children, failed)
+
+
+def _raise_failure(children: Sequence[_Child], failed: Sequence[_Child]) -> None:
+    """Raise what has ended a run: the failure that the others follow from."""
     for child in failed:
         code = child.process.exitcode or 0
         if code < 0 and child.error is None:
@@ -271,12 +276,15 @@ def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[An
                 f"process {children.index(child)} of this run was killed by "
                 f"{describe_signal(-code)}. Continue with --resume"
             )
+    first_code = children[0].process.exitcode or 0
+    # In an evaluation, the first process stops alone, and those that waited for it fail.
+    if children[0] in failed and first_code > 128:
+        raise SystemExit(first_code)
     for child in failed:
         if child.error is not None:
             raise child.error
-    if failed:
-        # Of the lowest rank: the others may have failed because they waited for it.
-        raise SystemExit(min(failed, key=children.index).process.exitcode)
+    # Of the lowest rank: the others may have failed because they waited for it.
+    raise SystemExit(min(failed, key=children.index).process.exitcode)
 
 
 def _wait_for(children: Sequence[_Child]) -> list[_Child]:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from focal_det.engine.processes import run_in_processes
 from tests.engine.runs import (
     TWO,
     get_descendants,
@@ -241,6 +242,20 @@ def test_signal_in_the_last_evaluation_keeps_the_last_metrics(run):
     run_to_end(config, "--resume", "INPUT.MIN_SIZE_TEST", "64")
     lines = [json.loads(x) for x in (run.out / "metrics.json").read_text().splitlines()]
     assert any("bbox/AP" in x for x in lines)
+
+
+def stop_first(rank):
+    """As in an evaluation: the first process gets a signal alone, and another waits for it."""
+    if rank == 0:
+        sys.exit(128 + signal.SIGTERM)
+    time.sleep(1)
+    raise ConnectionError("the first process is gone")
+
+
+def test_stop_of_the_first_process_is_no_error_of_another():
+    with pytest.raises(SystemExit) as end:
+        run_in_processes(stop_first, [(0,), (1,)])
+    assert end.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("words", [[], pytest.param(TWO, marks=pytest.mark.slow)])
