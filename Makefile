@@ -48,8 +48,8 @@ test: env ## the quick tests (about 6 minutes on two CPU cores)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 
 .PHONY: test-slow
-test-slow: env ## the slow tests, which train or compile for minutes
-	$(PYTHON) -m pytest -m slow
+test-slow: env ## the slow tests, which train or compile for minutes (about 20 on two CPU cores)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m slow
 
 .PHONY: lint
 lint: env ## ruff and mypy

@@ -34,6 +34,10 @@ def pytest_addoption(parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 def pytest_terminal_summary(terminalreporter, config) -> None:
     """The rows whose tests passed, in the order of their numbers."""
     file = config.getoption("--faults-table")

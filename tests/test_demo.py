@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_demo_learns_the_digits_and_leaves_a_report():
     out = ROOT / "output" / "demo"
     shutil.rmtree(out, ignore_errors=True)

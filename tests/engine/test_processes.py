@@ -38,7 +38,7 @@ SECONDS_TO_END = 10
 SLOW_EVALUATION = {
     "DATASETS__TEST": ["copy"],
     "TEST__EVAL_PERIOD": 7,
-    "INPUT__MIN_SIZE_TEST": 2400,
+    "INPUT__MIN_SIZE_TEST": 1200,
     "INPUT__MAX_SIZE_TEST": 9999,
 }
 
@@ -230,7 +230,7 @@ def test_signal_in_the_last_evaluation_keeps_the_last_metrics(run):
     config = run.start(
         DATASETS__TEST=["copy"],
         SOLVER__MAX_ITER=3,
-        INPUT__MIN_SIZE_TEST=2400,
+        INPUT__MIN_SIZE_TEST=1200,
         INPUT__MAX_SIZE_TEST=9999,
     )
     assert wait_until(lambda: "Start inference on" in run.log.read_text())

@@ -55,6 +55,7 @@ def wait_for_another_checkpoint(out, process):
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_run_survives_twenty_interruptions(tmp_path, clean_catalog, record_property):
     folders = [tmp_path / "reference", tmp_path / "interrupted"]
