@@ -8,7 +8,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Union
 
@@ -16,7 +16,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from focal_det.messages import UnknownNameError, describe_error, describe_unknown
-from focal_det.modeling.build import RETINANET_ARGS
+from focal_det.modeling.build import RETINANET_ARGS, STAGE_ARGS
 from focal_det.registry import (
     ASSIGNER_REGISTRY,
     CLS_LOSS_REGISTRY,
@@ -37,8 +37,9 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     line can set them; only the entry of `NAME` is read. Components registered before this call are
     included.
     """
-    # Its import registers the architecture; nothing of it is used here.
-    importlib.import_module("focal_det.modeling.retinanet")
+    # Their import registers the architectures; nothing of them is used here.
+    for name in ("retinanet", "rpn", "roi_heads"):
+        importlib.import_module(f"focal_det.modeling.{name}")
     node = type(cfg)()
     # Classification loss: a name of CLS_LOSS_REGISTRY.
     node.CLS_LOSS = _make_component_node(cfg, "FocalLoss", CLS_LOSS_REGISTRY)
@@ -55,6 +56,13 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # Iterations between figures of the classification loss in the metrics, `focal_det/...`; 0 for
     # none.
     node.TELEMETRY_PERIOD = 20
+    # The stages of a two-stage detector with FocalRPN and FocalROIHeads, FocalRes5ROIHeads or
+    # FocalCascadeROIHeads. The defaults are Detectron2's own detector: cross entropy of a sample.
+    node.RPN = _make_stage_node(cfg, "FocalLoss", "SampleSize")
+    node.RPN.PRIOR_PROB = 0.5
+    node.ROI_BOX_HEAD = _make_stage_node(cfg, "SoftmaxFocalLoss", "SampleCount")
+    # 0 for a bias of 0, as in Detectron2.
+    node.ROI_BOX_HEAD.PRIOR_PROB = 0.0
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
     cfg.MODEL.FOCAL_DET = node
@@ -238,25 +246,51 @@ def _explain_type(error: ValueError) -> str:
     return f"{error}: write {hint.format(value)}"
 
 
-def _make_component_node(cfg: CfgNode, name: str, registry: ComponentRegistry) -> CfgNode:
+def _make_stage_node(cfg: CfgNode, cls_loss: str, normalizer: str) -> CfgNode:
+    """Settings of a stage: the loss and its divisor, the prior, the sample.
+
+    Args:
+        cls_loss: name of a loss with alpha and gamma; its default here is cross entropy.
+    """
+    node = type(cfg)()
+    node.CLS_LOSS = _make_component_node(cfg, cls_loss, CLS_LOSS_REGISTRY, STAGE_ARGS)
+    node.CLS_LOSS.ARGS[cls_loss].alpha = -1.0
+    node.CLS_LOSS.ARGS[cls_loss].gamma = 0.0
+    node.NORMALIZER = _make_component_node(cfg, normalizer, NORMALIZER_REGISTRY, STAGE_ARGS)
+    # What the loss is computed of: "random", a sample in the ratio of POSITIVE_FRACTION; "none",
+    # all anchors or proposals; "hard", those with the largest losses.
+    node.SAMPLING = "random"
+    return node
+
+
+def _make_component_node(
+    cfg: CfgNode,
+    name: str,
+    registry: ComponentRegistry,
+    known_args: Collection[str] = tuple(RETINANET_ARGS),
+) -> CfgNode:
     """A node of the type of `cfg` with NAME, and with ARGS for each registered component.
 
     Unknown keys are let in, so that the component itself can name the nearest match.
+
+    Args:
+        known_args: arguments that have another key.
     """
     make_node = type(cfg)
     node = make_node()
     node.NAME = name
     node.ARGS = make_node(new_allowed=True)
     for component_name, component in registry:
-        node.ARGS[component_name] = make_node(_get_defaults(component), new_allowed=True)
+        defaults = _get_defaults(component, known_args)
+        node.ARGS[component_name] = make_node(defaults, new_allowed=True)
     return node
 
 
-def _get_defaults(component: type) -> dict[str, Any]:
-    """Defaults of the constructor arguments that have no key of Detectron2's."""
+def _get_defaults(component: type, known_args: Collection[str]) -> dict[str, Any]:
+    """Defaults of the constructor arguments that have no other key."""
     defaults = {}
     for key, value in get_constructor_args(component).items():
-        if key in RETINANET_ARGS or value is inspect.Parameter.empty:
+        if key in known_args or value is inspect.Parameter.empty:
             continue
         # yaml has no tuples.
         defaults[key] = list(value) if isinstance(value, tuple) else value

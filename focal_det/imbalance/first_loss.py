@@ -32,6 +32,7 @@ def compute_expected_loss(
         The loss as the model logs it, in nats.
     """
     cls_loss = build_cls_loss(cfg)
+    normalizer = build_normalizer(cfg)
     bias = cls_loss.bias(get_prior_prob(cfg), setup.num_classes)
     # A batch repeats the images of a small set, and labelling is what takes time.
     sums_by_image: dict[int, tuple[Tensor, Tensor]] = {}
@@ -39,11 +40,10 @@ def compute_expected_loss(
         if id(record) not in sums_by_image:
             targets, level_sizes = _build_targets(record, setup, cls_loss.needs)
             sums = compute_initial_loss(cls_loss, bias, targets, level_sizes)
-            sums_by_image[id(record)] = (sums, targets.num_pos)
+            sums_by_image[id(record)] = (sums, normalizer.count(targets))
     batch = [sums_by_image[id(record)] for record in records]
     sums = torch.cat([sums for sums, _ in batch])
-    num_pos = torch.cat([num_pos for _, num_pos in batch])
-    divisor = build_normalizer(cfg)(num_pos)
+    divisor = normalizer(torch.cat([counts for _, counts in batch]))
     return float(normalize_cls_sums(cls_loss, sums, divisor))
 
 

@@ -11,19 +11,39 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_number
+from .arguments import check_integer, check_number
 from .state import OptionalBuffers, get_num_processes, is_training_step, sum_over_processes
+from .targets import DenseTargets
 
 
 class Normalizer(nn.Module, ABC):
-    """Base of all normalizers. A config selects one by the name of its class."""
+    """Base of all normalizers. A config selects one by the name of its class.
+
+    Attributes:
+        of_samples: True if it divides by anchors of either kind, as detectors do that sample them;
+            without sampling, such a divisor has nothing to do with the number of objects.
+    """
+
+    of_samples: bool = False
+
+    def count(self, targets: DenseTargets) -> Tensor:
+        """(N,) int64, what `forward` takes: positives or samples of each image."""
+        if self.of_samples:
+            return targets.num_samples
+        return targets.num_pos
+
+    def compute_divisor(self, targets: DenseTargets) -> Tensor:
+        """() or (N,) float32 > 0, the divisor of a batch."""
+        divisor: Tensor = self(self.count(targets))
+        return divisor
 
     @abstractmethod
     def forward(self, num_pos: Tensor) -> Tensor:
         """The divisor of a batch.
 
         Args:
-            num_pos: (N,) int64, positives of each image.
+            num_pos: (N,) int64, positives of each image; if `of_samples`, anchors that are not
+                ignored.
 
         Returns:
             () or (N,) float32, > 0.
@@ -132,3 +152,39 @@ class Constant(Normalizer):
     def forward(self, num_pos: Tensor) -> Tensor:
         # Filled on the device: copying a number from the CPU would wait for the device.
         return torch.full((), self.value * len(num_pos), device=num_pos.device)
+
+
+class SampleSize(Normalizer):
+    """The size that a sample should have, in each image: the divisor of Detectron2's RPN.
+
+    Args:
+        batch_size_per_image: anchors per image, >= 1. A config gives
+            `MODEL.RPN.BATCH_SIZE_PER_IMAGE` or that of `MODEL.ROI_HEADS`.
+
+    Raises:
+        ValueError: batch_size_per_image out of range.
+    """
+
+    of_samples = True
+
+    def __init__(self, *, batch_size_per_image: int = 256) -> None:
+        super().__init__()
+        check_integer("batch_size_per_image", batch_size_per_image, "[1, inf)")
+        self.batch_size_per_image = batch_size_per_image
+
+    def forward(self, num_samples: Tensor) -> Tensor:
+        # Filled on the device: copying a number from the CPU would wait for the device.
+        size = float(self.batch_size_per_image * len(num_samples))
+        return torch.full((), size, device=num_samples.device)
+
+
+class SampleCount(Normalizer):
+    """Anchors that are not ignored in this process's batch: the divisor of Detectron2's box head.
+
+    At least 1, for a batch without any.
+    """
+
+    of_samples = True
+
+    def forward(self, num_samples: Tensor) -> Tensor:
+        return num_samples.sum().clamp(min=1).float()

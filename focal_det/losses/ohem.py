@@ -134,11 +134,11 @@ class OHEMLoss(ClsLoss):
         ]
         losses = torch.cat(per_level, dim=1)
         means = []
-        for losses_of_image, labels in zip(losses, targets.gt_labels):
+        for losses_of_image, labels, anchors in zip(losses, targets.gt_labels, targets.anchors):
             idxs = mine_hard_anchors(
                 losses_of_image.detach(),
                 labels,
-                targets.anchors,
+                anchors,
                 num_classes=targets.num_classes,
                 batch=self.batch,
                 nms_thresh=self.nms_thresh,

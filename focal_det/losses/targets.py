@@ -23,7 +23,7 @@ class DenseTargets:
         num_classes: K.
         pos_idxs: two (P,) int64 tensors, the image and the anchor of each positive.
         num_pos: (N,) int64, number of positives in each image.
-        anchors: (R, 4) XYXY in absolute pixels; only for losses that need "anchors".
+        anchors: (N, R, 4) XYXY in absolute pixels; only for losses that need "anchors".
         iou: (N, R) float32 in [0, 1], IoU of the decoded prediction with its matched box, 0 where
             the anchor is not positive, without gradient; only for losses that need "iou".
     """
@@ -35,6 +35,11 @@ class DenseTargets:
     num_pos: Tensor
     anchors: Optional[Tensor] = None
     iou: Optional[Tensor] = None
+
+    @property
+    def num_samples(self) -> Tensor:
+        """(N,) int64, anchors of each image that are not ignored."""
+        return (self.gt_labels >= 0).sum(dim=1)
 
     @classmethod
     def build(
@@ -50,7 +55,8 @@ class DenseTargets:
         """Assemble the targets of a batch; the one place that searches for positives.
 
         Args:
-            gt_labels, gt_boxes, num_classes, anchors: see the attributes.
+            gt_labels, gt_boxes, num_classes: see the attributes.
+            anchors: (R, 4) if all images have the same, or (N, R, 4) as of proposals.
             needs: what the losses that will read the targets need: a subset of {"iou", "anchors"}.
             compute_iou: from targets without IoU to (N, R) IoU; called if "iou" is needed.
 
@@ -71,7 +77,7 @@ class DenseTargets:
         if "anchors" in needs:
             if anchors is None:
                 raise ValueError("anchors are needed, got None")
-            targets = replace(targets, anchors=anchors)
+            targets = replace(targets, anchors=anchors.expand(*gt_labels.shape, 4))
         if "iou" in needs:
             if compute_iou is None:
                 raise ValueError("compute_iou is needed, got None")

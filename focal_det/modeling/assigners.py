@@ -107,7 +107,9 @@ def compute_gt_labels(
     return gt_labels.masked_fill_(matches.without_anchor.all(), num_classes)
 
 
-def check_gt_classes(gt_classes: Tensor, num_classes: int, image_name: str) -> None:
+def check_gt_classes(
+    gt_classes: Tensor, num_classes: int, image_name: str, key: str = "NUM_CLASSES"
+) -> None:
     """Refuse class ids that the model has no output for.
 
     Detectron2 would train id K as background, and fail on the GPU for ids above K.
@@ -116,6 +118,7 @@ def check_gt_classes(gt_classes: Tensor, num_classes: int, image_name: str) -> N
         gt_classes: (M,) int64, on the CPU; on another device this waits for it.
         num_classes: K.
         image_name: for the message.
+        key: key of K, for the message.
 
     Raises:
         ValueError: an id outside 0..K-1; names the image and the key to change.
@@ -129,8 +132,7 @@ def check_gt_classes(gt_classes: Tensor, num_classes: int, image_name: str) -> N
         if smallest < 0:
             wrong = smallest
         raise ValueError(
-            f"Image {image_name} has an object of class id {wrong}, but "
-            f"MODEL.RETINANET.NUM_CLASSES is {num_classes}, so ids must be in "
-            f"0..{num_classes - 1}. Set NUM_CLASSES to the number of classes of the data set "
-            "(background not counted), or correct the category ids."
+            f"Image {image_name} has an object of class id {wrong}, but {key} is {num_classes}, so "
+            f"ids must be in 0..{num_classes - 1}. Set NUM_CLASSES to the number of classes of the "
+            "data set (background not counted), or correct the category ids."
         )

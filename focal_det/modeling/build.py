@@ -27,6 +27,7 @@ from focal_det.registry import (
 )
 
 from .assigners import Assigner
+from .stage_losses import check_stage
 
 # Constructor arguments of losses for which Detectron2 has a key already.
 RETINANET_ARGS = {
@@ -34,6 +35,8 @@ RETINANET_ARGS = {
     "gamma": "FOCAL_LOSS_GAMMA",
     "num_classes": "NUM_CLASSES",
 }
+# The same for the stages of a two-stage detector.
+STAGE_ARGS = ("num_classes", "batch_size_per_image")
 # Keys read at inference only, which may change when a run is resumed.
 INFERENCE_KEYS = (
     "MODEL.RETINANET.NMS_THRESH_TEST",
@@ -132,18 +135,17 @@ def build_cls_loss(cfg: CfgNode) -> ClsLoss:
     """
     # Offered to every loss; the registry passes on what the constructor takes.
     known = {arg: cfg.MODEL.RETINANET[key] for arg, key in RETINANET_ARGS.items()}
-    cls_loss: ClsLoss = _build(CLS_LOSS_REGISTRY, "CLS_LOSS", cfg, **known)
-    # A loss made for another K would fail in the head, without the key to change.
-    try:
-        cls_loss.num_outputs(cfg.MODEL.RETINANET.NUM_CLASSES)
-    except ValueError as error:
-        raise ValueError(f"MODEL.FOCAL_DET.CLS_LOSS: {error}") from error
-    return cls_loss
+    return _build_cls_loss(cfg, "CLS_LOSS", **known)
 
 
 def build_normalizer(cfg: CfgNode) -> Normalizer:
     """Build `MODEL.FOCAL_DET.NORMALIZER`; errors as for `build_cls_loss`."""
     normalizer: Normalizer = _build(NORMALIZER_REGISTRY, "NORMALIZER", cfg)
+    if normalizer.of_samples:
+        raise ValueError(
+            f"MODEL.FOCAL_DET.NORMALIZER: {type(normalizer).__name__} divides by a sample of the "
+            "anchors, and a RetinaNet takes all of them; choose one that counts positives"
+        )
     return normalizer
 
 
@@ -178,6 +180,48 @@ def get_prior_prob(cfg: CfgNode) -> Union[float, Sequence[float]]:
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
     return prior
+
+
+def build_stage(cfg: CfgNode, stage: str) -> dict[str, Any]:
+    """What `MODEL.FOCAL_DET.<stage>` says of a stage of a two-stage detector.
+
+    Args:
+        stage: "RPN" or "ROI_BOX_HEAD".
+
+    Returns:
+        Arguments of FocalRPN and FocalFastRCNNOutputLayers: "cls_loss", "normalizer", "prior_prob",
+        "sampling", "batch_size_per_image", "dataset_names" and "telemetry_period".
+
+    Raises:
+        ValueError: as for `build_cls_loss`, or settings that do not fit together; names the key.
+    """
+    key = f"MODEL.FOCAL_DET.{stage}"
+    node = cfg.MODEL.FOCAL_DET[stage]
+    # An RPN tells objects from background, whatever their classes are.
+    num_classes = 1
+    batch_size_per_image = cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE
+    prior_prob: Union[float, Sequence[float]] = node.PRIOR_PROB
+    if stage == "ROI_BOX_HEAD":
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        batch_size_per_image = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+        prior_prob = cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS or prior_prob
+    known = {"num_classes": num_classes, "batch_size_per_image": batch_size_per_image}
+    args = {
+        "cls_loss": _build_cls_loss(cfg, f"{stage}.CLS_LOSS", **known),
+        "normalizer": _build(NORMALIZER_REGISTRY, f"{stage}.NORMALIZER", cfg, **known),
+        "prior_prob": prior_prob,
+        "sampling": node.SAMPLING,
+        "batch_size_per_image": batch_size_per_image,
+    }
+    try:
+        check_stage(**args, num_classes=num_classes)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return {
+        **args,
+        "dataset_names": (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST),
+        "telemetry_period": cfg.MODEL.FOCAL_DET.TELEMETRY_PERIOD,
+    }
 
 
 def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -216,9 +260,23 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def _build_cls_loss(cfg: CfgNode, key: str, *, num_classes: int, **known: Any) -> ClsLoss:
+    cls_loss: ClsLoss = _build(CLS_LOSS_REGISTRY, key, cfg, num_classes=num_classes, **known)
+    # A loss made for another K would fail in the head, without the key to change.
+    try:
+        cls_loss.num_outputs(num_classes)
+    except ValueError as error:
+        raise ValueError(f"MODEL.FOCAL_DET.{key}: {error}") from error
+    return cls_loss
+
+
 def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **known: Any) -> Any:
-    """Build the component that a node of MODEL.FOCAL_DET names, with its ARGS."""
-    node = cfg.MODEL.FOCAL_DET[key]
+    """Build the component that a node of MODEL.FOCAL_DET names, with its ARGS.
+
+    Args:
+        key: of the node below MODEL.FOCAL_DET, such as "RPN.NORMALIZER".
+    """
+    node = reduce(getitem, key.split("."), cfg.MODEL.FOCAL_DET)
     # Also names of components that are not selected: a typo in one of them would never show.
     for name in node.ARGS:
         if name not in registry:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import Optional
 
-import torch
 from torch import Tensor, nn
 
 from focal_det.host import LOGGER_NAME
@@ -28,36 +27,40 @@ def get_prior_bias(head: nn.Module, num_outputs: int) -> Optional[Tensor]:
 
 
 def compute_loss_at_prior(
-    head: nn.Module,
+    bias: Tensor,
+    prior_bias: Tensor,
     cls_loss: ClsLoss,
     targets: DenseTargets,
     divisor: Tensor,
     level_sizes: Sequence[int],
 ) -> Optional[Tensor]:
-    """() `loss_cls` of a batch if every score were the prior.
+    """() classification loss of a batch if every score were the prior.
 
-    None if `cls_score` does not start at the prior. This must be the same on all processes, as a
-    loss may gather statistics over them.
+    None if the layer does not start at the prior. This must be the same on all processes, as a loss
+    may gather statistics over them.
 
     Args:
+        bias: (A * C,) of the layer that predicts the logits.
+        prior_bias: (C,) that the layer starts with.
         divisor: () or (N,), of the normalizer.
         level_sizes: anchors per image of each level.
     """
-    bias = get_prior_bias(head, cls_loss.num_outputs(targets.num_classes))
-    if bias is None:
-        return None
     # A loaded checkpoint has a trained bias: its first loss says nothing about the prior.
-    if not torch.equal(head.get_parameter("cls_score.bias"), head.get_buffer("prior_bias")):
+    if not bool((bias.unflatten(0, (-1, len(prior_bias))) == prior_bias).all()):
         return None
-    sums = compute_initial_loss(cls_loss, bias, targets, level_sizes)
+    sums = compute_initial_loss(cls_loss, prior_bias, targets, level_sizes)
     return normalize_cls_sums(cls_loss, sums, divisor)
 
 
-def report_first_loss(first: float, initial: float) -> None:
-    """Log the first classification loss; warn if it is far from the loss at the prior."""
+def report_first_loss(name: str, first: float, initial: float) -> None:
+    """Log the first classification loss; warn if it is far from the loss at the prior.
+
+    Args:
+        name: of the loss in the metrics, such as "loss_cls".
+    """
     logger = logging.getLogger(LOGGER_NAME)
     message = (
-        f"loss_cls of the first batch is {first:.4g}; "
+        f"{name} of the first batch is {first:.4g}; "
         f"with every score at the prior it would be {initial:.4g}"
     )
     # The trainer stops at NaN with a message of its own.

@@ -15,12 +15,15 @@ from focal_det.host import LOGGER_NAME, put_scalar
 from .assigners import check_gt_classes
 
 
-def check_training_batch(batched_inputs: Sequence[dict[str, Any]], num_classes: int) -> list[str]:
+def check_training_batch(
+    batched_inputs: Sequence[dict[str, Any]], num_classes: int, key: str
+) -> list[str]:
     """Check the objects of a training batch while it is still on the CPU.
 
     Args:
         batched_inputs: outputs of Detectron2's DatasetMapper.
         num_classes: K.
+        key: full key of K, for messages.
 
     Returns:
         Names of the images, for messages.
@@ -37,7 +40,7 @@ def check_training_batch(batched_inputs: Sequence[dict[str, Any]], num_classes: 
                 f"Image {name} has no 'instances' to train on; does the data set have annotations?"
             )
         # Checked on the CPU: on the GPU, the comparison would wait for the device.
-        check_gt_classes(batch_item["instances"].gt_classes, num_classes, str(name))
+        check_gt_classes(batch_item["instances"].gt_classes, num_classes, str(name), key)
         names.append(str(name))
     return names
 

@@ -21,10 +21,9 @@ from focal_det.host import put_scalar
 from focal_det.losses import ClsLoss
 from focal_det.losses.normalizers import Normalizer
 from focal_det.losses.targets import DenseTargets
-from focal_det.messages import describe_unknown
 
 from .assigners import Assigner, IoUAssigner
-from .box_loss import BOX_LOSS_TYPES
+from .box_loss import check_box_loss_type
 from .build import build_assigner, build_cls_loss, build_normalizer, check_finite, get_prior_prob
 from .candidates import select_candidates
 from .dense_losses import build_targets, compute_dense_losses
@@ -73,10 +72,7 @@ class FocalRetinaNet(RetinaNet):
                     f"{key} belongs to the loss: write cls_loss=FocalLoss(alpha=..., gamma=...)"
                 )
         super().__init__(**retinanet_args)
-        # Detectron2 would find a wrong name at the first step only.
-        if self.box_reg_loss_type not in BOX_LOSS_TYPES:
-            key = "box regression loss (MODEL.RETINANET.BBOX_REG_LOSS_TYPE)"
-            raise ValueError(describe_unknown(key, self.box_reg_loss_type, BOX_LOSS_TYPES))
+        check_box_loss_type(self.box_reg_loss_type, "MODEL.RETINANET.BBOX_REG_LOSS_TYPE")
         self.cls_loss = cls_loss
         self.normalizer = normalizer
         self.assigner = assigner or IoUAssigner(
@@ -144,7 +140,7 @@ class FocalRetinaNet(RetinaNet):
         if self._is_first_step:
             # Not earlier: the class names of a data set are known once it has been loaded.
             check_metadata(self.dataset_names, self.num_classes, _NUM_CLASSES_KEY)
-        image_names = check_training_batch(batched_inputs, self.num_classes)
+        image_names = check_training_batch(batched_inputs, self.num_classes, _NUM_CLASSES_KEY)
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         without_anchor: list[Tensor] = []
@@ -267,14 +263,20 @@ class FocalRetinaNet(RetinaNet):
         anchors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Both losses from (N, Ri, C) logits per level, (N, R, 4) deltas and (R, 4) anchors."""
-        divisor = self.normalizer(targets.num_pos)
+        divisor = self.normalizer.compute_divisor(targets)
         # Before the loss, whose state changes with each step.
         self._put_figures(pred_logits, targets, divisor)
         initial_loss = None
-        if self._is_first_step:
+        prior_bias = self._get_prior_bias()
+        if self._is_first_step and prior_bias is not None:
             level_sizes = [x.shape[1] for x in pred_logits]
             initial_loss = compute_loss_at_prior(
-                self.head, self.cls_loss, targets, divisor, level_sizes
+                self.head.cls_score.bias,
+                prior_bias,
+                self.cls_loss,
+                targets,
+                divisor,
+                level_sizes,
             )
         loss_cls, loss_box_reg = compute_dense_losses(
             pred_logits,
@@ -288,9 +290,12 @@ class FocalRetinaNet(RetinaNet):
             smooth_l1_beta=self.smooth_l1_beta,
         )
         if initial_loss is not None and targets.pos_idxs[0].numel():
-            report_first_loss(loss_cls.item(), initial_loss.item())
+            report_first_loss("loss_cls", loss_cls.item(), initial_loss.item())
         self._is_first_step = False
         return loss_cls, loss_box_reg
+
+    def _get_prior_bias(self) -> Optional[Tensor]:
+        return get_prior_bias(self.head, self.cls_loss.num_outputs(self.num_classes))
 
     def _put_figures(
         self, pred_logits: list[Tensor], targets: DenseTargets, divisor: Tensor
@@ -304,7 +309,7 @@ class FocalRetinaNet(RetinaNet):
                 pred_logits,
                 targets,
                 divisor=divisor,
-                prior_bias=get_prior_bias(self.head, self.cls_loss.num_outputs(self.num_classes)),
+                prior_bias=self._get_prior_bias(),
                 dataset_names=self.dataset_names,
                 level_names=self.head_in_features,
             )

@@ -50,11 +50,13 @@ def put_telemetry(
     prior_bias: Optional[Tensor],
     dataset_names: Sequence[str],
     level_names: Sequence[str],
+    prefix: str = "focal_det",
 ) -> None:
     """Put the figures of `compute_telemetry` into the trainer's metrics.
 
     Args:
         dataset_names: the first data set with class names gives the names of the classes.
+        prefix: of the names in the metrics.
     """
     values = compute_telemetry(
         cls_loss,
@@ -66,7 +68,7 @@ def put_telemetry(
         level_names=level_names,
     )
     for name, value in values.items():
-        get_event_storage().put_scalar(f"focal_det/{name}", value, smoothing_hint=False)
+        get_event_storage().put_scalar(f"{prefix}/{name}", value, smoothing_hint=False)
 
 
 def _get_class_names(dataset_names: Sequence[str], num_classes: int) -> list[str]:
@@ -102,7 +104,8 @@ def compute_telemetry(
         "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): shares of the loss in
         [0, 1]; only for pointwise losses. "max_abs_logit". "mean_p_t": mean score of the positives
         for their own class; left out if there are none. "prior_distance": log-odds of the mean
-        score over all anchors and classes minus those of the prior; close to 0 for a new head.
+        score over all anchors that are not
+        ignored, and all classes, minus those of the prior; close to 0 for a new head.
         "normalizer": mean divisor. "num_pos/<level>" and "num_pos/<class>": positives of the batch.
     """
     totals = _Totals.start(logits[0].device)
@@ -135,7 +138,7 @@ class _Totals:
     """What has been summed or collected over the levels and images so far.
 
     Attributes:
-        score_sum: () float64, over all anchors and classes.
+        score_sum: () float64, over the anchors that are not ignored, and all classes.
         pos_loss_sum: () float32, over positives; pointwise losses only.
         neg_losses: float32 losses of negatives; pointwise losses only.
         own_scores: scores of the positives' own classes.
@@ -171,7 +174,8 @@ class _Totals:
         image_labels = labels[0]
         scores = cls_loss.scores(logits[0])
         # In float64, as float32 would lose digits over millions of small scores.
-        self.score_sum = self.score_sum + scores.sum(dtype=torch.float64)
+        sums = scores.sum(dim=1, dtype=torch.float64)
+        self.score_sum = self.score_sum + sums.masked_fill(image_labels < 0, 0.0).sum()
         own_classes = image_labels[is_pos][:, None]
         self.own_scores.append(scores[is_pos].gather(1, own_classes).flatten())
         self.max_abs_logits.append(logits[0].abs().amax())
@@ -191,7 +195,8 @@ class _Totals:
         if targets.pos_idxs[0].numel():
             values["mean_p_t"] = float(torch.cat(self.own_scores).float().mean())
         if prior_bias is not None:
-            mean_score = float(self.score_sum) / (targets.gt_labels.numel() * targets.num_classes)
+            num_scores = int(targets.num_samples.sum()) * targets.num_classes
+            mean_score = float(self.score_sum) / max(num_scores, 1)
             mean_prior = float(cls_loss.scores(prior_bias[None]).double().mean())
             values["prior_distance"] = _logit(mean_score) - _logit(mean_prior)
         return values

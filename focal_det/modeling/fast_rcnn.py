@@ -1,0 +1,192 @@
+"""The last layers of a box head, with a choice of losses.
+
+Shapes: N images, R proposals of all images, K classes, C = `cls_loss.num_outputs(K)` logits.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Union
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    _log_classification_stats,
+)
+from detectron2.structures import Instances
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from focal_det.host import LOGGER_NAME
+from focal_det.losses import ClsLoss
+from focal_det.losses.normalizers import Normalizer
+
+from .box_loss import check_box_loss_type
+from .build import build_stage
+from .stage_losses import StageLosses
+
+
+class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's layers for the scores and boxes of proposals, with a choice of losses.
+
+    With the defaults of a config they are Detectron2's. Parameters have the same names and shapes
+    for every loss, so that checkpoints load both ways: `cls_score` keeps its K + 1 rows, and a loss
+    of K sigmoids leaves the last one, of background, at 0.
+
+    Args:
+        input_shape: of the features of a proposal.
+        cls_loss: sums the classification loss per image and turns logits into scores.
+        normalizer: supplies the divisor of both losses.
+        sampling, batch_size_per_image, prior_prob, dataset_names, telemetry_period: see
+            `StageLosses`.
+        layer_args: the other arguments of Detectron2's FastRCNNOutputLayers.
+
+    Raises:
+        ValueError: settings that do not fit together, see `check_stage`; Detectron2's own sigmoid
+            or federated loss is switched on.
+    """
+
+    @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
+    def __init__(
+        self,
+        input_shape: Union[ShapeSpec, int],
+        *,
+        cls_loss: ClsLoss,
+        normalizer: Normalizer,
+        sampling: str = "random",
+        batch_size_per_image: int = 512,
+        prior_prob: Union[float, Sequence[float]] = 0.0,
+        dataset_names: Sequence[str] = (),
+        telemetry_period: int = 0,
+        **layer_args: Any,
+    ) -> None:
+        super().__init__(input_shape, **layer_args)
+        # Only main has these losses.
+        for name in ("use_sigmoid_ce", "use_fed_loss"):
+            if getattr(self, name, False):
+                raise ValueError(
+                    f"MODEL.ROI_BOX_HEAD.{name.upper()} is Detectron2's own loss: set it to False, "
+                    "and MODEL.FOCAL_DET.ROI_BOX_HEAD.CLS_LOSS.NAME to the loss"
+                )
+        check_box_loss_type(self.box_reg_loss_type, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE")
+        self.stage_losses = StageLosses(
+            cls_loss=cls_loss,
+            normalizer=normalizer,
+            num_classes=self.num_classes,
+            sampling=sampling,
+            batch_size_per_image=batch_size_per_image,
+            prior_prob=prior_prob,
+            cls_name="loss_cls",
+            prefix="focal_det/roi_head",
+            level_names=["proposals"],
+            dataset_names=dataset_names,
+            telemetry_period=telemetry_period,
+        )
+        num_outputs = self.stage_losses.num_outputs
+        if num_outputs > self.num_classes + 1:
+            raise ValueError(
+                f"{type(cls_loss).__name__} needs {num_outputs} logits, and a box head has one for "
+                f"each of {self.num_classes} classes and background"
+            )
+        with torch.no_grad():
+            self.cls_score.bias[:num_outputs] = self.stage_losses.prior_bias
+            self._clear_unused_rows()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        stage = build_stage(cfg, "ROI_BOX_HEAD")
+        return {**super().from_config(cfg, input_shape), **stage}
+
+    @torch.no_grad()
+    def take_weights(self, layers: FastRCNNOutputLayers) -> None:
+        """Take the weights of other layers; the bias of the scores stays that of the prior."""
+        self.cls_score.weight.copy_(layers.cls_score.weight)
+        self.bbox_pred.load_state_dict(layers.bbox_pred.state_dict())
+        self._clear_unused_rows()
+
+    def _clear_unused_rows(self) -> None:
+        num_outputs = self.stage_losses.num_outputs
+        self.cls_score.weight[num_outputs:] = 0
+        self.cls_score.bias[num_outputs:] = 0
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        rows = state_dict.get(f"{prefix}cls_score.weight")
+        num_outputs = self.stage_losses.num_outputs
+        # Also called with a part of the names, or with other shapes.
+        if rows is None or len(rows) <= num_outputs or not bool(rows[num_outputs:].any()):
+            return
+        logging.getLogger(LOGGER_NAME).info(
+            f"{prefix}cls_score: the weights are of a softmax over classes and background; "
+            f"{type(self.stage_losses.cls_loss).__name__} takes the rows of the classes and leaves "
+            "out that of background"
+        )
+        with torch.no_grad():
+            self._clear_unused_rows()
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Normalized and weighted losses.
+
+        Args:
+            predictions: of `forward`: scores (R, K + 1), and deltas (R, K * 4) or (R, 4).
+            proposals: per image, with `proposal_boxes`, `gt_classes` and, where the image has
+                objects, `gt_boxes`.
+
+        Returns:
+            {"loss_cls": (), "loss_box_reg": ()}.
+        """
+        scores, deltas = predictions
+        logits = scores[:, : self.stage_losses.num_outputs]
+        gt_labels = cat([x.gt_classes for x in proposals])
+        boxes = cat([x.proposal_boxes.tensor for x in proposals])
+        # Without objects in the image there is no box to match, and none is needed.
+        gt_boxes = cat(
+            [(x.gt_boxes if x.has("gt_boxes") else x.proposal_boxes).tensor for x in proposals]
+        )
+        _log_classification_stats(self._add_background(logits.detach()), gt_labels)
+        counts = [len(x) for x in proposals]
+        loss_cls, loss_box_reg = self.stage_losses(
+            [_to_images(logits, counts)],
+            _to_images(self._select_deltas(deltas, gt_labels), counts),
+            _to_images(boxes, counts),
+            _to_images(gt_labels, counts, padding=-1),
+            _to_images(gt_boxes, counts),
+            bias=self.cls_score.bias[: self.stage_losses.num_outputs],
+            box2box_transform=self.box2box_transform,
+            box_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
+        losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    def _add_background(self, logits: Tensor) -> Tensor:
+        """(R, K + 1) logits whose largest is background where no sigmoid is above one half."""
+        return F.pad(logits, (0, self.num_classes + 1 - logits.shape[1]))
+
+    def _select_deltas(self, deltas: Tensor, gt_labels: Tensor) -> Tensor:
+        """(R, 4) deltas for the class of each proposal; of any class where it has none."""
+        if deltas.shape[1] == 4:
+            return deltas
+        class_idxs = gt_labels.clamp(0, self.num_classes - 1)
+        per_class = deltas.view(-1, self.num_classes, 4)
+        return per_class.gather(1, class_idxs[:, None, None].expand(-1, 1, 4)).squeeze(1)
+
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> Sequence[Tensor]:
+        """Per image (Ri, K + 1) scores in [0, 1]; 0 for background, which nobody reads."""
+        scores, _ = predictions
+        logits = scores[:, : self.stage_losses.num_outputs]
+        probs = F.pad(self.stage_losses.cls_loss.scores(logits), (0, 1))
+        per_image: Sequence[Tensor] = probs.split([len(x) for x in proposals])
+        return per_image
+
+
+def _to_images(values: Tensor, counts: list[int], padding: int = 0) -> Tensor:
+    """(N, largest count, ...) from (R, ...) values, of which each image has its own count."""
+    per_image = values.split(counts)
+    return pad_sequence(per_image, batch_first=True, padding_value=padding)

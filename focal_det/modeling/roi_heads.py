@@ -1,0 +1,119 @@
+"""Detectron2's ROI heads whose box layers have a choice of losses and sampling."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    ROIHeads,
+    StandardROIHeads,
+)
+from detectron2.structures import Instances
+
+from focal_det.data.catalog import check_metadata, prepare_datasets
+
+from .assigners import check_gt_classes
+from .build import check_finite
+from .fast_rcnn import FocalFastRCNNOutputLayers
+
+_NUM_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
+# More proposals than an image has: a random sample of so many takes all.
+_ALL = 2**40
+
+
+class _CheckedROIHeads(ROIHeads):
+    """What our ROI heads add to Detectron2's before the box layers: checks, and no sampling.
+
+    Args:
+        sampling: "random" for Detectron2's sample of `batch_size_per_image` proposals, up to
+            `positive_fraction` of them positive; else all proposals go to the box layers.
+        dataset_names: training and test sets, whose classes are compared with the model's at the
+            first step.
+        heads_args: the other arguments of Detectron2's class.
+    """
+
+    @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
+    def __init__(
+        self, *, sampling: str = "random", dataset_names: Sequence[str] = (), **heads_args: Any
+    ) -> None:
+        if sampling != "random":
+            heads_args["batch_size_per_image"] = _ALL
+            heads_args["positive_fraction"] = 0.5
+        super().__init__(**heads_args)
+        self._dataset_names = dataset_names
+        self._is_first_step = True
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *args: Any) -> dict[str, Any]:
+        check_finite(cfg)
+        names = prepare_datasets(cfg, cfg.MODEL.ROI_HEADS.NUM_CLASSES, _NUM_CLASSES_KEY)
+        sampling = cfg.MODEL.FOCAL_DET.ROI_BOX_HEAD.SAMPLING
+        return {
+            **super().from_config(cfg, *args),
+            "sampling": sampling,
+            "dataset_names": names,
+        }
+
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """As Detectron2's.
+
+        Raises:
+            ValueError: a class id outside 0..K-1, or a data set with other than K classes.
+        """
+        if self._is_first_step:
+            # Not earlier: the class names of a data set are known once it has been loaded.
+            check_metadata(self._dataset_names, self.num_classes, _NUM_CLASSES_KEY)
+            self._is_first_step = False
+        for i, instances in enumerate(targets):
+            name = f"{i} of the batch"
+            check_gt_classes(instances.gt_classes, self.num_classes, name, _NUM_CLASSES_KEY)
+        labelled: list[Instances] = super().label_and_sample_proposals(proposals, targets)
+        return labelled
+
+
+@ROI_HEADS_REGISTRY.register()
+class FocalROIHeads(_CheckedROIHeads, StandardROIHeads):
+    """StandardROIHeads with FocalFastRCNNOutputLayers; Faster and Mask R-CNN with FPN."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, Any]) -> dict[str, Any]:
+        args = super()._init_box_head(cfg, input_shape)
+        return {**args, "box_predictor": _replace(cfg, args["box_predictor"])}
+
+
+@ROI_HEADS_REGISTRY.register()
+class FocalRes5ROIHeads(_CheckedROIHeads, Res5ROIHeads):
+    """Res5ROIHeads with FocalFastRCNNOutputLayers; Faster and Mask R-CNN on C4."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *args: Any) -> dict[str, Any]:
+        found = super().from_config(cfg, *args)
+        return {**found, "box_predictor": _replace(cfg, found["box_predictor"])}
+
+
+@ROI_HEADS_REGISTRY.register()
+class FocalCascadeROIHeads(_CheckedROIHeads, CascadeROIHeads):
+    """CascadeROIHeads with FocalFastRCNNOutputLayers in each stage, each with its own loss."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, Any]) -> dict[str, Any]:
+        args = super()._init_box_head(cfg, input_shape)
+        return {**args, "box_predictors": [_replace(cfg, x) for x in args["box_predictors"]]}
+
+
+def _replace(cfg: CfgNode, layers: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
+    """Our layers in place of Detectron2's, with the same initial weights."""
+    # Without drawing other random numbers than Detectron2 has drawn.
+    with torch.random.fork_rng(devices=[]):
+        ours: FocalFastRCNNOutputLayers = FocalFastRCNNOutputLayers(
+            cfg, layers.cls_score.in_features, box2box_transform=layers.box2box_transform
+        )
+    ours.take_weights(layers)
+    return ours
