@@ -47,7 +47,11 @@ class DataWorkers:
         except DataWorkerError:
             raise
         except (OSError, EOFError):  # a broken pipe: wait until its worker is dead
-            wait([x.sentinel for x in self._processes], _SECONDS_TO_DIE)
+            ending = wait([x.sentinel for x in self._processes], _SECONDS_TO_DIE)
+            for process in self._processes:
+                # A process that ends closes its files, sentinel included, before it has ended.
+                if process.sentinel in ending:
+                    process.join(_SECONDS_TO_DIE)
             self._check()
             raise
         except RuntimeError:  # raised by the loader
