@@ -92,7 +92,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         with torch.no_grad():
             self.cls_score.bias[:num_outputs] = self.stage_losses.prior_bias
-            self._clear_unused_rows()
+        self._clear_unused_rows()
+        self.register_load_state_dict_post_hook(_leave_out_background)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -106,25 +107,15 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.bbox_pred.load_state_dict(layers.bbox_pred.state_dict())
         self._clear_unused_rows()
 
-    def _clear_unused_rows(self) -> None:
+    @torch.no_grad()
+    def _clear_unused_rows(self) -> bool:
+        """Set the rows without an output to 0; returns whether they were anything else."""
         num_outputs = self.stage_losses.num_outputs
-        self.cls_score.weight[num_outputs:] = 0
-        self.cls_score.bias[num_outputs:] = 0
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        rows = state_dict.get(f"{prefix}cls_score.weight")
-        num_outputs = self.stage_losses.num_outputs
-        # Also called with a part of the names, or with other shapes.
-        if rows is None or len(rows) <= num_outputs or not bool(rows[num_outputs:].any()):
-            return
-        logging.getLogger(LOGGER_NAME).info(
-            f"{prefix}cls_score: the weights are of a softmax over classes and background; "
-            f"{type(self.stage_losses.cls_loss).__name__} takes the rows of the classes and leaves "
-            "out that of background"
-        )
-        with torch.no_grad():
-            self._clear_unused_rows()
+        unused = (self.cls_score.weight[num_outputs:], self.cls_score.bias[num_outputs:])
+        was_used = any(bool(x.any()) for x in unused)
+        for rows in unused:
+            rows.zero_()
+        return was_used
 
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -184,6 +175,16 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         probs = F.pad(self.stage_losses.cls_loss.scores(logits), (0, 1))
         per_image: Sequence[Tensor] = probs.split([len(x) for x in proposals])
         return per_image
+
+
+def _leave_out_background(layers: FocalFastRCNNOutputLayers, _: Any) -> None:
+    """After loading: clear the row of background that a softmax has trained, and say so."""
+    if layers._clear_unused_rows():
+        name = type(layers.stage_losses.cls_loss).__name__
+        logging.getLogger(LOGGER_NAME).info(
+            f"the loaded cls_score is of a softmax over classes and background; {name} takes the "
+            "rows of the classes and leaves out that of background"
+        )
 
 
 def _to_images(values: Tensor, counts: list[int], padding: int = 0) -> Tensor:
