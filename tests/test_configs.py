@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from focal_det.model_zoo import get_config_file
+from focal_det.modeling.build import read_settings
 from tests.conftest import ROOT, make_batch
 
 YAMLS = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")])
@@ -18,6 +19,10 @@ LAZY = sorted(ROOT.glob("configs/**/*.py"))
 ZOO = {"Base-FocalRetinaNet.yaml": "Base-RetinaNet.yaml"}
 for model in ("R_50_FPN_1x", "R_50_FPN_3x", "R_101_FPN_3x"):
     ZOO[f"COCO-Detection/focal_retinanet_{model}.yaml"] = f"COCO-Detection/retinanet_{model}.yaml"
+TWO_STAGE_ZOO = {
+    "Base-FocalRCNN-FPN.yaml": ("Base-RCNN-FPN.yaml", "StandardROIHeads"),
+    "Base-FocalRCNN-C4.yaml": ("Base-RCNN-C4.yaml", "Res5ROIHeads"),
+}
 
 
 def name(path: Path) -> str:
@@ -47,14 +52,15 @@ def test_it_builds_and_makes_a_step(path, monkeypatch):
     cfg.MODEL.FOCAL_DET.DATASETS = []
     cfg.DATASETS.TRAIN = ()
     cfg.DATASETS.TEST = ()
-    make_step(build_model(cfg), cfg.MODEL.RETINANET.NUM_CLASSES)
+    make_step(build_model(cfg), read_settings(cfg).num_classes)
 
 
 @pytest.mark.parametrize("path", LAZY, ids=name)
 def test_a_lazy_config_builds_and_makes_a_step(path):
     cfg = LazyConfig.load(str(path))
     assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
-    make_step(instantiate(cfg.model), cfg.model.num_classes)
+    detector = cfg.model.get("roi_heads", cfg.model)
+    make_step(instantiate(cfg.model), detector.num_classes)
 
 
 def make_step(model, num_classes):
@@ -62,7 +68,8 @@ def make_step(model, num_classes):
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.0001)
     with EventStorage():
         losses = model(batch)
-    assert set(losses) == {"loss_cls", "loss_box_reg"}
+    names = {x.removeprefix("loss_").split("_stage")[0] for x in losses}
+    assert names in ({"cls", "box_reg"}, {"cls", "box_reg", "rpn_cls", "rpn_loc"})
     assert all(x.isfinite() for x in losses.values())
     sum(losses.values()).backward()
     optimizer.step()
@@ -74,6 +81,16 @@ def test_it_equals_detectron2s_but_for_the_architecture(ours, theirs):
     stock.merge_from_file(model_zoo.get_config_file(theirs))
     assert cfg.MODEL.META_ARCHITECTURE == "FocalRetinaNet"
     cfg.MODEL.META_ARCHITECTURE = stock.MODEL.META_ARCHITECTURE
+    assert cfg == stock
+
+
+@pytest.mark.parametrize(("ours", "theirs"), TWO_STAGE_ZOO.items())
+def test_two_stages_equal_detectron2s_but_for_our_parts(ours, theirs):
+    cfg, stock = load(Path(get_config_file(ours))), get_cfg()
+    stock.merge_from_file(model_zoo.get_config_file(theirs[0]))
+    assert cfg.MODEL.PROPOSAL_GENERATOR.NAME == "FocalRPN"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+    cfg.MODEL.ROI_HEADS.NAME = theirs[1]
     assert cfg == stock
 
 
