@@ -161,7 +161,7 @@ def mine_all(
     Anchors come one after the other by falling loss, and each is compared with all kept ones.
     """
     labels = targets.gt_labels[image]
-    iou = box_iou(targets.anchors, targets.anchors)
+    iou = box_iou(targets.anchors[image], targets.anchors[image])
     kept: list[int] = []
     for anchor in sorted(range(len(losses)), key=lambda i: (-losses[i].item(), i)):
         if labels[anchor] >= 0 and all(iou[anchor, other] <= nms_thresh for other in kept):

@@ -21,7 +21,9 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
     iou = iou * ((labels >= 0) & (labels < num_classes)).float()
     loss = CLS_LOSS_REGISTRY.build(name, args, num_classes=num_classes)
     for _ in range(steps):
-        values = loss([logits], DenseTargets(**{**vars(targets), "anchors": anchors, "iou": iou}))
+        values = loss(
+            [logits], DenseTargets(**{**vars(targets), "anchors": anchors[None], "iou": iou})
+        )
     return values.tolist()
 
 

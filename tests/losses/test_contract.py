@@ -71,8 +71,8 @@ def build(name, args, num_classes=NUM_CLASSES):
 def make_targets(labels, num_classes=NUM_CLASSES):
     """Targets with all that a loss may need; anchors overlap each other in part."""
     num_images, num_anchors = labels.shape
-    corner = torch.rand(num_anchors, 2) * 60
-    anchors = torch.cat([corner, corner + 20 + torch.rand(num_anchors, 2) * 20], dim=1)
+    corner = torch.rand(num_images, num_anchors, 2) * 60
+    anchors = torch.cat([corner, corner + 20 + torch.rand(corner.shape) * 20], dim=2)
     pos_mask = (labels >= 0) & (labels < num_classes)
     iou = torch.where(pos_mask, torch.tensor(IOUS)[torch.randint(len(IOUS), labels.shape)], 0.0)
     targets = DenseTargets.build(labels, torch.zeros(num_images, num_anchors, 4), num_classes)
@@ -88,13 +88,15 @@ def avoid_kinks(logits, name, args):
     return logits
 
 
-def make_scene(name, args, size=30.0, dtype=torch.float32, num_classes=NUM_CLASSES):
-    """A loss, logits (3, 18, C) in [-size, size], and targets with every kind of label.
+def make_scene(
+    name, args, size=30.0, dtype=torch.float32, num_classes=NUM_CLASSES, num_anchors=NUM_ANCHORS
+):
+    """A loss, logits (3, R, C) in [-size, size], and targets with every kind of label.
 
     The logits are float32 numbers whatever their dtype.
     """
     loss = build(name, args, num_classes)
-    labels = torch.randint(-1, num_classes + 1, (3, NUM_ANCHORS))
+    labels = torch.randint(-1, num_classes + 1, (3, num_anchors))
     logits = (torch.rand(*labels.shape, loss.num_outputs(num_classes)) * 2 - 1) * size
     return loss, avoid_kinks(logits, name, args).to(dtype), make_targets(labels, num_classes)
 
@@ -128,9 +130,9 @@ def assert_close_to_float64(got, want):
     assert (error <= allowed).all(), f"{got.flatten()[worst]} is not {want.flatten()[worst]}"
 
 
-def assert_equals_reference(loss, reference, logits, targets):
-    values, grad = value_and_grad(loss, logits, targets)
-    want, want_grad = value_and_grad(reference, logits.double(), targets)
+def assert_equals_reference(loss, reference, logits, targets, levels=split):
+    values, grad = value_and_grad(loss, logits, targets, levels)
+    want, want_grad = value_and_grad(reference, logits.double(), targets, levels)
     assert values.shape == (len(logits),) and values.dtype == torch.float32
     assert_close_to_float64(values, want)
     assert_close_to_float64(grad, want_grad)
@@ -293,6 +295,28 @@ def test_background_alone_and_one_class(name, args):
 
 
 @once
+@pytest.mark.parametrize(
+    ("num_classes", "level_sizes"),
+    [
+        pytest.param(1, (192, 48, 12, 3, 3), id="RPN"),
+        pytest.param(NUM_CLASSES, (512,), id="box head"),
+    ],
+)
+def test_shapes_of_both_stages(name, args, num_classes, level_sizes):
+    """One class on several levels; or a sample of proposals, which each image has of its own."""
+    num_anchors = sum(level_sizes)
+    loss, logits, targets = make_scene(
+        name, args, size=4.0, num_classes=num_classes, num_anchors=num_anchors
+    )
+    reference = CASES[name].make_reference(args, num_classes=num_classes)
+
+    def split_stage(logits):
+        return logits.split(level_sizes, dim=1)
+
+    assert_equals_reference(loss, reference, logits, targets, split_stage)
+
+
+@once
 def test_incomplete_targets_are_refused(name, args):
     loss, logits, targets = make_scene(name, args)
     for need in loss.needs:
@@ -345,7 +369,7 @@ def test_order_and_partition_of_anchors_do_not_matter(name, args):
 
     def part(idxs):
         subset = {k: getattr(targets, k)[:, idxs] for k in ("gt_labels", "gt_boxes", "iou")}
-        return DenseTargets(**{**vars(targets), **subset, "anchors": targets.anchors[idxs]})
+        return DenseTargets(**{**vars(targets), **subset, "anchors": targets.anchors[:, idxs]})
 
     order = torch.randperm(logits.shape[1])
     values, grad = value_and_grad(loss, logits[:, order], part(order))

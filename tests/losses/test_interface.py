@@ -85,7 +85,7 @@ def test_it_gets_the_targets_that_it_needs(toy_cfg, batch):
     sum(losses.values()).backward()
     (targets,) = model.cls_loss.seen
     num_images, num_anchors = targets.gt_labels.shape
-    assert targets.anchors.shape == (num_anchors, 4) and targets.iou.shape == (
+    assert targets.anchors.shape == (3, num_anchors, 4) and targets.iou.shape == (
         num_images,
         num_anchors,
     )

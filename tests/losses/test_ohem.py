@@ -41,8 +41,8 @@ def test_equals_nms_over_all_anchors(anchors, batch, nms_thresh, neg_per_pos, ti
     losses, labels = make_losses(len(anchors), ties=ties)
     args = {"batch": batch, "nms_thresh": nms_thresh, "neg_per_pos": neg_per_pos}
     got = mine_hard_anchors(losses, labels, anchors, num_classes=K, **args)
-    targets = DenseTargets.build(labels[None], anchors[None], K)
-    want = mine_all(losses, DenseTargets(**{**vars(targets), "anchors": anchors}), 0, **args)
+    targets = DenseTargets.build(labels[None], anchors[None], K, needs={"anchors"}, anchors=anchors)
+    want = mine_all(losses, targets, 0, **args)
     assert got.tolist() == want
 
 
@@ -81,6 +81,6 @@ def test_only_the_minibatch_gets_a_gradient(anchors):
     logits = torch.randn(1, len(anchors), K, requires_grad=True)
     targets = DenseTargets.build(labels, anchors[None], K)
     OHEMLoss(batch=16)(
-        [logits], DenseTargets(**{**vars(targets), "anchors": anchors})
+        [logits], DenseTargets(**{**vars(targets), "anchors": anchors[None]})
     ).sum().backward()
     assert (logits.grad != 0).any(dim=-1).sum() == 16
