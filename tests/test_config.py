@@ -42,7 +42,7 @@ def test_the_node_is_small():
             1 if not hasattr(v, "items") else count(v) for k, v in node.items() if k != "ARGS"
         )
 
-    assert count(get_cfg().MODEL.FOCAL_DET) <= 12
+    assert count(get_cfg().MODEL.FOCAL_DET) <= 16
 
 
 def test_arguments_are_set_from_the_command_line(make_cfg):

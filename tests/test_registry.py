@@ -32,6 +32,8 @@ NORMALIZERS = [
     "GlobalEMAPosCount",
     "GlobalPosCount",
     "PerImagePosCount",
+    "SampleCount",
+    "SampleSize",
 ]
 
 

@@ -158,8 +158,8 @@ class SampleSize(Normalizer):
     """The size that a sample should have, in each image: the divisor of Detectron2's RPN.
 
     Args:
-        batch_size_per_image: anchors per image, >= 1. A config gives
-            `MODEL.RPN.BATCH_SIZE_PER_IMAGE` or that of `MODEL.ROI_HEADS`.
+        batch_size_per_image: anchors per image, >= 1. A config gives Detectron2's
+            BATCH_SIZE_PER_IMAGE.
 
     Raises:
         ValueError: batch_size_per_image out of range.

@@ -156,7 +156,7 @@ class HalfLoss(ClsLoss):
     self_normalized, stateful, needs = True, True, frozenset({"iou", "anchors"})
 
     def forward(self, logits, targets):
-        assert targets.anchors.shape == (1, 4) and targets.iou.shape == targets.gt_labels.shape
+        assert targets.anchors.shape[1:] == (1, 4) and targets.iou.shape == targets.gt_labels.shape
         return logits[0].abs().sum(dim=(1, 2)) / 2
 
 

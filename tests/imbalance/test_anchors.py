@@ -94,7 +94,7 @@ def test_a_record_without_size_or_class_is_named(setup):
         measure_anchors([{"file_name": "a.png", "annotations": []}], setup)
     with pytest.raises(
         ValueError,
-        match=r"Image a\.png has an object of class id 1, but MODEL.RETINANET.NUM_CLASSES is 1",
+        match=r"Image a\.png has an object of class id 1, but NUM_CLASSES is 1",
     ):
         measure_anchors([make_record([0, 0, 9, 9], [0, 0, 20, 20])], replace(setup, num_classes=1))
 

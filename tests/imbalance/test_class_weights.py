@@ -143,6 +143,6 @@ def test_a_class_id_without_an_output_is_named(tmp_path):
     records = load_records(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"0\.png has an object of class id 1, but MODEL\.RETINANET\.NUM_CLASSES is 1",
+        match=r"0\.png has an object of class id 1, but NUM_CLASSES is 1",
     ):
         count_objects(records, 1)
