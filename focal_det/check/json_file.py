@@ -1,4 +1,4 @@
-"""Reading of a COCO JSON; if the file is something else, a finding says what it is."""
+"""Reads a COCO JSON; if the file is something else, a finding says what it is."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from .findings import Findings
 from .rules import Rule
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
-_NUM_LOOKED_AT = 5  # lines of a file whose format is guessed
+_NUM_LOOKED_AT = 5  # lines used to guess the format of a file
 _MAX_SHOWN = 40  # characters of an entry
 _PARTS = ("images", "categories", "annotations")
 _BYTE_ORDER_MARK = "\ufeff"
@@ -55,7 +55,7 @@ def read_coco(file: Path, findings: Findings, *, is_train: bool = True) -> Optio
 
 
 def _parse(file: Path, findings: Findings) -> Optional[Any]:
-    # Before decoding, as packed bytes may happen to be valid text.
+    # Before decoding, as compressed bytes may happen to be valid text.
     with file.open("rb") as opened:
         start = opened.read(max(map(len, _COMPRESSED)))
     for signature, kind in _COMPRESSED.items():
@@ -90,7 +90,7 @@ def _explain(error: json.JSONDecodeError) -> tuple[Rule, str]:
 
 
 def _guess_format(error: json.JSONDecodeError) -> str:
-    """The format of a text that does not parse as JSON; empty if damaged JSON or unknown."""
+    """The format of a text that does not parse as JSON; empty for damaged JSON or if unknown."""
     lines = error.doc.split("\n", _NUM_LOOKED_AT)[:_NUM_LOOKED_AT]
     lines = [x for x in map(str.strip, lines) if x]
     if not lines:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 MAX_SIDE = 1e6  # pixels; no image has a larger coordinate
-_SLACK = 1  # pixel beyond the image that rounding explains
+_SLACK = 1  # pixel beyond the image, allowed for rounding
 
 
 class BoxFault(enum.Enum):
-    """Faults of a box; one that is only cut is still usable."""
+    """Faults of a box. One that is CUT, at the edge of the image, is still usable."""
 
-    NOT_FINITE = "not four finite numbers of at most MAX_SIDE"
+    NOT_FINITE = "not four finite numbers between -MAX_SIDE and MAX_SIDE"
     NO_AREA = "width or height of 0 or less"
-    OUTSIDE = "nothing in common with the image"
+    OUTSIDE = "no overlap with the image"
     CUT = "more than a pixel beyond the image"
 
 
@@ -50,14 +50,17 @@ def is_usable(box: Any, size: Optional[tuple[float, float]] = None) -> bool:
 
 
 def is_within(corners: Sequence[float], size: tuple[float, float]) -> bool:
-    """Whether x0, y0, x1, y1 are the corners of a box within an image of width and height."""
+    """Whether x0, y0, x1, y1 are the corners of a box in an image of this width and height.
+
+    As for `find_box_fault`, a box may reach a pixel beyond the image.
+    """
     x0, y0, x1, y1 = corners
     right, bottom = size
     return -_SLACK <= x0 < x1 <= right + _SLACK and -_SLACK <= y0 < y1 <= bottom + _SLACK
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite real number, of whatever type but bool."""
+    """Whether a value is a finite real number, of any type except bool."""
     kind = type(value)
     # The check for the abstract class takes ten times as long, and most values are int or float.
     is_real = kind in (int, float) or (kind is not bool and isinstance(value, numbers.Real))

@@ -1,4 +1,4 @@
-"""One message when the disk of a run is full, instead of a traceback from every writer."""
+"""One message when a run's disk is full, instead of a traceback from every writer."""
 
 import functools
 import logging
@@ -32,7 +32,7 @@ def report_full_disk_once(folder: Path) -> Iterator[None]:
     _silence_threads()
     logger.addFilter(_is_about_something_else)
     for handler in handlers:
-        # On the handler, not on its class: other handlers of the process report as before.
+        # On the instance, not on the class: other handlers of the process report as before.
         report = functools.partial(_handle_error, handler)
         handler.handleError = report  # type: ignore[method-assign]  # no other hook
     try:
@@ -51,7 +51,7 @@ def report_full_disk_once(folder: Path) -> Iterator[None]:
 def _silence_threads() -> None:
     """Keep threads from printing tracebacks about a full disk, until the process ends.
 
-    TensorBoard's thread may hit the full disk as late as that, so the hook is never removed.
+    TensorBoard's thread may write until then, so the hook is never removed.
     """
     report = threading.excepthook
 

@@ -1,4 +1,4 @@
-"""Detectron2's PreciseBN, for runs that can stop while it computes."""
+"""Detectron2's PreciseBN, for runs that may be interrupted while it computes."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from .training_stream import TrainingStream
 
 
 class ResumablePreciseBN(PreciseBN):
-    """PreciseBN whose update a resumed run repeats if the run stopped during it.
+    """PreciseBN that can be interrupted: a resumed run starts an unfinished update over.
 
     Args:
-        hook: Detectron2's, enabled and with a TrainingStream; this one takes its place.
+        hook: Detectron2's hook, which this one replaces; enabled, and with a TrainingStream.
     """
 
     def __init__(self, hook: PreciseBN) -> None:
@@ -34,19 +34,19 @@ class ResumablePreciseBN(PreciseBN):
         self._is_pending = False
 
     def undo(self) -> None:
-        """Restore the buffers and hooks that the model had before an unfinished update.
+        """Restore the model's buffers and hooks to their state before the unfinished update.
 
-        The momentum of its layers stays changed, so the model must not train any more.
+        The layers keep the momentum of 1 that fvcore has set, so do not train the model after this.
         """
         for buffer, before in zip(self._model.buffers(), self._buffers_before):
             buffer.copy_(before)
-        # fvcore's hooks are still there. They forbid another forward pass, which a save makes.
+        # fvcore's hooks are still registered. They would refuse the forward pass of a save.
         for layer, hooks in self._hooks_before:
             layer._forward_pre_hooks.clear()
             layer._forward_pre_hooks.update(hooks)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data where the next update begins, and whether it is due at once."""
+        """Where in the data the next update begins, and whether a resumed run makes it first."""
         data = self._data_before if self._is_pending else self.stream.state_dict()
         return {**data, "is_pending": self._is_pending}
 

@@ -34,7 +34,7 @@ def build_targets(
         gt_labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, K is background.
         gt_boxes: (N, R, 4) XYXY matched boxes in absolute pixels.
         num_classes: K.
-        anchors: (R, 4), or (N, R, 4) as of proposals, XYXY in absolute pixels.
+        anchors: (R, 4), or (N, R, 4) for proposals, XYXY in absolute pixels.
         pred_anchor_deltas: (N, R, 4) predicted (dx, dy, dw, dh).
         box2box_transform: decodes deltas.
         needs: optional fields to fill in: a subset of {"iou", "anchors"}.
@@ -71,7 +71,7 @@ def compute_dense_losses(
     Args:
         pred_logits: per level (N, Ri, C).
         pred_anchor_deltas: (N, R, 4).
-        anchors: (R, 4), or (N, R, 4) as of proposals, XYXY in absolute pixels.
+        anchors: (R, 4), or (N, R, 4) for proposals, XYXY in absolute pixels.
         targets: of `build_targets`, for this `cls_loss`.
         divisor: () or (N,), of a normalizer.
         cls_loss: sums the classification loss per image.

@@ -36,7 +36,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     of K sigmoids leaves the last one, of background, at 0.
 
     Args:
-        input_shape: of the features of a proposal.
+        input_shape: shape of a proposal's features.
         cls_loss: sums the classification loss per image and turns logits into scores.
         normalizer: supplies the divisor of both losses.
         sampling, batch_size_per_image, prior_prob, dataset_names, telemetry_period: see
@@ -44,8 +44,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         layer_args: the other arguments of Detectron2's FastRCNNOutputLayers.
 
     Raises:
-        ValueError: settings that do not fit together, see `check_stage`; Detectron2's own sigmoid
-            or federated loss is switched on.
+        ValueError: settings that do not fit together, see `check_stage`; an unknown box loss; a
+            loss that needs too many logits; Detectron2's own sigmoid or federated loss is on.
     """
 
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
@@ -63,12 +63,12 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         **layer_args: Any,
     ) -> None:
         super().__init__(input_shape, **layer_args)
-        # Only main has these losses.
+        # Only Detectron2's main has these options.
         for name in ("use_sigmoid_ce", "use_fed_loss"):
             if getattr(self, name, False):
                 raise ValueError(
-                    f"MODEL.ROI_BOX_HEAD.{name.upper()} is Detectron2's own loss: set it to False, "
-                    "and MODEL.FOCAL_DET.ROI_BOX_HEAD.CLS_LOSS.NAME to the loss"
+                    f"MODEL.ROI_BOX_HEAD.{name.upper()} turns on Detectron2's own loss: set it to "
+                    "False, and choose the loss by MODEL.FOCAL_DET.ROI_BOX_HEAD.CLS_LOSS.NAME"
                 )
         check_box_loss_type(self.box_reg_loss_type, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE")
         self.stage_losses = StageLosses(
@@ -87,8 +87,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         num_outputs = self.stage_losses.num_outputs
         if num_outputs > self.num_classes + 1:
             raise ValueError(
-                f"{type(cls_loss).__name__} needs {num_outputs} logits, and a box head has one for "
-                f"each of {self.num_classes} classes and background"
+                f"{type(cls_loss).__name__} needs {num_outputs} logits, but a box head has only "
+                f"{self.num_classes + 1}: one for each class and one for background"
             )
         with torch.no_grad():
             self.cls_score.bias[:num_outputs] = self.stage_losses.prior_bias
@@ -102,14 +102,14 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @torch.no_grad()
     def take_weights(self, layers: FastRCNNOutputLayers) -> None:
-        """Take the weights of other layers; the bias of the scores stays that of the prior."""
+        """Copy the weights of `layers`, except the bias of `cls_score`, which keeps its prior."""
         self.cls_score.weight.copy_(layers.cls_score.weight)
         self.bbox_pred.load_state_dict(layers.bbox_pred.state_dict())
         self._clear_unused_rows()
 
     @torch.no_grad()
     def _clear_unused_rows(self) -> bool:
-        """Set the rows without an output to 0; returns whether they were anything else."""
+        """Clear the rows of `cls_score` that the loss does not use; return whether any were set."""
         num_outputs = self.stage_losses.num_outputs
         unused = (self.cls_score.weight[num_outputs:], self.cls_score.bias[num_outputs:])
         was_used = any(bool(x.any()) for x in unused)
@@ -134,7 +134,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         logits = scores[:, : self.stage_losses.num_outputs]
         gt_labels = cat([x.gt_classes for x in proposals])
         boxes = cat([x.proposal_boxes.tensor for x in proposals])
-        # Without objects in the image there is no box to match, and none is needed.
+        # An image without objects has no `gt_boxes`; any box will do.
         gt_boxes = cat(
             [(x.gt_boxes if x.has("gt_boxes") else x.proposal_boxes).tensor for x in proposals]
         )
@@ -155,11 +155,11 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
 
     def _add_background(self, logits: Tensor) -> Tensor:
-        """(R, K + 1) logits whose largest is background where no sigmoid is above one half."""
+        """(R, K + 1) logits: sigmoids get a 0 for background, the largest if all are below 0.5."""
         return F.pad(logits, (0, self.num_classes + 1 - logits.shape[1]))
 
     def _select_deltas(self, deltas: Tensor, gt_labels: Tensor) -> Tensor:
-        """(R, 4) deltas for the class of each proposal; of any class where it has none."""
+        """(R, 4) deltas for the class of each proposal; of an arbitrary one for background."""
         if deltas.shape[1] == 4:
             return deltas
         class_idxs = gt_labels.clamp(0, self.num_classes - 1)
@@ -169,7 +169,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> Sequence[Tensor]:
-        """Per image (Ri, K + 1) scores in [0, 1]; 0 for background, which nobody reads."""
+        """Per image (Ri, K + 1) scores in [0, 1]; 0 for background, which is never read."""
         scores, _ = predictions
         logits = scores[:, : self.stage_losses.num_outputs]
         probs = F.pad(self.stage_losses.cls_loss.scores(logits), (0, 1))
@@ -178,16 +178,16 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 def _leave_out_background(layers: FocalFastRCNNOutputLayers, _: Any) -> None:
-    """After loading: clear the row of background that a softmax has trained, and say so."""
+    """After loading: clear the row of background that a softmax trained, and log it."""
     if layers._clear_unused_rows():
         name = type(layers.stage_losses.cls_loss).__name__
         logging.getLogger(LOGGER_NAME).info(
-            f"the loaded cls_score is of a softmax over classes and background; {name} takes the "
-            "rows of the classes and leaves out that of background"
+            f"the loaded cls_score was trained with a softmax over classes and background; {name} "
+            "uses the rows of the classes and ignores that of background"
         )
 
 
 def _to_images(values: Tensor, counts: list[int], padding: int = 0) -> Tensor:
-    """(N, largest count, ...) from (R, ...) values, of which each image has its own count."""
+    """Split (R, ...) values by image and pad them to (N, largest count, ...)."""
     per_image = values.split(counts)
     return pad_sequence(per_image, batch_first=True, padding_value=padding)

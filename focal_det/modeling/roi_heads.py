@@ -1,4 +1,4 @@
-"""Detectron2's ROI heads whose box layers have a choice of losses and sampling."""
+"""Detectron2's ROI heads, with a choice of losses and sampling for the box layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,16 +22,16 @@ from .build import check_finite
 from .fast_rcnn import FocalFastRCNNOutputLayers
 
 _NUM_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
-# More proposals than an image has: a random sample of so many takes all.
+# Larger than any number of proposals, so that the random sample takes them all.
 _ALL = 2**40
 
 
 class _CheckedROIHeads(ROIHeads):
-    """What our ROI heads add to Detectron2's before the box layers: checks, and no sampling.
+    """Base of our ROI heads: checks the input, and lets `sampling` switch off the random sample.
 
     Args:
         sampling: "random" for Detectron2's sample of `batch_size_per_image` proposals, up to
-            `positive_fraction` of them positive; else all proposals go to the box layers.
+            `positive_fraction` of them positive; otherwise all proposals go to the box layers.
         dataset_names: training and test sets, whose classes are compared with the model's at the
             first step.
         heads_args: the other arguments of Detectron2's class.
@@ -62,13 +62,13 @@ class _CheckedROIHeads(ROIHeads):
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
-        """As Detectron2's.
+        """Like Detectron2's, after checking the classes.
 
         Raises:
-            ValueError: a class id outside 0..K-1, or a data set with other than K classes.
+            ValueError: a class id outside 0..K-1, or a data set that does not have K classes.
         """
         if self._is_first_step:
-            # Not earlier: the class names of a data set are known once it has been loaded.
+            # Not earlier: class names are known only after the data set has been loaded.
             check_metadata(self._dataset_names, self.num_classes, _NUM_CLASSES_KEY)
             self._is_first_step = False
         for i, instances in enumerate(targets):
@@ -110,7 +110,7 @@ class FocalCascadeROIHeads(_CheckedROIHeads, CascadeROIHeads):
 
 def _replace(cfg: CfgNode, layers: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
     """Our layers in place of Detectron2's, with the same initial weights."""
-    # Without drawing other random numbers than Detectron2 has drawn.
+    # The generator stays where Detectron2's initialization has left it.
     with torch.random.fork_rng(devices=[]):
         ours: FocalFastRCNNOutputLayers = FocalFastRCNNOutputLayers(
             cfg, layers.cls_score.in_features, box2box_transform=layers.box2box_transform

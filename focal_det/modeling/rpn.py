@@ -1,7 +1,9 @@
 """FocalRPN: Detectron2's RPN with a choice of losses, normalizers and sampling.
 
-Shapes: N images, A anchors per cell, R anchors per image, Ri anchors of a level. There is one
-class, 0, which stands for any object; 1 is background.
+Detectron2 labels objects 1 and background 0. `StageLosses` labels objects 0, the only class, and
+background 1; see `_swap`.
+
+Shapes: N images, R anchors per image, Ri anchors of a level.
 """
 
 from collections.abc import Sequence
@@ -32,22 +34,25 @@ _BACKGROUND = 1
 class FocalRPN(RPN):
     """RPN of arXiv 1506.01497 from Detectron2's parts, with a choice of losses.
 
-    With the defaults it is Detectron2's RPN. Parameter names, config keys and checkpoints are the
-    same. A box that overlaps no anchor is assigned none, see `IoUAssigner`.
+    With the defaults of a config it behaves like Detectron2's RPN, except that a box that overlaps
+    no anchor is assigned none (Detectron2 assigns it all of them; see `IoUAssigner`). Parameter
+    names, config keys and checkpoints are the same.
 
     Args:
-        cls_loss: of objectness, with one class; one logit per anchor.
+        cls_loss: the objectness loss, with one class and one logit per anchor.
         normalizer: supplies the divisor of both losses.
         sampling: "random" for Detectron2's sample of `batch_size_per_image` anchors, up to
             `positive_fraction` of them positive; "none" for all anchors; "hard" for the anchors
             with the largest losses.
-        prior_prob: probability of an object at the start, in (0, 1); 0.5 is Detectron2's.
-        dataset_names, telemetry_period: see `StageLosses`.
+        prior_prob: probability of an object at the start, in (0, 1); 0.5 as in Detectron2.
+        dataset_names: ignored, as an RPN has no class names.
+        telemetry_period: see `StageLosses`.
         rpn_args: the other arguments of Detectron2's RPN.
 
     Raises:
-        ValueError: settings that do not fit together, see `check_stage`; a head without a layer
-            `objectness_logits` of one logit per anchor.
+        ValueError: settings that do not fit together, see `check_stage`; an unknown box loss; a
+            loss that needs more than one logit per anchor, or a head without the layer
+            `objectness_logits`.
     """
 
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
@@ -80,7 +85,7 @@ class FocalRPN(RPN):
         if self.stage_losses.num_outputs != 1:
             raise ValueError(
                 f"{type(cls_loss).__name__} needs {self.stage_losses.num_outputs} logits per "
-                "anchor, and an RPN has one: choose a loss of sigmoids"
+                "anchor, but an RPN has only one: choose a loss of sigmoids"
             )
         if not hasattr(self.rpn_head, "objectness_logits"):
             raise ValueError(
@@ -101,7 +106,7 @@ class FocalRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Label the anchors of each image, and draw a random sample if there is one.
+        """Label the anchors of each image; if `sampling` is "random", also draw the sample.
 
         Args:
             anchors: per level.
@@ -131,7 +136,7 @@ class FocalRPN(RPN):
             gt_boxes.append(assignment.gt_boxes)
             without_anchor.append(assignment.without_anchor)
         names = [f"{i} of the batch" for i in range(len(gt_instances))]
-        # One copy for all images.
+        # One copy from the device for all images.
         masks = torch.cat(without_anchor).cpu().split([len(x) for x in without_anchor])
         report_boxes_without_anchor(names, [x.gt_boxes.tensor for x in gt_instances], masks)
         return gt_labels, gt_boxes

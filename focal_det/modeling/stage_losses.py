@@ -1,7 +1,7 @@
 """The losses of one stage of a two-stage detector: of an RPN, or of a box head.
 
-Shapes: N images, R anchors or proposals per image, Ri of a level, K classes (1 for an RPN), C
-logits of each (see `ClsLoss`).
+Shapes: N images, A anchors per cell, R anchors or proposals per image, Ri of a level, K classes (1
+for an RPN), C logits per anchor or proposal (see `ClsLoss`).
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from .dense_losses import build_targets, compute_dense_losses
 from .first_step import compute_loss_at_prior, report_first_loss
 from .telemetry import is_telemetry_due, put_telemetry
 
-# Of the two kinds of anchors or proposals, in a ratio (Detectron2's POSITIVE_FRACTION); all of
-# them; or those with the largest losses.
+# A sample with at most POSITIVE_FRACTION positives; all anchors or proposals; or those with the
+# largest losses.
 SAMPLINGS = ("random", "none", "hard")
-# Of arXiv 1604.03540, section 4: a proposal is dropped if a harder one overlaps it more.
+# From arXiv 1604.03540, section 4: a proposal is dropped if a harder one overlaps it by more.
 _HARD_NMS_THRESH = 0.7
 
 Prior = Union[float, Sequence[float]]
@@ -51,14 +51,14 @@ def check_stage(
     name = type(normalizer).__name__
     if normalizer.of_samples and sampling == "none":
         raise ValueError(
-            f"NORMALIZER {name} divides by a sample, and SAMPLING is none: the loss of all anchors "
-            "would be divided by a number that does not grow with the objects. Set NORMALIZER.NAME "
-            "to one that counts positives, such as EMAPosCount"
+            f"NORMALIZER {name} divides by the size of a sample, but SAMPLING is none: the loss of "
+            "all anchors would be divided by a number unrelated to the objects. Set "
+            "NORMALIZER.NAME to one that counts positives, such as EMAPosCount"
         )
     if sampling == "hard" and not cls_loss.pointwise:
         raise ValueError(
-            f"SAMPLING hard ranks anchors by their own losses, and {type(cls_loss).__name__} has "
-            "only one for all of them"
+            f"SAMPLING hard ranks anchors by their individual losses, but "
+            f"{type(cls_loss).__name__} gives one loss for all of them"
         )
     if batch_size_per_image < 1:
         raise ValueError(f"batch_size_per_image must be at least 1, got {batch_size_per_image}")
@@ -66,19 +66,20 @@ def check_stage(
 
 
 def make_bias(cls_loss: ClsLoss, prior_prob: Prior, num_classes: int) -> Tensor:
-    """(C,) bias that the scores of a stage start with; 0 for `prior_prob` 0, as in Detectron2.
+    """(C,) initial bias of the scores; zeros if `prior_prob` is 0, as in Detectron2.
 
     Raises:
-        ValueError: a prior out of range, or 0 where a bias of 0 makes every class likely.
+        ValueError: a prior out of range, or 0 for a loss of sigmoids.
     """
     num_outputs = cls_loss.num_outputs(num_classes)
     if prior_prob != 0:
         return cls_loss.bias(prior_prob, num_classes)
-    # A softmax shares one unit of probability; K sigmoids of 0 have a loss of K log(2).
+    # At logits of 0, a softmax spreads a probability of 1 over all outputs; K sigmoids are 0.5
+    # each, a loss of K log(2) per anchor.
     if num_outputs == num_classes:
         raise ValueError(
             f"PRIOR_PROB 0 starts all {num_classes} scores of {type(cls_loss).__name__} at 0.5; "
-            "set the probability to start at, such as 0.01"
+            "set it to a small initial probability, such as 0.01"
         )
     return torch.zeros(num_outputs)
 
@@ -90,17 +91,17 @@ class StageLosses(nn.Module):
         cls_loss: sums the classification loss per image.
         normalizer: supplies the divisor of both losses.
         num_classes: K.
-        sampling: one of SAMPLINGS. Random samples are drawn before; "hard" keeps the anchors or
-            proposals with the largest sums of both losses, after NMS at 0.7: OHEM of
-            arXiv 1604.03540.
+        sampling: one of SAMPLINGS. "hard" keeps the anchors or proposals with the largest sums of
+            both losses, after NMS at 0.7: OHEM of arXiv 1604.03540. "random" and "none" change
+            nothing here, as the caller has drawn the sample.
         batch_size_per_image: how many "hard" keeps.
         prior_prob: foreground probability at the start, one for all classes or one for each; 0 for
             Detectron2's bias of 0.
         cls_name: name of the classification loss in the metrics.
-        prefix: of the other names in the metrics.
-        level_names: of the feature maps.
+        prefix: of the names of other metrics.
+        level_names: names of the feature maps.
         dataset_names: the first with class names gives the names of the classes.
-        telemetry_period: iterations between figures in the metrics; 0 for none.
+        telemetry_period: iterations between statistics in the metrics; 0 for none.
 
     Raises:
         ValueError: see `check_stage`.
@@ -139,7 +140,7 @@ class StageLosses(nn.Module):
         self.sampling = sampling
         self.batch_size_per_image = batch_size_per_image
         bias = make_bias(cls_loss, prior_prob, num_classes)
-        # Not in checkpoints, whose names stay those of Detectron2.
+        # Not saved, so that checkpoints keep Detectron2's names.
         self.register_buffer("prior_bias", bias, persistent=False)
         self._cls_name = cls_name
         self._prefix = prefix
@@ -166,7 +167,7 @@ class StageLosses(nn.Module):
         Args:
             pred_logits: per level (N, Ri, C).
             pred_deltas: (N, R, 4).
-            anchors: (R, 4), or (N, R, 4) as of proposals, XYXY in absolute pixels.
+            anchors: (R, 4), or (N, R, 4) for proposals, XYXY in absolute pixels.
             gt_labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, K is background.
             gt_boxes: (N, R, 4) matched boxes.
             bias: (A * C,) of the layer that predicts the logits.
@@ -187,7 +188,7 @@ class StageLosses(nn.Module):
                 gt_labels, gt_boxes, anchors, pred_deltas, box2box_transform
             )
         divisor = self.normalizer.compute_divisor(targets)
-        # Before the loss, whose state changes with each step.
+        # Before the loss, which updates its state.
         self._put_figures(pred_logits, targets, divisor)
         initial_loss = self._compute_initial_loss(pred_logits, targets, divisor, bias)
         loss_cls, loss_box = compute_dense_losses(
@@ -270,7 +271,7 @@ class StageLosses(nn.Module):
     def _put_figures(
         self, pred_logits: Sequence[Tensor], targets: DenseTargets, divisor: Tensor
     ) -> None:
-        # Images may be without any proposal.
+        # There may be no proposals at all.
         if not is_telemetry_due(self._telemetry_period) or targets.gt_labels.numel() == 0:
             return
         put_telemetry(

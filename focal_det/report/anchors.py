@@ -17,13 +17,13 @@ _NUM_IOU_BINS = 40
 def make_anchor_figure(
     fits: Mapping[str, AnchorFit], class_names: Sequence[str], level_names: Sequence[str]
 ) -> Figure:
-    """Boxes that anchors reach, by size, IoU and class, and positives on each level.
+    """Plot which boxes the anchors reach, by size, IoU and class, and the positives per level.
 
     Args:
-        fits: by the name to show. The first is drawn in all panels, the others only in that of
-            the IoU, where lines can be compared.
+        fits: anchor fits by display name. The first is drawn in all panels, the others only in
+            the IoU panel, where they can be compared.
         class_names: K names.
-        level_names: of the first fit.
+        level_names: names of the levels of the first fit.
     """
     fit = next(iter(fits.values()))
     figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")
@@ -38,12 +38,12 @@ def make_anchor_figure(
 
 
 def _draw_sizes(axes: Axes, fit: AnchorFit) -> None:
-    """Reached and lost boxes by size."""
+    """Reached and other boxes by size."""
     sides = np.sqrt(fit.sides.prod(axis=1))
     low = np.floor(np.log2(sides.min()))
     high = np.ceil(np.log2(sides.max()))
-    # Half octaves; the small excess keeps the last edge in spite of rounding.
-    edges = 2.0 ** np.arange(low, high + 0.51, 0.5)
+    # Half octaves, one beyond the largest side, so that there is at least one.
+    edges = 2.0 ** np.arange(low, high + 0.75, 0.5)
     axes.hist(
         [sides[fit.is_reached], sides[~fit.is_reached]],
         edges.tolist(),
@@ -56,7 +56,7 @@ def _draw_sizes(axes: Axes, fit: AnchorFit) -> None:
     axes.set_xlabel("side of the box in training, pixels (geometric mean)")
     axes.set_ylabel("boxes")
     axes.set_title(
-        f"boxes that an anchor overlaps by {fit.iou_thresh:g} or more: {100 * fit.score:.1f} %"
+        f"boxes with an anchor of IoU {fit.iou_thresh:g} or more: {100 * fit.score:.1f} %"
     )
     axes.legend()
 
@@ -76,7 +76,7 @@ def _draw_ious(axes: Axes, fits: Mapping[str, AnchorFit], iou_thresh: float) -> 
 
 
 def _draw_classes(axes: Axes, fit: AnchorFit, class_names: Sequence[str]) -> None:
-    """Share of lost boxes of the classes that lose most."""
+    """Share of boxes not reached, for the classes with the highest share."""
     counts = np.bincount(fit.classes, minlength=len(class_names))
     lost = np.bincount(fit.classes[~fit.is_reached], minlength=len(class_names))
     shares = lost / np.maximum(counts, 1)
@@ -87,7 +87,7 @@ def _draw_classes(axes: Axes, fit: AnchorFit, class_names: Sequence[str]) -> Non
     # Without lost boxes the axis would have no length.
     axes.set_xlim(0, max(1.0, 105 * shares.max()))
     axes.set_xlabel("boxes not reached, %")
-    axes.set_title("by class (boxes)")
+    axes.set_title("by class (number of boxes)")
     axes.tick_params(axis="y", labelsize=8)
 
 

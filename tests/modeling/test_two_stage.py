@@ -213,7 +213,7 @@ def test_weights_of_the_zoo_load_into_sigmoid_scores_and_back(tmp_path, caplog):
     ours = build_two_stage(FASTER, FOCAL)
     with caplog.at_level(logging.INFO, logger="detectron2.focal_det"):
         DetectionCheckpointer(ours).load(str(tmp_path / "zoo.pth"))
-    assert "takes the rows of the classes and leaves out that of background" in caplog.text
+    assert "uses the rows of the classes and ignores that of background" in caplog.text
     got = ours.roi_heads.box_predictor.cls_score
     want = stock.roi_heads.box_predictor.cls_score
     assert torch.equal(got.weight[:5], want.weight[:5]) and not got.weight[5].any()
@@ -223,7 +223,7 @@ def test_weights_of_the_zoo_load_into_sigmoid_scores_and_back(tmp_path, caplog):
     again = build_two_stage(FASTER, FOCAL)
     with caplog.at_level(logging.INFO, logger="detectron2.focal_det"):
         DetectionCheckpointer(again).load(str(tmp_path / "ours.pth"))
-    assert "leaves out" not in caplog.text
+    assert "ignores that" not in caplog.text
     incompatible = DetectionCheckpointer(stock).load(str(tmp_path / "ours.pth"))
     assert not incompatible
     for x in (again, stock):
@@ -234,7 +234,8 @@ def test_weights_of_the_zoo_load_into_sigmoid_scores_and_back(tmp_path, caplog):
 def test_a_divisor_of_samples_needs_a_sample(stage):
     """The sum over 200,000 anchors divided by 256 explodes; their mean trains no positive."""
     with pytest.raises(
-        ValueError, match=rf"{stage}: NORMALIZER Sample\w+ divides by a sample, .*EMAPosCount"
+        ValueError,
+        match=rf"{stage}: NORMALIZER Sample\w+ divides by the size of a sample, .*EMAPosCount",
     ):
         build_two_stage(FASTER, {f"{stage}.SAMPLING": "none"})
 
@@ -280,7 +281,10 @@ def test_hard_sampling_keeps_the_largest_losses_after_nms():
         ({f"{RPN}.SAMPLING": "randm"}, r"RPN: .*SAMPLING.*randm.*random"),
         ({f"{RPN}.PRIOR_PROB": 1.5}, r"RPN: .*1\.5"),
         ({f"{RPN}.CLS_LOSS.NAME": "FocalLos"}, r"RPN\.CLS_LOSS: .*FocalLoss"),
-        ({f"{RPN}.CLS_LOSS.NAME": "SoftmaxFocalLoss"}, "2 logits per anchor, and an RPN has one"),
+        (
+            {f"{RPN}.CLS_LOSS.NAME": "SoftmaxFocalLoss"},
+            "2 logits per anchor, but an RPN has only one",
+        ),
         ({f"{BOX}.NORMALIZER.NAME": "PosCount"}, r"ROI_BOX_HEAD\.NORMALIZER: .*GlobalPosCount"),
         (
             {
@@ -288,7 +292,7 @@ def test_hard_sampling_keeps_the_largest_losses_after_nms():
                 f"{BOX}.CLS_LOSS.NAME": "OHEMLoss",
                 f"{BOX}.PRIOR_PROB": 0.1,
             },
-            "SAMPLING hard ranks anchors by their own losses, and OHEMLoss",
+            "SAMPLING hard ranks anchors by their individual losses, but OHEMLoss",
         ),
         ({"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "gious"}, r"BBOX_REG_LOSS_TYPE.*giou"),
         ({"MODEL.RPN.NMS_THRESH": math.nan}, "not finite: MODEL.RPN.NMS_THRESH"),
