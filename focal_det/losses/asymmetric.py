@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .arguments import check_number
 from .base import PointwiseClsLoss
-from .per_anchor import focal_term, sum_over_classes
+from .per_anchor import focal_term, sum_over_classes, weighted_term
 
 
 def asymmetric_loss_per_anchor(
@@ -43,7 +43,7 @@ def asymmetric_loss_per_anchor(
     _check(gamma_pos, gamma_neg, shift)
     term: Callable[[Tensor, float], Tensor] = focal_term
     if detach_weight:
-        term = _weighted_term
+        term = weighted_term
 
     def negative_term(x: Tensor) -> Tensor:
         # focal_term keeps one tensor for backward, the autograd of _shifted_term several.
@@ -84,11 +84,6 @@ class AsymmetricLoss(PointwiseClsLoss):
     def _get_args(self) -> dict[str, Any]:
         names = ("gamma_pos", "gamma_neg", "shift", "detach_weight")
         return {name: getattr(self, name) for name in names}
-
-
-def _weighted_term(z: Tensor, gamma: float) -> Tensor:
-    """Value of `focal_term`, with the gradient of its cross entropy alone."""
-    return torch.exp(gamma * F.logsigmoid(z.detach())) * focal_term(z, 0.0)
 
 
 def _shifted_term(x: Tensor, gamma: float, shift: float, detach_weight: bool) -> Tensor:

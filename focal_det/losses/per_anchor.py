@@ -97,6 +97,11 @@ def focal_term(z: Tensor, gamma: Weight) -> Tensor:
     return term
 
 
+def weighted_term(z: Tensor, gamma: float) -> Tensor:
+    """Value of `focal_term`, with the gradient of its cross entropy alone."""
+    return torch.exp(gamma * F.logsigmoid(z.detach())) * focal_term(z, 0.0)
+
+
 def focal_slope(z: Tensor, gamma: Weight) -> Tensor:
     """Derivative of `focal_term` by z, p_z^gamma (p_z - gamma p_t log(p_t)); never negative."""
     # The terms of the sum have one sign, so nothing cancels.
