@@ -4,7 +4,7 @@ from typing import Any
 
 from .asymmetric import AsymmetricLoss, asymmetric_loss_per_anchor
 from .base import ClsLoss, PointwiseClsLoss
-from .equalized_focal import EqualizedFocalLoss
+from .equalized_focal import EqualizedFocalLoss, EqualizedLoss
 from .focal import FocalLoss, focal_loss_from_labels, sigmoid_focal_loss
 from .focal_star import FocalStarLoss
 from .ghm import GHMCLoss
@@ -20,6 +20,7 @@ __all__ = [
     "AsymmetricLoss",
     "ClsLoss",
     "EqualizedFocalLoss",
+    "EqualizedLoss",
     "FocalLoss",
     "FocalStarLoss",
     "GHMCLoss",

@@ -121,6 +121,24 @@ def keep_for_derivatives(ctx: Any, *tensors: Tensor) -> None:
         ctx.save_for_forward(*tensors)
 
 
+def keep_with_exponent(ctx: Any, *values: Weight) -> None:
+    """`keep_for_derivatives` of tensors and, as the last value, an exponent; see `get_kept`."""
+    exponent = values[-1]
+    # Tensors must be kept by `save_for_backward`, numbers cannot be.
+    ctx.exponent = None
+    if not isinstance(exponent, Tensor):
+        ctx.exponent = exponent
+    keep_for_derivatives(ctx, *(x for x in values if isinstance(x, Tensor)))
+
+
+def get_kept(ctx: Any) -> tuple[Any, ...]:
+    """The values that `keep_with_exponent` has kept, in their order."""
+    kept: tuple[Any, ...] = ctx.saved_tensors
+    if ctx.exponent is not None:
+        kept = (*kept, ctx.exponent)
+    return kept
+
+
 class _FocalTerm(torch.autograd.Function):
     """`focal_term`, which keeps z alone for backward; autograd would keep five tensors."""
 
@@ -133,30 +151,15 @@ class _FocalTerm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Weight], output: Tensor) -> None:
-        z, gamma = inputs
-        # Tensors must be kept by `save_for_backward`, numbers cannot be.
-        if isinstance(gamma, Tensor):
-            ctx.gamma = None
-            keep_for_derivatives(ctx, z, gamma)
-        else:
-            ctx.gamma = gamma
-            keep_for_derivatives(ctx, z)
+        keep_with_exponent(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * _FocalTerm._slope(ctx), None
+        return grad * focal_slope(*get_kept(ctx)), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Optional[Tensor]) -> Tensor:
-        return tangent * _FocalTerm._slope(ctx)
-
-    @staticmethod
-    def _slope(ctx: Any) -> Tensor:
-        if ctx.gamma is None:
-            z, gamma = ctx.saved_tensors
-            return focal_slope(z, gamma)
-        (z,) = ctx.saved_tensors
-        return focal_slope(z, ctx.gamma)
+        return tangent * focal_slope(*get_kept(ctx))
 
 
 def focal_loss_per_anchor(

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .arguments import check_number, check_tensor_range
 from .base import PointwiseClsLoss
-from .per_anchor import focal_term, keep_for_derivatives, sum_over_classes
+from .per_anchor import Weight, focal_term, get_kept, keep_with_exponent, sum_over_classes
 
 
 def quality_focal_loss_per_anchor(
@@ -34,10 +34,28 @@ def quality_focal_loss_per_anchor(
     check_tensor_range("iou", iou, 0, 1)
 
     def positive_term(x: Tensor, _: Tensor) -> Tensor:
-        term: Tensor = _QualityTerm.apply(x, iou.unsqueeze(-1).to(x.dtype), beta)
-        return term
+        return quality_term(x, iou.unsqueeze(-1).to(x.dtype), beta)
 
     return sum_over_classes(logits, labels, positive_term, lambda x: focal_term(x, beta))
+
+
+def quality_term(x: Tensor, y: Tensor, beta: Weight) -> Tensor:
+    """|p - y|^beta CE(x, y) of logits x and targets y in [0, 1], eq. 2 of arXiv 2006.04388."""
+    term: Tensor = _QualityTerm.apply(x, y, beta)
+    return term
+
+
+def quality_slope(x: Tensor, y: Tensor, beta: Weight) -> Tensor:
+    """Derivative of `quality_term` by x, with d = p - y.
+
+    sign(d) |d|^(beta - 1) (beta p (1 - p) CE + d^2), and 0 at d = 0.
+    """
+    d, cross_entropy = _compare(x, y)
+    # Not 0, whose power is infinite for beta < 1; the sign makes the result 0.
+    size = d.abs().clamp(min=torch.finfo(d.dtype).tiny)
+    p_not_p = torch.exp(F.logsigmoid(x) + F.logsigmoid(-x))
+    slope: Tensor = size ** (beta - 1) * (beta * p_not_p * cross_entropy + d * d)
+    return torch.sign(d) * slope
 
 
 class QualityFocalLoss(PointwiseClsLoss):
@@ -62,47 +80,33 @@ class QualityFocalLoss(PointwiseClsLoss):
 
 
 class _QualityTerm(torch.autograd.Function):
-    """|d|^beta CE(x, y) with d = p - y, without the NaN of the power's derivative at d = 0.
-
-    The derivative is sign(d) |d|^(beta - 1) (beta p (1 - p) CE + d^2), and 0 at d = 0.
-    """
+    """`quality_term`, without the NaN of the power's derivative at p = y."""
 
     # Lets torch.func.vmap through; all operations are elementwise.
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, y: Tensor, beta: float) -> Tensor:
-        distance, cross_entropy = _QualityTerm._parts(x, y)
+    def forward(x: Tensor, y: Tensor, beta: Weight) -> Tensor:
+        distance, cross_entropy = _compare(x, y)
         return distance.abs() ** beta * cross_entropy
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        x, y, ctx.beta = inputs
-        keep_for_derivatives(ctx, x, y)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Weight], output: Tensor) -> None:
+        keep_with_exponent(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad * _QualityTerm._slope(ctx), None, None
+        return grad * quality_slope(*get_kept(ctx)), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Optional[Tensor]) -> Tensor:
-        return tangent * _QualityTerm._slope(ctx)
+        return tangent * quality_slope(*get_kept(ctx))
 
-    @staticmethod
-    def _slope(ctx: Any) -> Tensor:
-        x, y = ctx.saved_tensors
-        d, cross_entropy = _QualityTerm._parts(x, y)
-        # Not 0, whose power is infinite for beta < 1; the sign makes the result 0.
-        size = d.abs().clamp(min=torch.finfo(d.dtype).tiny)
-        p_not_p = torch.exp(F.logsigmoid(x) + F.logsigmoid(-x))
-        slope: Tensor = size ** (ctx.beta - 1) * (ctx.beta * p_not_p * cross_entropy + d * d)
-        return torch.sign(d) * slope
 
-    @staticmethod
-    def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The distance p - y and the cross entropy."""
-        log_p = F.logsigmoid(x)
-        log_not_p = F.logsigmoid(-x)
-        # (1 - y) - (1 - p) where that is the difference of the smaller numbers.
-        distance = torch.where(x > 0, (1 - y) - torch.exp(log_not_p), torch.exp(log_p) - y)
-        return distance, -(y * log_p + (1 - y) * log_not_p)
+def _compare(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance p - y and the cross entropy."""
+    log_p = F.logsigmoid(x)
+    log_not_p = F.logsigmoid(-x)
+    # (1 - y) - (1 - p) where that is the difference of the smaller numbers.
+    distance = torch.where(x > 0, (1 - y) - torch.exp(log_not_p), torch.exp(log_p) - y)
+    return distance, -(y * log_p + (1 - y) * log_not_p)

@@ -187,14 +187,17 @@ def ohem(*, batch=128, nms_thresh=0.5, neg_per_pos=0):
     return reference
 
 
-def quality_focal(*, beta=2.0):
+def quality_terms(x, targets, beta):
     # Eq. 2 of arXiv 2006.04388; sigma - y as the difference of the smaller numbers.
+    y = one_hot(targets) * targets.iou.double()[..., None]
+    p = Probabilities(x)
+    distance = torch.where(p.p < 0.5, y - p.p, p.not_p - (1 - y)).abs()
+    return -(distance**beta) * ((1 - y) * p.log_not_p + y * p.log_p)
+
+
+def quality_focal(*, beta=2.0):
     def reference(x, targets):
-        y = one_hot(targets) * targets.iou.double()[..., None]
-        p = Probabilities(x)
-        distance = torch.where(p.p < 0.5, y - p.p, p.not_p - (1 - y)).abs()
-        terms = -(distance**beta) * ((1 - y) * p.log_not_p + y * p.log_p)
-        return (terms * is_valid(targets)).sum(dim=(1, 2))
+        return (quality_terms(x, targets, beta) * is_valid(targets)).sum(dim=(1, 2))
 
     return reference
 
@@ -252,7 +255,12 @@ def ghm(*, num_bins=30, momentum=0.75):
     return reference
 
 
-def equalized_focal(*, num_classes, alpha=0.25, gamma=2.0, scale=8.0):
+def equalized(make_terms, *, num_classes, gamma, scale):
+    """A loss (N, R, K) whose gamma and weight follow the gradients of the steps before.
+
+    Args:
+        make_terms: from logits, targets and (K,) gammas to unweighted terms.
+    """
     state = {"pos": torch.zeros(num_classes).double(), "neg": torch.zeros(num_classes).double()}
 
     def reference(x, targets):
@@ -260,23 +268,24 @@ def equalized_focal(*, num_classes, alpha=0.25, gamma=2.0, scale=8.0):
         seen = state["neg"] > 0
         ratio[seen] = (state["pos"] / state["neg"])[seen].clamp(max=1)
         gamma_k = gamma + scale * (1 - ratio)
-        positive = one_hot(targets)
-        right = Probabilities(torch.where(positive, x, -x))
-        terms = (
-            -alpha_t(alpha, positive)
-            * gamma_k
-            / gamma
-            * right.not_p**gamma_k
-            * right.log_p
-            * is_valid(targets)
-        )
+        terms = make_terms(x, targets, gamma_k) * gamma_k / gamma * is_valid(targets)
         with torch.enable_grad():
             (grad,) = torch.autograd.grad(terms.sum(), x, retain_graph=True)
+        positive = one_hot(targets)
         state["pos"] += (grad.abs() * positive).sum(dim=(0, 1))
         state["neg"] += (grad.abs() * ~positive).sum(dim=(0, 1))
         return terms.sum(dim=(1, 2))
 
     return reference
+
+
+def equalized_focal(*, num_classes, alpha=0.25, gamma=2.0, scale=8.0):
+    def make_terms(x, targets, gamma_k):
+        positive = one_hot(targets)
+        right = Probabilities(torch.where(positive, x, -x))
+        return -alpha_t(alpha, positive) * right.not_p**gamma_k * right.log_p
+
+    return equalized(make_terms, num_classes=num_classes, gamma=gamma, scale=scale)
 
 
 def asymmetric(*, gamma_pos=0.0, gamma_neg=4.0, shift=0.05, detach_weight=False):
