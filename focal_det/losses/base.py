@@ -24,12 +24,20 @@ class ClsLoss(nn.Module, ABC):
         pointwise: True if the loss of an anchor depends on that anchor alone; such a loss has the
             methods of `PointwiseClsLoss`.
         stateful: True if buffers change with every training step, see `state.is_training_step`.
+        scaled_to_box_loss: True if the detector multiplies the loss of a batch by
+            (box loss / loss), without gradient. Its value is then that of the box loss, whatever
+            the number of anchors.
+        scales_box_loss: True if the detector multiplies the box loss of a batch by
+            (loss / box loss), without gradient, so that this loss sets the scale of both. At most
+            one of the two is True.
     """
 
     needs: frozenset[str] = frozenset()
     self_normalized: bool = False
     pointwise: bool = False
     stateful: bool = False
+    scaled_to_box_loss: bool = False
+    scales_box_loss: bool = False
 
     def num_outputs(self, num_classes: int) -> int:
         """Number of logits per anchor, C, for K classes.

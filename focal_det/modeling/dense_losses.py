@@ -17,6 +17,9 @@ from focal_det.losses.targets import DenseTargets
 
 from .box_loss import box_loss_per_image, iou_of_predictions
 
+# Below this, a loss is not scaled up to the value of another.
+_MIN_LOSS = 1e-6
+
 
 def build_targets(
     gt_labels: Tensor,
@@ -91,7 +94,19 @@ def compute_dense_losses(
         smooth_l1_beta=smooth_l1_beta,
     )
     loss_cls = normalize_cls_sums(cls_loss, cls_loss(pred_logits, targets), divisor)
-    return loss_cls, (box_sums / divisor).sum()
+    loss_box = (box_sums / divisor).sum()
+    if cls_loss.scaled_to_box_loss:
+        loss_cls = _scale(loss_cls, loss_box)
+    if cls_loss.scales_box_loss:
+        loss_box = _scale(loss_box, loss_cls)
+    return loss_cls, loss_box
+
+
+def _scale(loss: Tensor, goal: Tensor) -> Tensor:
+    """A () loss times a factor that makes its value that of another; the factor is a constant."""
+    # Of two losses that are 0, the ratio would be NaN, and of a tiny loss, infinite: such a loss
+    # stays below the other.
+    return loss * (goal.detach() / loss.detach().clamp(min=_MIN_LOSS))
 
 
 def normalize_cls_sums(cls_loss: ClsLoss, sums: Tensor, divisor: Tensor) -> Tensor:

@@ -36,8 +36,9 @@ def compute_loss_at_prior(
 ) -> Optional[Tensor]:
     """() classification loss of a batch if every score were the prior.
 
-    None if the layer does not start at the prior. This must be the same on all processes, as a loss
-    may gather statistics over them.
+    None if the layer does not start at the prior, or if the loss takes the value of the box loss,
+    which says nothing of the scores. This must be the same on all processes, as a loss may gather
+    statistics over them.
 
     Args:
         bias: (A * C,) of the layer that predicts the logits.
@@ -45,6 +46,8 @@ def compute_loss_at_prior(
         divisor: () or (N,), of the normalizer.
         level_sizes: anchors per image of each level.
     """
+    if cls_loss.scaled_to_box_loss:
+        return None
     # A loaded checkpoint has a trained bias: its first loss says nothing about the prior.
     if not bool((bias.unflatten(0, (-1, len(prior_bias))) == prior_bias).all()):
         return None

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 NAMES = sorted(dict(CLS_LOSS_REGISTRY))
 NAME = "MODEL.FOCAL_DET.CLS_LOSS.NAME"
 ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS"
+STATEFUL = [name for name in NAMES if CLS_LOSS_REGISTRY.get(name).stateful]
 every_loss = pytest.mark.parametrize("name", NAMES)
 
 
@@ -62,7 +63,10 @@ def test_drawing_detections_leaves_the_gradients(name, make_cfg, batch):
         assert torch.equal(p.grad, q[1].grad), name
 
 
-@every_loss
+# A loss that takes the value of the box loss has none of its own.
+@pytest.mark.parametrize(
+    "name", [x for x in NAMES if not CLS_LOSS_REGISTRY.get(x).scaled_to_box_loss]
+)
 def test_its_first_loss_is_near_that_of_the_prior(name, make_cfg, batch, caplog):
     with caplog.at_level("INFO", logger="detectron2.focal_det"):
         build_model(
@@ -190,7 +194,7 @@ def test_lists_per_class_reach_loss_and_head(make_cfg):
     assert not [x for x in model.state_dict() if "per_class" in x or "prior" in x]
 
 
-@pytest.mark.parametrize("name", ["FocalLoss", "GHMCLoss", "EqualizedFocalLoss"])
+@pytest.mark.parametrize("name", ["FocalLoss", *STATEFUL])
 def test_precise_bn_moves_batch_norm_and_no_state_of_ours(name, make_cfg, batch):
     model = build_model(make_cfg(NAME, name)).train()
     model(batch)
@@ -202,7 +206,7 @@ def test_precise_bn_moves_batch_norm_and_no_state_of_ours(name, make_cfg, batch)
         assert torch.equal(value, before[key]) != of_batch_norm, key
 
 
-@pytest.mark.parametrize("name", ["GHMCLoss", "EqualizedFocalLoss"])
+@pytest.mark.parametrize("name", STATEFUL)
 def test_checkpoint_holds_the_state_of_a_loss(name, make_cfg, batch, caplog, tmp_path):
     from detectron2.checkpoint import DetectionCheckpointer
 
