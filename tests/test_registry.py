@@ -16,10 +16,12 @@ from tests.conftest import run_python
 LOSSES = [
     "AsymmetricLoss",
     "EqualizedFocalLoss",
+    "EqualizedQualityFocalLoss",
     "FocalLoss",
     "FocalStarLoss",
     "GHMCLoss",
     "HingeLoss",
+    "MatchabilityAwareLoss",
     "OHEMLoss",
     "PolyFocalLoss",
     "QualityFocalLoss",

@@ -5,10 +5,12 @@ from typing import Any
 from .asymmetric import AsymmetricLoss, asymmetric_loss_per_anchor
 from .base import ClsLoss, PointwiseClsLoss
 from .equalized_focal import EqualizedFocalLoss, EqualizedLoss
+from .equalized_quality_focal import EqualizedQualityFocalLoss
 from .focal import FocalLoss, focal_loss_from_labels, sigmoid_focal_loss
 from .focal_star import FocalStarLoss
 from .ghm import GHMCLoss
 from .hinge import HingeLoss, hinge_loss_per_anchor
+from .matchability_aware import MatchabilityAwareLoss, matchability_aware_loss_per_anchor
 from .ohem import OHEMLoss, mine_hard_anchors
 from .per_anchor import focal_loss_per_anchor, focal_star_loss_per_anchor
 from .poly_focal import PolyFocalLoss, poly_focal_loss_per_anchor
@@ -21,10 +23,12 @@ __all__ = [
     "ClsLoss",
     "EqualizedFocalLoss",
     "EqualizedLoss",
+    "EqualizedQualityFocalLoss",
     "FocalLoss",
     "FocalStarLoss",
     "GHMCLoss",
     "HingeLoss",
+    "MatchabilityAwareLoss",
     "OHEMLoss",
     "PointwiseClsLoss",
     "PolyFocalLoss",
@@ -36,6 +40,7 @@ __all__ = [
     "focal_loss_per_anchor",
     "focal_star_loss_per_anchor",
     "hinge_loss_per_anchor",
+    "matchability_aware_loss_per_anchor",
     "mine_hard_anchors",
     "poly_focal_loss_per_anchor",
     "quality_focal_loss_per_anchor",

@@ -213,6 +213,20 @@ def varifocal(*, neg_weight=0.75, gamma=2.0):
     return reference
 
 
+def matchability_aware(*, gamma=1.5, neg_weight=1.0, detach_weight=False):
+    # Cross entropy with target q^gamma; negatives as in `loss_labels_mal` of DEIM.
+    def reference(x, targets):
+        target = targets.iou.double()[..., None] ** gamma
+        p = Probabilities(x)
+        power = p.p.detach() if detach_weight else p.p
+        positive = -(target * p.log_p + (1 - target) * p.log_not_p)
+        negative = -neg_weight * power**gamma * p.log_not_p
+        terms = torch.where(one_hot(targets), positive, negative)
+        return (terms * is_valid(targets)).sum(dim=(1, 2))
+
+    return reference
+
+
 def poly_focal(right, positive, targets, *, alpha=0.25, gamma=2.0, epsilon=1.0):
     # FL + epsilon q^(gamma + 1) with q = 1 - p_t, and for epsilon near -1 not by a difference:
     # -log(1 - q) - q is the integral of t / (1 - t) from 0 to q, that is q^2 times the integral
@@ -288,6 +302,10 @@ def equalized_focal(*, num_classes, alpha=0.25, gamma=2.0, scale=8.0):
     return equalized(make_terms, num_classes=num_classes, gamma=gamma, scale=scale)
 
 
+def equalized_quality_focal(*, num_classes, gamma=2.0, scale=4.0):
+    return equalized(quality_terms, num_classes=num_classes, gamma=gamma, scale=scale)
+
+
 def asymmetric(*, gamma_pos=0.0, gamma_neg=4.0, shift=0.05, detach_weight=False):
     def weight(base, gamma):
         return (base.detach() if detach_weight else base) ** gamma
@@ -359,6 +377,16 @@ CASES = {
         usual={"gamma": 2, "neg_weight": 0.75},
         grid=grid(gamma=GAMMAS, neg_weight=[0.75]),
     ),
+    "MatchabilityAwareLoss": Case(
+        matchability_aware,
+        usual={"gamma": 1.5, "neg_weight": 0.75},
+        grid=[
+            *grid(gamma=GAMMAS, neg_weight=[0.75]),
+            {"gamma": 1.5, "neg_weight": 0.75, "detach_weight": True},
+        ],
+        # The gradient of positives, p - q^gamma, cancels there.
+        kinks=lambda gamma, **_: [logit(q**gamma) for q in IOUS if 0 < q**gamma < 1],
+    ),
     "PolyFocalLoss": Case(
         binary(poly_focal),
         usual={"gamma": 2, "epsilon": 1.5, "alpha": 0.25},
@@ -376,6 +404,13 @@ CASES = {
         equalized_focal,
         usual={"gamma": 2, "scale": 8, "alpha": 0.25},
         grid=grid(gamma=GAMMAS[1:], scale=[0, 8], alpha=[0.25]),
+    ),
+    "EqualizedQualityFocalLoss": Case(
+        equalized_quality_focal,
+        usual={"gamma": 2, "scale": 4},
+        grid=grid(gamma=GAMMAS[1:], scale=[0, 4]),
+        kinks=lambda **_: [logit(iou) for iou in IOUS if iou < 1],
+        radius=0.4,
     ),
     "AsymmetricLoss": Case(
         asymmetric,

@@ -66,6 +66,13 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
             {"alpha": 0.25, "gamma": 2, "scale": 8},
             math.log(4 / 3) / 64 + 3 / 16 * LOG2,
         ),
+        # The target is 1: -log p of the object, and (1/2)^2 log 2 with weight 3.
+        (
+            "MatchabilityAwareLoss",
+            {"gamma": 2, "neg_weight": 3},
+            math.log(4 / 3) + 3 / 4 * LOG2,
+        ),
+        ("EqualizedQualityFocalLoss", {"gamma": 2}, math.log(4 / 3) / 16 + LOG2 / 4),
         # One anchor is mined, and its mean is its cross entropy.
         ("OHEMLoss", {"batch": 1}, math.log(4 / 3) + LOG2),
         # Gradient norms 1/4 and 1/2 are in regions of their own, each with one term: density 1
@@ -102,6 +109,16 @@ def test_quality_and_varifocal_with_an_iou_of_one_half():
     assert got[0] == pytest.approx(0.75 * (9 / 16 * math.log(4) + LOG2 / 4), rel=1e-5)
 
 
+def test_matchability_aware_with_an_iou_of_one_half():
+    # The target is (1/2)^2, so 1/4 log(4/3) + 3/4 log 4; the other class has (1/2)^2 log 2.
+    got = evaluate("MatchabilityAwareLoss", {"gamma": 2}, iou=0.5)
+    want = math.log(4 / 3) / 4 + 3 / 4 * math.log(4) + LOG2 / 4
+    assert got[0] == pytest.approx(want, rel=1e-5)
+    # A positive that misses its box is a negative with full weight: log 4.
+    got = evaluate("MatchabilityAwareLoss", {"gamma": 2}, iou=0.0)
+    assert got[0] == pytest.approx(math.log(4) + LOG2 / 4, rel=1e-5)
+
+
 def test_equalized_focal_grows_gamma_of_a_rare_class():
     # gamma = 1, no alpha. Class 0 has a positive with p_t = 3/4 only, class 1 a negative with
     # p = 1/2 only: g is 1 (no negative gradient yet) and 0. So from the second step on class 1 has
@@ -113,6 +130,25 @@ def test_equalized_focal_grows_gamma_of_a_rare_class():
     assert evaluate("EqualizedFocalLoss", args, steps=2)[0] == pytest.approx(
         math.log(4 / 3) / 4 + 3 / 8 * LOG2, rel=1e-5
     )
+
+
+def test_equalized_quality_counts_a_gradient_of_either_sign():
+    # One class, gamma = 1. A positive with p = 3/4 is above its target of 1/2, so its derivative,
+    # p (1 - p) CE + d^2 with d = 1/4, is positive. A negative with p = 1/2: p (1 - p) log 2 + p^2.
+    cross_entropy = (math.log(4 / 3) + math.log(4)) / 2
+    ratio = (3 / 16 * cross_entropy + 1 / 16) / (LOG2 / 4 + 1 / 4)
+    gamma = 1 + 2 * (1 - ratio)
+    batch = {
+        "logits": torch.tensor([[[LOG3], [0.0]]]),
+        "labels": ((0, 1),),
+        "num_classes": 1,
+        "iou": 0.5,
+    }
+    args = {"gamma": 1, "scale": 2}
+    for steps, power in ((1, 1), (2, gamma)):
+        got = evaluate("EqualizedQualityFocalLoss", args, **batch, steps=steps)[0]
+        want = power * ((1 / 4) ** power * cross_entropy + (1 / 2) ** power * LOG2)
+        assert got == pytest.approx(want, rel=1e-5)
 
 
 def test_ghm_counts_per_image_and_averages_over_steps():

@@ -58,6 +58,7 @@ def cross_entropy(logits, targets):
         ("QualityFocalLoss", {"beta": 0}),
         ("VarifocalLoss", {"gamma": 0, "neg_weight": 1}),
         ("AsymmetricLoss", {"gamma_pos": 0, "gamma_neg": 0, "shift": 0}),
+        ("MatchabilityAwareLoss", {"gamma": 0, "neg_weight": 1}),
     ],
 )
 def test_without_focus_each_is_cross_entropy(name, args):
@@ -95,6 +96,37 @@ def test_equalized_focal_without_history_is_focal(seed, gamma, alpha):
     trained = build("EqualizedFocalLoss", gamma=gamma, alpha=alpha, scale=0)
     for step in range(2):
         assert_same(trained, focal, seed + step)
+
+
+@few
+@given(seeds, gammas)
+def test_matchability_aware_with_good_boxes_is_asymmetric(seed, gamma):
+    """With every IoU 1, positives have cross entropy and negatives a focal loss."""
+    for detach_weight in (False, True):
+        loss = build("MatchabilityAwareLoss", gamma=gamma, detach_weight=detach_weight)
+        args = {"gamma_pos": 0, "gamma_neg": gamma, "shift": 0, "detach_weight": detach_weight}
+        assert_same(loss, build("AsymmetricLoss", **args), seed)
+
+
+@few
+@given(seeds, gammas.filter(lambda x: x > 0))
+def test_equalized_quality_with_hard_targets_is_equalized(seed, gamma):
+    """Over several steps, so with the same state."""
+    loss = build("EqualizedQualityFocalLoss", gamma=gamma)
+    other = build("EqualizedFocalLoss", gamma=gamma, alpha=-1, scale=4.0)
+    for step in range(3):
+        assert_same(loss, other, seed + step)
+    torch.testing.assert_close(loss.state_dict(), other.state_dict())
+
+
+@few
+@given(seeds, gammas.filter(lambda x: x > 0))
+def test_equalized_quality_without_history_is_quality(seed, gamma):
+    quality = build("QualityFocalLoss", beta=gamma)
+    assert_same(build("EqualizedQualityFocalLoss", gamma=gamma), quality, seed)
+    trained = build("EqualizedQualityFocalLoss", gamma=gamma, scale=0)
+    for step in range(2):
+        assert_same(trained, quality, seed + step)
 
 
 @few

@@ -163,6 +163,14 @@ def test_a_trained_head_is_not_compared_with_the_prior(make_cfg, batch, caplog):
             r"scale must be in \[0, inf\), got -1.0",
         ),
         (
+            [NAME, "EqualizedQualityFocalLoss", f"{ARGS}.EqualizedQualityFocalLoss.scale", -1.0],
+            r"scale must be in \[0, inf\), got -1.0",
+        ),
+        (
+            [NAME, "MatchabilityAwareLoss", f"{ARGS}.MatchabilityAwareLoss.neg_weight", -1.0],
+            r"neg_weight must be in \[0, inf\), got -1.0",
+        ),
+        (
             [NAME, "AsymmetricLoss", f"{ARGS}.AsymmetricLoss.shift", 1.0],
             r"shift must be in \[0, 1\), got 1.0",
         ),

@@ -332,10 +332,17 @@ def test_telemetry_of_both_stages(caplog):
 
 
 @pytest.mark.parametrize(
-    "name", ["OHEMLoss", "QualityFocalLoss", "EqualizedFocalLoss", "GHMCLoss", "VarifocalLoss"]
+    "name",
+    [
+        "OHEMLoss",
+        "QualityFocalLoss",
+        "EqualizedFocalLoss",
+        "GHMCLoss",
+        "VarifocalLoss",
+    ],
 )
 def test_losses_that_need_more_than_labels(name):
-    """Boxes, the IoU of predictions, a state of their own."""
+    """Boxes, the IoU of predictions, a state of their own, or the box loss."""
     keys = {**WITHOUT_SAMPLING, f"{RPN}.CLS_LOSS.NAME": name, f"{BOX}.CLS_LOSS.NAME": name}
     if name == "EqualizedFocalLoss":
         del keys[f"{RPN}.CLS_LOSS.NAME"]

@@ -157,4 +157,4 @@ def test_program_is_listed_and_runs(outputs):
     summary = "List the registered classification losses with their arguments."
     assert re.search(rf"^  losses +{summary}$", outputs["programs"], re.MULTILINE)
     listed = re.findall(r"^(\w+): ", outputs["losses"], re.MULTILINE)
-    assert listed == ["EqualizedFocalLoss", "GHMCLoss"]
+    assert listed == ["EqualizedFocalLoss", "EqualizedQualityFocalLoss", "GHMCLoss"]
