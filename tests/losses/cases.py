@@ -323,6 +323,10 @@ def asymmetric(*, gamma_pos=0.0, gamma_neg=4.0, shift=0.05, detach_weight=False)
     return reference
 
 
+def sampling_free(right, positive, targets):
+    return -right.log_p
+
+
 def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
@@ -412,6 +416,7 @@ CASES = {
         kinks=lambda **_: [logit(iou) for iou in IOUS if iou < 1],
         radius=0.4,
     ),
+    "SamplingFreeLoss": Case(binary(sampling_free), usual={}, grid=[]),
     "AsymmetricLoss": Case(
         asymmetric,
         usual={"gamma_pos": 1.5, "gamma_neg": 4.0, "shift": 0.05},

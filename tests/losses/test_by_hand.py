@@ -73,6 +73,7 @@ def evaluate(name, args, logits=OBJECT, labels=((0,),), num_classes=2, iou=1.0, 
             math.log(4 / 3) + 3 / 4 * LOG2,
         ),
         ("EqualizedQualityFocalLoss", {"gamma": 2}, math.log(4 / 3) / 16 + LOG2 / 4),
+        ("SamplingFreeLoss", {}, math.log(4 / 3) + LOG2),
         # One anchor is mined, and its mean is its cross entropy.
         ("OHEMLoss", {"batch": 1}, math.log(4 / 3) + LOG2),
         # Gradient norms 1/4 and 1/2 are in regions of their own, each with one term: density 1

@@ -28,7 +28,7 @@ NAMES = sorted(dict(CLS_LOSS_REGISTRY))
 USUAL = [(name, CASES[name].usual) for name in NAMES if name in CASES]
 GRID = [(name, args) for name, _ in USUAL for args in CASES[name].arguments]
 # These have a fast path; the plain one, which is the definition, goes through the same tests.
-WITH_FAST_PATH = ("FocalLoss", "FocalStarLoss")
+WITH_FAST_PATH = ("FocalLoss", "FocalStarLoss", "SamplingFreeLoss")
 LEVEL_SIZES = (13, 0, 5)
 NUM_ANCHORS = sum(LEVEL_SIZES)
 

@@ -59,6 +59,7 @@ def cross_entropy(logits, targets):
         ("VarifocalLoss", {"gamma": 0, "neg_weight": 1}),
         ("AsymmetricLoss", {"gamma_pos": 0, "gamma_neg": 0, "shift": 0}),
         ("MatchabilityAwareLoss", {"gamma": 0, "neg_weight": 1}),
+        ("SamplingFreeLoss", {}),
     ],
 )
 def test_without_focus_each_is_cross_entropy(name, args):

@@ -339,6 +339,7 @@ def test_telemetry_of_both_stages(caplog):
         "EqualizedFocalLoss",
         "GHMCLoss",
         "VarifocalLoss",
+        "SamplingFreeLoss",
     ],
 )
 def test_losses_that_need_more_than_labels(name):
