@@ -25,6 +25,7 @@ LOSSES = [
     "OHEMLoss",
     "PolyFocalLoss",
     "QualityFocalLoss",
+    "RankSortLoss",
     "SamplingFreeLoss",
     "SoftmaxFocalLoss",
     "VarifocalLoss",

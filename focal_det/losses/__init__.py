@@ -15,6 +15,7 @@ from .ohem import OHEMLoss, mine_hard_anchors
 from .per_anchor import focal_loss_per_anchor, focal_star_loss_per_anchor
 from .poly_focal import PolyFocalLoss, poly_focal_loss_per_anchor
 from .quality_focal import QualityFocalLoss, quality_focal_loss_per_anchor
+from .rank_sort import RankSortLoss
 from .sampling_free import SamplingFreeLoss
 from .softmax_focal import SoftmaxFocalLoss, softmax_focal_loss_per_anchor
 from .varifocal import VarifocalLoss, varifocal_loss_per_anchor
@@ -34,6 +35,7 @@ __all__ = [
     "PointwiseClsLoss",
     "PolyFocalLoss",
     "QualityFocalLoss",
+    "RankSortLoss",
     "SamplingFreeLoss",
     "SoftmaxFocalLoss",
     "VarifocalLoss",

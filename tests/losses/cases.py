@@ -40,6 +40,9 @@ class Case:
         radius: how far the tests stay away from a kink.
         by_level: whether the reference takes logits per level (N, Ri, C), as levels make a
             difference.
+        error_driven: whether the gradient is defined by the paper and is not the derivative of the
+            value. The reference then has that gradient; nothing is compared with differences.
+        contrast: least ratio of the scores of objects to those of background after a short descent.
     """
 
     reference: Callable[..., Callable[[Tensor, DenseTargets], Tensor]]
@@ -48,6 +51,8 @@ class Case:
     kinks: Callable[..., Iterable[float]] = lambda **args: ()
     radius: float = 0.3
     by_level: bool = False
+    error_driven: bool = False
+    contrast: float = 3.0
 
     @property
     def arguments(self) -> list[dict[str, Any]]:
@@ -327,6 +332,51 @@ def sampling_free(right, positive, targets):
     return -right.log_p
 
 
+def rank_sort(*, delta=0.5):
+    """RS loss as arXiv 2107.11669 puts it: positive by positive, against all other logits."""
+
+    def above(difference):
+        if delta == 0:
+            return (difference >= 0).double()
+        return (difference / (2 * delta) + 0.5).clamp(0, 1)
+
+    def reference(x, targets):
+        positive = one_hot(targets)
+        negative = is_valid(targets) & ~positive
+        y = targets.iou.double()[..., None].expand_as(x)[positive]
+        pos_logits = x.detach()[positive]
+        neg_logits = x.detach()[negative]
+        pos_grad = torch.zeros_like(pos_logits)
+        neg_grad = torch.zeros_like(neg_logits)
+        errors = torch.zeros_like(pos_logits)
+        for i, logit_i in enumerate(pos_logits):
+            pos_above = above(pos_logits - logit_i)
+            neg_above = above(neg_logits - logit_i)
+            belongs_above = pos_above * (y >= y[i])
+            missorted = pos_above * (y < y[i])
+            # Eq. 7 and 8: the current errors, and the sorting error in the right order.
+            rank_error = neg_above.sum() / (pos_above.sum() + neg_above.sum())
+            sort_error = (pos_above * (1 - y)).sum() / pos_above.sum()
+            sort_error = sort_error - (belongs_above * (1 - y)).sum() / belongs_above.sum()
+            # Eq. 9: what i is to gain, and who is to lose it.
+            if neg_above.sum() > 0:
+                pos_grad[i] -= rank_error
+                neg_grad += rank_error * neg_above / neg_above.sum()
+            if missorted.sum() > 0:
+                pos_grad[i] -= sort_error
+                pos_grad += sort_error * missorted / missorted.sum()
+            errors[i] = rank_error + sort_error
+        per_logit = torch.zeros_like(x).masked_scatter(positive, errors)
+        grad = torch.zeros_like(x).masked_scatter(positive, pos_grad)
+        grad = grad.masked_scatter(negative, neg_grad)
+        # A mean over the batch, as the mean of one value per image.
+        scale = len(x) / max(len(errors), 1)
+        update = (grad * x).sum(dim=(1, 2))
+        return scale * (per_logit.sum(dim=(1, 2)) + update - update.detach())
+
+    return reference
+
+
 def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
@@ -415,6 +465,14 @@ CASES = {
         grid=grid(gamma=GAMMAS[1:], scale=[0, 4]),
         kinks=lambda **_: [logit(iou) for iou in IOUS if iou < 1],
         radius=0.4,
+    ),
+    "RankSortLoss": Case(
+        rank_sort,
+        usual={"delta": 0.5},
+        grid=grid(delta=[0, 0.3, 0.5, 8]),
+        error_driven=True,
+        # Beyond a distance of delta, a logit counts as ranked: exp(0.5) is 1.6.
+        contrast=1.6,
     ),
     "SamplingFreeLoss": Case(binary(sampling_free), usual={}, grid=[]),
     "AsymmetricLoss": Case(

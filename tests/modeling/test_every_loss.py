@@ -171,6 +171,10 @@ def test_a_trained_head_is_not_compared_with_the_prior(make_cfg, batch, caplog):
             r"neg_weight must be in \[0, inf\), got -1.0",
         ),
         (
+            [NAME, "RankSortLoss", f"{ARGS}.RankSortLoss.delta", -0.5],
+            r"delta must be in \[0, inf\), got -0.5",
+        ),
+        (
             [NAME, "AsymmetricLoss", f"{ARGS}.AsymmetricLoss.shift", 1.0],
             r"shift must be in \[0, 1\), got 1.0",
         ),

@@ -339,6 +339,7 @@ def test_telemetry_of_both_stages(caplog):
         "EqualizedFocalLoss",
         "GHMCLoss",
         "VarifocalLoss",
+        "RankSortLoss",
         "SamplingFreeLoss",
     ],
 )

@@ -696,9 +696,9 @@ def test_page_has_findings_measures_and_pictures(small_boxes, tmp_path, capsys):
     assert f"page:    {page}" in capsys.readouterr().out
 
 
-# GHM-C takes its densities from the whole batch, so that image by image it is near only. The
-# sampling-free loss takes the value of the box loss.
-NOT_EXPECTED = {"GHMCLoss", "SamplingFreeLoss"}
+# GHM-C takes its densities and RS loss its ranks from the whole batch, so that image by image they
+# are near only. The sampling-free loss takes the value of the box loss.
+NOT_EXPECTED = {"GHMCLoss", "RankSortLoss", "SamplingFreeLoss"}
 
 
 @pytest.mark.parametrize("loss", sorted(dict(CLS_LOSS_REGISTRY).keys() - NOT_EXPECTED))
