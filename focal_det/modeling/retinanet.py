@@ -29,6 +29,7 @@ from .candidates import select_candidates
 from .dense_losses import build_targets, compute_dense_losses
 from .first_step import compute_loss_at_prior, get_prior_bias, report_first_loss
 from .ground_truth import check_training_batch, report_boxes_without_anchor
+from .memory_format import to_fast_layout
 from .retinanet_head import FocalRetinaNetHead, without_head_norm
 from .scripting import make_scriptable
 from .telemetry import is_picture_due, is_telemetry_due, put_telemetry
@@ -170,14 +171,14 @@ class FocalRetinaNet(RetinaNet):
         features = self.extract_features(images.tensor)
         pred_logits, pred_anchor_deltas = self.head(features)
         num_outputs = self.cls_loss.num_outputs(self.num_classes)
-        # Views if the layout is channels last, see `_to_fast_layout`.
+        # Views if the layout is channels last, see `to_fast_layout`.
         pred_logits = [permute_to_N_HWA_K(x, num_outputs) for x in pred_logits]
         pred_anchor_deltas = [permute_to_N_HWA_K(x, 4) for x in pred_anchor_deltas]
         return images.image_sizes, self._get_anchors(features), pred_logits, pred_anchor_deltas
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
         """Per level (N, channels, Hi, Wi) features of normalized and padded (N, 3, H, W) images."""
-        features = self.backbone(_to_fast_layout(images))
+        features = self.backbone(to_fast_layout(images))
         return [features[f] for f in self.head_in_features]
 
     def _get_anchors(self, features: list[Tensor]) -> list[Boxes]:
@@ -385,16 +386,3 @@ class FocalRetinaNet(RetinaNet):
             deltas[anchor_idxs], anchors.tensor[anchor_idxs]
         )
         return boxes, candidates, class_idxs
-
-
-def _to_fast_layout(images: Tensor) -> Tensor:
-    """(N, 3, H, W) images, channels last where that makes convolutions faster.
-
-    That is on a CPU, and on a GPU in mixed precision. The network keeps the layout, so that the
-    head's (N, A*C, Hi, Wi) outputs become (N, Ri, C) without a copy.
-    """
-    # Without an argument, which TorchScript does not know, `is_autocast_enabled` means CUDA.
-    is_faster = images.device.type == "cpu" or (images.is_cuda and torch.is_autocast_enabled())
-    if not is_faster:
-        return images
-    return images.contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.retinanet import permute_to_N_HWA_K
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from focal_det.modeling.retinanet import _to_fast_layout
+from focal_det.modeling.memory_format import to_fast_layout
 from tests.conftest import make_batch
 
 
@@ -33,13 +33,13 @@ def test_levels_are_permuted_without_a_copy(head_outputs):
 
 
 def test_gpu_layout_changes_in_mixed_precision_only():
-    assert _to_fast_layout(torch.empty(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+    assert to_fast_layout(torch.empty(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
     with FakeTensorMode():
         images = torch.empty(2, 3, 8, 8, device="cuda")
-        assert _to_fast_layout(images) is images
+        assert to_fast_layout(images) is images
         torch.set_autocast_enabled("cuda", True)
         try:
-            assert _to_fast_layout(images).is_contiguous(memory_format=torch.channels_last)
+            assert to_fast_layout(images).is_contiguous(memory_format=torch.channels_last)
         finally:
             torch.set_autocast_enabled("cuda", False)
 
