@@ -37,6 +37,9 @@ class _CheckedROIHeads(ROIHeads):
         heads_args: the other arguments of Detectron2's class.
     """
 
+    # Below MODEL.FOCAL_DET, see `parts.get_keys_read`.
+    focal_det_keys = ("ROI_BOX_HEAD", "PRIOR_PROB_PER_CLASS")
+
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
     def __init__(
         self, *, sampling: str = "random", dataset_names: Sequence[str] = (), **heads_args: Any

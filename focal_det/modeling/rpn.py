@@ -55,6 +55,9 @@ class FocalRPN(RPN):
             `objectness_logits`.
     """
 
+    # Below MODEL.FOCAL_DET, see `parts.get_keys_read`.
+    focal_det_keys = ("RPN",)
+
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
     def __init__(
         self,

@@ -1,0 +1,116 @@
+"""The parts of a detector that a config selects, and which keys of MODEL.FOCAL_DET they read.
+
+A part of focal_det declares them in `focal_det_keys`, so that a subclass reads them as well.
+Detectron2's own parts read none.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+
+from .build import flatten_config, read_settings
+
+# What FocalRetinaNet reads below MODEL.FOCAL_DET: all but the stages of other detectors.
+RETINANET_KEYS = (
+    "ASSIGNER",
+    "CLS_LOSS",
+    "LOW_QUALITY_MATCHES",
+    "NORMALIZER",
+    "PRIOR_PROB_PER_CLASS",
+)
+# Of each part, the key that selects it and what from.
+_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+}
+ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS = _REGISTRIES
+# By the node of a detector.
+_PART_KEYS = {
+    "MODEL.RETINANET": (ARCHITECTURE,),
+    "MODEL.ROI_HEADS": (ROI_HEADS, PROPOSAL_GENERATOR, ARCHITECTURE),
+}
+# Data and figures, which change no detector.
+_HARMLESS = frozenset({"DATASETS", "TELEMETRY_PERIOD"})
+
+
+@dataclass(frozen=True)
+class UnreadSettings:
+    """Changed keys of MODEL.FOCAL_DET that no part of a detector reads.
+
+    Attributes:
+        values: by full key.
+        readers: names of the parts that would read them.
+        part_key: full key that would have to select another part.
+        part: what it selects now.
+    """
+
+    values: Mapping[str, Any]
+    readers: Sequence[str]
+    part_key: str
+    part: str
+
+
+def get_value(cfg: CfgNode, key: str) -> Any:
+    """The value of a full key."""
+    return reduce(getitem, key.split("."), cfg)
+
+
+def get_part(cfg: CfgNode, part_key: str) -> type:
+    """The class that a key selects; `object` if none of that name is registered."""
+    name = get_value(cfg, part_key)
+    registry = _REGISTRIES[part_key]
+    part = registry.get(name) if name in registry else object
+    # A registered function would do, too.
+    return part if isinstance(part, type) else object
+
+
+def get_keys_read(part: type) -> Collection[str]:
+    """The keys below MODEL.FOCAL_DET that a part declares to read."""
+    keys: Collection[str] = getattr(part, "focal_det_keys", ())
+    return keys
+
+
+def find_readers(part_key: str, name: str) -> list[str]:
+    """Names of the parts that read `name` below MODEL.FOCAL_DET, of those a key can select."""
+    return [x for x, part in _REGISTRIES[part_key] if name in get_keys_read(part)]
+
+
+def find_unread(cfg: CfgNode, defaults: CfgNode) -> list[UnreadSettings]:
+    """Changed keys of MODEL.FOCAL_DET that the detector does not read.
+
+    Args:
+        defaults: a config without changes.
+    """
+    part_keys = _PART_KEYS.get(read_settings(cfg).node_key, ())
+    # What an unknown architecture reads is not known either.
+    if not part_keys:
+        return []
+    read = {name for key in part_keys for name in get_keys_read(get_part(cfg, key))}
+    unread = []
+    for name in sorted({*defaults.MODEL.FOCAL_DET} - read - _HARMLESS):
+        changed = _find_changed(cfg.MODEL.FOCAL_DET, defaults.MODEL.FOCAL_DET, name)
+        by_part = {key: find_readers(key, name) for key in (*part_keys, *_REGISTRIES)}
+        part_key = next((key for key, readers in by_part.items() if readers), None)
+        if not changed or part_key is None:
+            continue
+        readers = by_part[part_key]
+        # A RetinaNet has no other parts, whatever the config selects for them.
+        if part_key not in part_keys:
+            part_key = ARCHITECTURE
+        unread.append(UnreadSettings(changed, readers, part_key, get_value(cfg, part_key)))
+    return unread
+
+
+def _find_changed(node: CfgNode, defaults: CfgNode, name: str) -> dict[str, Any]:
+    """The values of one key, or of all keys below it, that are not the defaults; by full key."""
+    known = flatten_config({name: defaults[name]}, "MODEL.FOCAL_DET.")
+    values = flatten_config({name: node[name]}, "MODEL.FOCAL_DET.")
+    return {key: x for key, x in values.items() if key not in known or x != known[key]}
