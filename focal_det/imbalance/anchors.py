@@ -198,7 +198,7 @@ def measure_anchors(
     Raises:
         ValueError: a record without size, or a class id outside 0..K-1.
     """
-    images = [_fit_image(x, setup) for x in _show_progress(records, progress)]
+    images = [_fit_image(x, setup) for x in show_progress(records, progress)]
     classes = torch.cat([x.classes_of_positives for x in images])
     levels = torch.cat([x.levels_of_positives for x in images])
     return AnchorFit(
@@ -215,7 +215,7 @@ def measure_anchors(
     )
 
 
-def _show_progress(records: Sequence[Mapping[str, Any]], title: str) -> Iterable:
+def show_progress(records: Sequence[Mapping[str, Any]], title: str) -> Iterable:
     # tqdm reads `disable=None` as: on a terminal only.
     is_disabled = None if title else True
     return tqdm(records, desc=title, unit=" images", disable=is_disabled, leave=False)
@@ -239,70 +239,13 @@ def _fit_image(record: Mapping[str, Any], setup: AnchorSetup) -> _ImageFit:
     )
 
 
-def resize_boxes(
-    records: Sequence[Mapping[str, Any]], resize: Augmentation, *, progress: str = ""
-) -> tuple[Tensor, Tensor]:
-    """Boxes of images as training has them, but for flips and crops.
-
-    Args:
-        records, progress: as for `measure_anchors`.
-
-    Returns:
-        (M, 4) float32 XYXY in pixels of the resized image, and (M, 2) int64 its height and width.
-    """
-    objects = [_resize_objects(x, resize) for x in _show_progress(records, progress)]
-    boxes = torch.cat([torch.zeros(0, 4), *(x.gt_boxes.tensor for x in objects)])
-    sizes = torch.tensor([x.image_size for x in objects], dtype=torch.int64).reshape(-1, 2)
-    num_boxes = torch.tensor([len(x) for x in objects], dtype=torch.int64)
-    return boxes, sizes.repeat_interleave(num_boxes, dim=0)
-
-
-def compute_best_iou(boxes: Tensor, image_sizes: Tensor, setup: AnchorSetup) -> Tensor:
-    """Largest IoU of each box with any anchor, computed with one anchor of each shape.
-
-    The overlap with an anchor of a given shape falls with the horizontal and with the vertical
-    distance of the centres, independently. So no anchor of that shape overlaps a box more than the
-    one in the nearest column and the nearest row.
-
-    Args:
-        boxes, image_sizes: of `resize_boxes`.
-        setup: with Detectron2's DefaultAnchorGenerator.
-
-    Returns:
-        (M,) float32 in [0, 1]; equals `AnchorFit.best_iou` up to rounding.
-    """
-    best = boxes.new_zeros(len(boxes))
-    generator: DefaultAnchorGenerator = setup.generator
-    height, width = image_sizes.unbind(dim=1)
-    maps = get_feature_sizes((height, width), setup.strides, setup.size_divisibility)
-    for shapes, stride, (rows, columns) in zip(generator.cell_anchors, setup.strides, maps):
-        last_cell = torch.stack([columns, rows], dim=1) - 1
-        for shape in shapes:
-            distance = (boxes[:, :2] + boxes[:, 2:] - shape[:2] - shape[2:]) / 2
-            cell = (distance / stride - generator.offset).round()
-            # The nearest cell may lie outside the feature map.
-            cell = torch.minimum(cell, last_cell).clamp(min=0)
-            anchors = shape + ((cell + generator.offset) * stride).repeat(1, 2)
-            best = torch.maximum(best, _compute_paired_iou(anchors, boxes))
-    return best
-
-
-def _compute_paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(M,) IoU of each of (M, 4) boxes with the other box of the same row."""
-    top_left = torch.maximum(boxes[:, :2], others[:, :2])
-    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
-    inter = (bottom_right - top_left).clamp(min=0).prod(dim=1)
-    area, other_area = ((x[:, 2:] - x[:, :2]).prod(dim=1) for x in (boxes, others))
-    return inter / (area + other_area - inter)
-
-
 def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> LabelledImage:
     """Label the anchors of one dataset dict.
 
     Raises:
         ValueError: a record without size, or a class id outside 0..K-1.
     """
-    objects = _resize_objects(record, setup.resize)
+    objects = resize_objects(record, setup.resize)
     check_gt_classes(objects.gt_classes, setup.num_classes, str(record["file_name"]))
     anchors = setup.generate(objects.image_size)
     if len(objects) == 0:
@@ -343,7 +286,7 @@ def get_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [x for x in record["annotations"] if x.get("iscrowd", 0) == 0]
 
 
-def _resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instances:
+def resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instances:
     """Objects as from Detectron2's DatasetMapper, from the size of the image alone."""
     if "height" not in record or "width" not in record:
         raise ValueError(

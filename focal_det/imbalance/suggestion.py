@@ -8,7 +8,8 @@ from typing import Any, Optional
 import numpy as np
 from torch import Tensor
 
-from .anchors import Anchors, AnchorSetup, compute_best_iou, resize_boxes
+from .anchors import Anchors, AnchorSetup
+from .best_iou import compute_best_iou, resize_boxes
 
 # Factors for all sizes, the nearest to 1 first: of equally good ones, the smallest change is taken.
 _SCALES = sorted(

@@ -12,12 +12,11 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from focal_det.imbalance.anchors import (
     Anchors,
     build_anchor_setup,
-    compute_best_iou,
     get_feature_sizes,
     label_record,
     measure_anchors,
-    resize_boxes,
 )
+from focal_det.imbalance.best_iou import compute_best_iou, resize_boxes
 from focal_det.imbalance.suggestion import suggest_anchors
 from tests.data.make_data import load_records
 
