@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from focal_det.modeling.assigners import check_gt_classes, compute_gt_labels
-from focal_det.modeling.build import build_matcher, read_settings
+from focal_det.modeling.build import read_settings
 from focal_det.modeling.matching import match_anchors
+from focal_det.modeling.settings import read_anchors
 
 from .read import get_middle_size
 
@@ -61,6 +62,9 @@ class AnchorSetup:
         size_divisibility: the sides of an image are padded to a multiple of it. (Training also pads
             to the largest image of a batch, which adds negatives outside the image.)
         num_classes: K.
+        reach_thresh: smallest IoU at which an anchor reaches a box.
+        boundary_thresh: anchors that extend beyond the image by more pixels are ignored; none are
+            if it is negative.
     """
 
     generator: nn.Module
@@ -69,6 +73,8 @@ class AnchorSetup:
     resize: Augmentation
     size_divisibility: int
     num_classes: int
+    reach_thresh: float
+    boundary_thresh: int = -1
 
     def generate(self, image_size: tuple[int, int]) -> list[Boxes]:
         """Anchors per level of an image of (height, width) pixels."""
@@ -94,25 +100,28 @@ class AnchorFit:
     Attributes:
         positives: (K,) int64 positive anchors of each class.
         positives_per_level: (L,) int64.
-        positives_per_image: (N,) int64.
+        positives_per_image, negatives_per_image: (N,) int64.
         num_anchors: anchors of all images, ignored ones included.
         best_iou: (M,) float32 largest IoU of each box with any anchor, in [0, 1].
         has_positive: (M,) bool, whether a positive anchor is matched to the box; other boxes may
             have taken all that overlap it.
         sides: (M, 2) float32 width and height of the boxes in the resized image, in pixels.
         classes: (M,) int64 class ids.
-        iou_thresh: smallest IoU of a positive anchor, but for low-quality matches.
+        iou_thresh: smallest IoU at which an anchor reaches a box.
+        positive_thresh: smallest IoU of a positive anchor, but for low-quality matches.
     """
 
     positives: np.ndarray
     positives_per_level: np.ndarray
     positives_per_image: np.ndarray
+    negatives_per_image: np.ndarray
     num_anchors: int
     best_iou: np.ndarray
     has_positive: np.ndarray
     sides: np.ndarray
     classes: np.ndarray
     iou_thresh: float
+    positive_thresh: float
 
     @property
     def is_reached(self) -> np.ndarray:
@@ -157,12 +166,14 @@ class _ImageFit:
     Attributes:
         classes_of_positives: (P,) int64.
         levels_of_positives: (P,) int64 index of the level.
+        num_negatives: anchors labelled as background.
         num_anchors: R.
         best_iou, has_positive, sides, classes: as of AnchorFit.
     """
 
     classes_of_positives: Tensor
     levels_of_positives: Tensor
+    num_negatives: int
     num_anchors: int
     best_iou: Tensor
     has_positive: Tensor
@@ -171,25 +182,39 @@ class _ImageFit:
 
 
 def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
-    """Anchors and thresholds of FocalRetinaNet, for images of the middle size of training."""
-    settings = read_settings(cfg)
+    """Anchors and thresholds of a detector, for images of the middle size of training.
+
+    Raises:
+        ValueError: a detector whose anchors are not known.
+    """
+    anchors = read_anchors(cfg)
+    if anchors is None:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: anchors are known of "
+            "RetinaNets and of detectors with an RPN only"
+        )
     backbone = build_backbone(cfg)
     size = get_middle_size(cfg)
-    shapes = [backbone.output_shape()[name] for name in settings.level_names]
+    shapes = [backbone.output_shape()[name] for name in anchors.level_names]
     return AnchorSetup(
         generator=build_anchor_generator(cfg, shapes),
         strides=[x.stride for x in shapes],
-        matcher=build_matcher(cfg),
+        matcher=anchors.build_matcher(),
         resize=ResizeShortestEdge((size, size), cfg.INPUT.MAX_SIZE_TRAIN, "choice"),
         size_divisibility=backbone.size_divisibility,
-        num_classes=settings.num_classes,
+        num_classes=read_settings(cfg).num_classes,
+        reach_thresh=anchors.reach_thresh,
+        boundary_thresh=anchors.boundary_thresh,
     )
 
 
 def measure_anchors(
     records: Sequence[Mapping[str, Any]], setup: AnchorSetup, *, progress: str = ""
 ) -> AnchorFit:
-    """Label the anchors of images as FocalRetinaNet does in training, but for flips and crops.
+    """Label the anchors of images as the detector does in training, but for flips and crops.
+
+    The labels have classes for an RPN, too, although it is blind to them: they tell which classes
+    get anchors.
 
     Args:
         records: Detectron2's dataset dicts with "height" and "width".
@@ -205,13 +230,15 @@ def measure_anchors(
         positives=torch.bincount(classes, minlength=setup.num_classes).numpy(),
         positives_per_level=torch.bincount(levels, minlength=len(setup.strides)).numpy(),
         positives_per_image=np.array([len(x.classes_of_positives) for x in images]),
+        negatives_per_image=np.array([x.num_negatives for x in images]),
         num_anchors=sum(x.num_anchors for x in images),
         best_iou=torch.cat([x.best_iou for x in images]).numpy(),
         has_positive=torch.cat([x.has_positive for x in images]).numpy(),
         sides=torch.cat([x.sides for x in images]).numpy(),
         classes=torch.cat([x.classes for x in images]).numpy(),
+        iou_thresh=setup.reach_thresh,
         # The last threshold of Detectron2's matcher is infinity.
-        iou_thresh=setup.matcher.thresholds[-2],
+        positive_thresh=setup.matcher.thresholds[-2],
     )
 
 
@@ -231,6 +258,7 @@ def _fit_image(record: Mapping[str, Any], setup: AnchorSetup) -> _ImageFit:
     return _ImageFit(
         classes_of_positives=image.labels[is_positive],
         levels_of_positives=level[is_positive],
+        num_negatives=int((image.labels == setup.num_classes).sum()),
         num_anchors=len(image.labels),
         best_iou=image.best_iou,
         has_positive=torch.bincount(matched_boxes, minlength=len(boxes)) > 0,
@@ -248,19 +276,19 @@ def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> LabelledImage
     objects = resize_objects(record, setup.resize)
     check_gt_classes(objects.gt_classes, setup.num_classes, str(record["file_name"]))
     anchors = setup.generate(objects.image_size)
-    if len(objects) == 0:
-        # A matrix of overlaps without boxes has no maximum to match by.
-        no_match = torch.zeros(sum(len(x) for x in anchors), dtype=torch.int64)
-        background = torch.full_like(no_match, setup.num_classes)
-        return LabelledImage(objects, anchors, background, no_match, torch.zeros(0))
-    matches = match_anchors(Boxes.cat(anchors).tensor, objects.gt_boxes.tensor)
-    return LabelledImage(
-        objects=objects,
-        anchors=anchors,
-        labels=compute_gt_labels(matches, objects.gt_classes, setup.matcher, setup.num_classes),
-        matched_idxs=matches.matched_idxs,
-        best_iou=matches.max_iou_of_box,
-    )
+    all_anchors = Boxes.cat(anchors)
+    # A matrix of overlaps without boxes has no maximum to match by.
+    matched_idxs = torch.zeros(len(all_anchors), dtype=torch.int64)
+    labels = torch.full_like(matched_idxs, setup.num_classes)
+    best_iou = torch.zeros(0)
+    if len(objects) > 0:
+        matches = match_anchors(all_anchors.tensor, objects.gt_boxes.tensor)
+        labels = compute_gt_labels(matches, objects.gt_classes, setup.matcher, setup.num_classes)
+        matched_idxs = matches.matched_idxs
+        best_iou = matches.max_iou_of_box
+    if setup.boundary_thresh >= 0:
+        labels[~all_anchors.inside_box(objects.image_size, setup.boundary_thresh)] = -1
+    return LabelledImage(objects, anchors, labels, matched_idxs, best_iou)
 
 
 def get_feature_sizes(

@@ -45,7 +45,7 @@ class _Search:
     def compute_score(self, setup: AnchorSetup) -> float:
         """Share of the boxes reached by the anchors of a setup, in [0, 1]."""
         best_iou = compute_best_iou(self.boxes, self.image_sizes, setup)
-        is_reached = best_iou >= setup.matcher.thresholds[-2]
+        is_reached = best_iou >= setup.reach_thresh
         return float(is_reached.double().mean())
 
     def improve(self, best: _Trial, candidates: Sequence[Anchors], min_gain: float) -> _Trial:
