@@ -57,6 +57,7 @@ class AnchorSetup:
     Attributes:
         generator: the model's anchor generator.
         strides: per feature map that has anchors, in pixels.
+        level_names: of the model's feature maps that have anchors.
         matcher: thresholds, labels and low-quality matches.
         resize: how images are resized; its transform is applied to the boxes.
         size_divisibility: the sides of an image are padded to a multiple of it. (Training also pads
@@ -69,6 +70,7 @@ class AnchorSetup:
 
     generator: nn.Module
     strides: Sequence[int]
+    level_names: Sequence[str]
     matcher: Matcher
     resize: Augmentation
     size_divisibility: int
@@ -199,6 +201,7 @@ def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
     return AnchorSetup(
         generator=build_anchor_generator(cfg, shapes),
         strides=[x.stride for x in shapes],
+        level_names=anchors.level_names,
         matcher=anchors.build_matcher(),
         resize=ResizeShortestEdge((size, size), cfg.INPUT.MAX_SIZE_TRAIN, "choice"),
         size_divisibility=backbone.size_divisibility,

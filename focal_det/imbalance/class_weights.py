@@ -1,17 +1,20 @@
 """Weights and priors per class, from the objects and positive anchors of a data set.
 
+What a detector does not take is left out.
+
 Shapes: K classes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 
 from focal_det.messages import MAX_NAME, describe_unknown, to_line
 from focal_det.modeling.assigners import check_gt_classes
+from focal_det.modeling.settings import ClassSettings
 
 from .anchors import AnchorFit, get_objects
 
@@ -29,19 +32,26 @@ class ClassWeights:
     Attributes:
         class_names: K names.
         counts: (K,) int64 objects.
-        alphas: (K,) weights of the positives in (0, 1), by method.
+        alphas: (K,) weights of the positives in (0, 1), by method; empty if the loss takes none.
         method: key of the alphas in use.
-        priors: (K,) positives per anchor in (0, 1).
+        priors: (K,) in (0, 1), see `compute_class_weights`; None if the detector takes none.
         scalar_alpha, scalar_prior: numbers of the config that those per class replace.
+        is_prior_measured: whether priors are positives per anchor, not shares of the scalar.
     """
 
     class_names: Sequence[str]
     counts: np.ndarray
     alphas: Mapping[str, np.ndarray]
     method: str
-    priors: np.ndarray
+    priors: Optional[np.ndarray]
     scalar_alpha: float
     scalar_prior: float
+    is_prior_measured: bool = True
+
+    @property
+    def chosen_alphas(self) -> Optional[np.ndarray]:
+        """(K,) alphas in use; None if the loss takes none."""
+        return self.alphas.get(self.method)
 
     @property
     def labels(self) -> list[str]:
@@ -117,14 +127,21 @@ def compute_class_alphas(
     return _scale_to_mean(1 / effective_number[method], counts, mean, max_alpha)
 
 
-def check_alpha_args(method: str, mean: float, max_alpha: float, beta: float) -> None:
+def check_alpha_args(
+    method: str, mean: float, max_alpha: float, beta: float, *, mean_key: str = "FOCAL_LOSS_ALPHA"
+) -> None:
+    """Refuse arguments of `compute_class_alphas` that are out of range.
+
+    Args:
+        mean_key: of the scalar alpha, for the message.
+    """
     if method not in WEIGHT_METHODS:
         raise ValueError(describe_unknown("method (--method)", method, WEIGHT_METHODS))
     if not 0 < max_alpha < 1:
         raise ValueError(f"max_alpha (--max-alpha) must be in (0, 1), got {max_alpha}")
     if not 0 < mean <= max_alpha:
         raise ValueError(
-            f"the scalar alpha (FOCAL_LOSS_ALPHA) must be in (0, {max_alpha}], got {mean}: it "
+            f"the scalar alpha ({mean_key}) must be in (0, {max_alpha}], got {mean}: it "
             "becomes the mean of the alphas per class, and none of them may exceed max_alpha "
             "(--max-alpha)"
         )
@@ -160,13 +177,27 @@ def compute_class_priors(positives: np.ndarray, num_anchors: int) -> np.ndarray:
     return np.minimum(np.maximum(positives, 1) / num_anchors, _MAX_PRIOR)
 
 
+def share_out_prior(counts: np.ndarray, total: float) -> np.ndarray:
+    """Priors per class in proportion to the objects, with a given sum.
+
+    Args:
+        counts: (K,) objects of each class; a class without any counts as one with a single object.
+        total: sum of the priors, > 0.
+
+    Returns:
+        (K,) float64 in (0, 0.999].
+    """
+    num_objects = np.maximum(counts, 1)
+    return np.minimum(total * num_objects / num_objects.sum(), _MAX_PRIOR)
+
+
 def compute_class_weights(
     class_names: Sequence[str],
     counts: np.ndarray,
-    fit: AnchorFit,
+    settings: ClassSettings,
     *,
     alpha: float,
-    prior: float,
+    fit: Optional[AnchorFit] = None,
     method: str = "sqrt",
     max_alpha: float = MAX_ALPHA,
     beta: float = 0.999,
@@ -176,8 +207,9 @@ def compute_class_weights(
     Args:
         class_names: K names.
         counts: (K,) int64 objects of each class.
-        fit: of the anchors whose positives are counted.
-        alpha, prior: the scalars that the numbers per class replace; alpha is their mean.
+        settings: what the detector takes, and the scalars that the numbers per class replace.
+        alpha: mean of the alphas; that of the settings, if it can be one.
+        fit: of the anchors whose positives are counted, if they have classes.
         method: its alphas are used; those of the other methods are computed for comparison.
         max_alpha, beta: as for `compute_class_alphas`.
 
@@ -185,27 +217,49 @@ def compute_class_weights(
         ValueError: as for `compute_class_alphas`.
     """
     limits = {"mean": alpha, "max_alpha": max_alpha, "beta": beta}
+    alphas = {}
+    if settings.alpha_key:
+        alphas = {x: compute_class_alphas(counts, method=x, **limits) for x in WEIGHT_METHODS}
     return ClassWeights(
         class_names=class_names,
         counts=counts,
-        alphas={x: compute_class_alphas(counts, method=x, **limits) for x in WEIGHT_METHODS},
+        alphas=alphas,
         method=method,
-        priors=compute_class_priors(fit.positives, fit.num_anchors),
+        priors=_compute_priors(counts, settings, fit),
         scalar_alpha=alpha,
-        scalar_prior=prior,
+        scalar_prior=settings.prior,
+        is_prior_measured=settings.total_prior is None,
     )
 
 
+def _compute_priors(
+    counts: np.ndarray, settings: ClassSettings, fit: Optional[AnchorFit]
+) -> Optional[np.ndarray]:
+    """Positives per anchor where anchors have classes; otherwise the one pi, shared out.
+
+    How many proposals will be positive is not known before training.
+    """
+    if not settings.prior_key:
+        return None
+    if settings.total_prior is not None:
+        return share_out_prior(counts, settings.total_prior)
+    if fit is None:
+        raise ValueError("pi per class is measured on anchors: fit must not be None")
+    return compute_class_priors(fit.positives, fit.num_anchors)
+
+
 def get_weight_values(
-    weights: ClassWeights, max_alpha: float = MAX_ALPHA
+    weights: ClassWeights, settings: ClassSettings, max_alpha: float = MAX_ALPHA
 ) -> dict[str, list[float]]:
     """Priors and weights as values of a config, by key."""
-    # Rounding may lift an alpha above its limit.
-    alphas = [min(round_weight(x), max_alpha) for x in weights.alphas[weights.method]]
-    return {
-        "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS": [round_weight(x) for x in weights.priors],
-        "MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class": alphas,
-    }
+    values = {}
+    if weights.priors is not None:
+        values[settings.prior_key] = [round_weight(x) for x in weights.priors]
+    if weights.chosen_alphas is not None:
+        # Rounding may lift an alpha above its limit.
+        alphas = [min(round_weight(x), max_alpha) for x in weights.chosen_alphas]
+        values[settings.alpha_key] = alphas
+    return values
 
 
 def round_weight(value: float) -> float:

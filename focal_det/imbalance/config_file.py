@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from focal_det.files import write_text
 from focal_det.host import LOGGER_NAME
 from focal_det.modeling.build import read_settings
+from focal_det.modeling.settings import read_anchors, read_class_settings
 
 from .anchors import Anchors
 from .class_weights import get_weight_values
@@ -43,27 +44,26 @@ def write_suggestion(
     warn_unread(cfg)
     values = get_options(cfg, opts)
     if report.anchors:
-        values.update(_get_anchor_values(report.anchors, report.level_names, cfg))
-    values.update(get_weight_values(report.weights))
+        values.update(_get_anchor_values(report.anchors, cfg))
+    values.update(get_weight_values(report.weights, read_class_settings(cfg)))
     training_sets = " + ".join(cfg.DATASETS.TRAIN)
     header = [f"{_FIRST_LINE} {training_sets}, from focal-det check --write.", *describe(report)]
     write_config(file, Path(config_file), values, header)
 
 
-def _get_anchor_values(
-    anchors: Anchors, level_names: Sequence[str], cfg: CfgNode
-) -> dict[str, Any]:
+def _get_anchor_values(anchors: Anchors, cfg: CfgNode) -> dict[str, Any]:
     """What suggested anchors set in a config, by key."""
     values: dict[str, Any] = {
         "MODEL.ANCHOR_GENERATOR.SIZES": [list(x) for x in anchors.sizes],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [list(anchors.aspect_ratios)],
     }
-    if len(anchors.strides) > len(level_names):
+    settings = read_anchors(cfg)
+    if settings is not None and len(anchors.strides) > len(settings.level_names):
         # p2, the finer level, is made of res2.
         backbone_levels = ["res2", "res3", "res4", "res5"]
         values["MODEL.RESNETS.OUT_FEATURES"] = backbone_levels
         values["MODEL.FPN.IN_FEATURES"] = list(backbone_levels)
-        values[read_settings(cfg).get_key("IN_FEATURES")] = ["p2", *level_names]
+        values[settings.level_names_key] = ["p2", *settings.level_names]
     return values
 
 
@@ -168,8 +168,13 @@ def _set_value(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 def warn_unread(cfg: CfgNode) -> None:
-    """Warn about numbers per class that the config's model or loss does not read."""
+    """Warn about numbers per class that the config's model or loss does not read or take."""
     warn = logging.getLogger(LOGGER_NAME).warning
+    for reason in read_class_settings(cfg).missing:
+        warn(f"Not written: {reason}")
+    # What a two-stage detector does not take is not written.
+    if not read_settings(cfg).is_dense:
+        return
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture != "FocalRetinaNet":
         warn(

@@ -5,6 +5,7 @@ import numpy as np
 from focal_det.messages import shorten
 
 from .class_weights import ClassWeights
+from .describe_stages import describe_stages
 from .measure import TrainingSetReport
 
 _MAX_CLASSES = 12  # classes listed with their object counts
@@ -13,10 +14,7 @@ _MAX_CLASSES = 12  # classes listed with their object counts
 def describe(report: TrainingSetReport) -> list[str]:
     """Human-readable lines."""
     lines = [*_describe_objects(report), *_describe_positives(report), *_describe_boxes(report)]
-    first_loss = f"about {report.initial_loss:.3g}"
-    if report.loss_after is not None:
-        first_loss += f"; {report.loss_after:.3g} with the settings that --write suggests"
-    lines.append(f"  expected loss_cls of the first step (all scores at the prior): {first_loss}")
+    lines += describe_stages(report.stages, report.weights.counts, report.loss_after)
     if report.anchors:
         lines.append(f"  {describe_gain(report)}")
     return lines
@@ -54,13 +52,23 @@ def _describe_positives(report: TrainingSetReport) -> list[str]:
 def _describe_boxes(report: TrainingSetReport) -> list[str]:
     fit = report.fit
     num_boxes = len(fit.best_iou)
-    return [
+    lines = [
         f"  boxes that an anchor overlaps with IoU >= {fit.iou_thresh:g}: "
         f"{to_share(int(fit.is_reached.sum()), num_boxes)}; "
         f"boxes not reached: {describe_lost(report)}",
-        "  upper bound of recall (boxes matched to a positive anchor): "
-        f"{to_share(int(fit.has_positive.sum()), num_boxes)}",
     ]
+    if fit.positive_thresh > fit.iou_thresh:
+        num_above = int((fit.best_iou >= fit.positive_thresh).sum())
+        lines.append(
+            f"  boxes with a positive anchor of IoU >= {fit.positive_thresh:g}: "
+            f"{to_share(num_above, num_boxes)}; the others have their best anchor alone"
+        )
+    matched = "boxes matched to a positive anchor"
+    # The box head of a two-stage detector trains on the other boxes, too.
+    if len(report.stages) == 1:
+        matched = f"upper bound of recall ({matched})"
+    lines.append(f"  {matched}: {to_share(int(fit.has_positive.sum()), num_boxes)}")
+    return lines
 
 
 def describe_size(size: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 from detectron2.config import CfgNode
 
 from focal_det.data.catalog import sample_evenly
-from focal_det.modeling.build import read_settings
+from focal_det.modeling.settings import read_class_settings, read_stages
 
 from .anchors import (
     AnchorFit,
@@ -25,8 +25,10 @@ from .class_weights import (
     count_objects,
     get_weight_values,
 )
-from .first_loss import compute_expected_loss
+from .first_loss import compute_first_loss
 from .read import GetRecords, get_class_names, get_middle_size, read_training_set
+from .stages import StageReport, measure_stages
+from .stages import to_json as stage_to_json
 from .suggestion import MIN_GAIN, suggest_anchors
 
 # Labelling takes most of the time, so the anchors of at most so many boxes are labelled, unless a
@@ -48,11 +50,11 @@ class TrainingSetReport:
         sample: the images whose anchors were labelled.
         size: shorter side of the images in training, in pixels; 0 if they are not resized.
         fit: fit of the config's anchors.
-        initial_loss: `loss_cls` of the first step.
+        stages: of the detector, that of the anchors first.
         anchors: suggested anchors, if others than the config's are worth it.
         fit_after: fit of the suggested anchors.
-        loss_after: `loss_cls` of the first step with the suggested anchors, pi and alpha; None if
-            no suggestions were asked for.
+        loss_after: first loss of the anchors with the suggested anchors, pi and alpha; None if no
+            suggestions were asked for, if they do not change it, or if it is not known.
     """
 
     class_names: Sequence[str]
@@ -62,10 +64,16 @@ class TrainingSetReport:
     sample: list[dict[str, Any]]
     size: int
     fit: AnchorFit
-    initial_loss: float
+    stages: Sequence[StageReport]
     anchors: Optional[Anchors] = None
     fit_after: Optional[AnchorFit] = None
     loss_after: Optional[float] = None
+
+    @property
+    def initial_loss(self) -> Optional[float]:
+        """Classification loss of the anchors in the first step; None if it is not known."""
+        first_loss = self.stages[0].first_loss
+        return None if first_loss is None else first_loss.loss
 
 
 def measure_training_set(
@@ -97,13 +105,13 @@ def measure_training_set(
         loss_after = _compute_loss_after(cfg, weights, batch, setup, anchors)
     return TrainingSetReport(
         class_names=class_names,
-        level_names=read_settings(cfg).level_names,
+        level_names=setup.level_names,
         weights=weights,
         num_images=len(records),
         sample=sample,
         size=get_middle_size(cfg),
         fit=fit,
-        initial_loss=compute_expected_loss(cfg, batch, setup),
+        stages=measure_stages(read_stages(cfg), fit, batch, setup),
         anchors=anchors,
         fit_after=fit_after,
         loss_after=loss_after,
@@ -139,17 +147,16 @@ def _find_better_anchors(
 def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> Optional[Anchors]:
     """Suggest anchors, unless each level has its own aspect ratios or the generator is unknown."""
     node = cfg.MODEL.ANCHOR_GENERATOR
-    levels = read_settings(cfg).level_names
     if node.NAME != "DefaultAnchorGenerator" or len(node.ASPECT_RATIOS) != 1:
         return None
     sizes = list(node.SIZES)
     if len(sizes) == 1:
         # Detectron2 reads a single entry as that of every level.
-        sizes = sizes * len(levels)
+        sizes = sizes * len(setup.level_names)
     anchors = Anchors(sizes, list(node.ASPECT_RATIOS[0]), setup.strides)
     # Another backbone may have no p2 to add.
     is_known_backbone = cfg.MODEL.BACKBONE.NAME == "build_retinanet_resnet_fpn_backbone"
-    may_add_level = is_known_backbone and levels[0] == "p3"
+    may_add_level = is_known_backbone and setup.level_names[0] == "p3"
     return suggest_anchors(sample, setup, anchors, may_add_level=may_add_level)
 
 
@@ -157,16 +164,17 @@ def _compute_weights(
     cfg: CfgNode, class_names: Sequence[str], records: Sequence[dict[str, Any]], fit: AnchorFit
 ) -> ClassWeights:
     """The weights of each class, around the scalars of the config."""
-    alpha = read_settings(cfg).alpha
+    settings = read_class_settings(cfg)
+    alpha = settings.alpha
     # Alphas per class cannot have a mean outside their own range.
     if not 0 < alpha <= MAX_ALPHA:
         alpha = _DEFAULT_ALPHA
     return compute_class_weights(
         class_names,
         count_objects(records, len(class_names)),
-        fit,
+        settings,
         alpha=alpha,
-        prior=read_settings(cfg).prior_prob,
+        fit=fit,
     )
 
 
@@ -176,14 +184,19 @@ def _compute_loss_after(
     batch: Sequence[dict[str, Any]],
     setup: AnchorSetup,
     anchors: Optional[Anchors],
-) -> float:
-    """`loss_cls` of the first step with pi and alpha per class, and with `anchors` if given."""
+) -> Optional[float]:
+    """First loss of the anchors with pi and alpha per class, and with `anchors` if given."""
+    values = get_weight_values(weights, read_class_settings(cfg))
+    cfg = cfg.clone()
+    cfg.merge_from_list([x for pair in values.items() for x in pair])
+    stages = read_stages(cfg)
     if anchors:
         setup = setup.with_anchors(anchors)
-    cfg = cfg.clone()
-    values = get_weight_values(weights)
-    cfg.merge_from_list([x for pair in values.items() for x in pair])
-    return compute_expected_loss(cfg, batch, setup)
+    elif len(stages) > 1:
+        # Numbers per class are another stage's.
+        return None
+    first_loss = compute_first_loss(stages[0], batch, setup)
+    return None if first_loss is None else first_loss.loss
 
 
 def to_json(report: TrainingSetReport) -> dict[str, Any]:
@@ -195,15 +208,20 @@ def to_json(report: TrainingSetReport) -> dict[str, Any]:
     if report.anchors and report.fit_after:
         suggested_anchors = vars(report.anchors)
         boxes_reached_after = report.fit_after.score
-    return {
+    loss_name = report.stages[0].settings.loss_name
+    figures = {
         "images": report.num_images,
         "objects_per_class": dict(zip(report.class_names, report.weights.counts.tolist())),
         "positives_per_image": float(fit.positives_per_image.mean()),
         "positives_per_level": dict(zip(report.level_names, per_level.tolist())),
         "boxes_reached": fit.score,
         "best_possible_recall": float(fit.has_positive.mean()),
-        "initial_loss_cls": report.initial_loss,
+        f"initial_{loss_name}": report.initial_loss,
         "suggested_anchors": suggested_anchors,
-        "initial_loss_cls_with_suggested": report.loss_after,
+        f"initial_{loss_name}_with_suggested": report.loss_after,
         "boxes_reached_by_suggested": boxes_reached_after,
     }
+    # One stage adds nothing to the figures above.
+    if len(report.stages) > 1:
+        figures["stages"] = [stage_to_json(x, report.weights.counts) for x in report.stages]
+    return figures

@@ -40,5 +40,5 @@ def write_weights(
         *make_table(report.weights),
     ]
     values = get_options(cfg, opts)
-    values.update(get_weight_values(report.weights, report.options.max_alpha))
+    values.update(get_weight_values(report.weights, report.settings, report.options.max_alpha))
     write_config(output, Path(config_file), values, header)

@@ -2,13 +2,14 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 from detectron2.config import CfgNode
 
 from focal_det.data.catalog import sample_evenly
 from focal_det.host import LOGGER_NAME
-from focal_det.modeling.build import read_settings
+from focal_det.modeling.settings import ClassSettings, read_class_settings
 
 from .anchors import AnchorFit, build_anchor_setup, measure_anchors
 from .class_weights import (
@@ -40,20 +41,23 @@ class WeightsReport:
     Attributes:
         datasets: names of the training sets, joined.
         weights: objects, alpha and pi per class.
+        settings: where the config has them.
         options: how the alphas were computed.
         num_images: of the training sets.
         num_labelled: images that pi was counted in.
         size: shorter side of the images in training, in pixels; 0 if they are not resized.
-        fit: labels of the anchors of the labelled images.
+        fit: labels of the anchors of the labelled images; None if anchors have no classes, as in
+            two-stage detectors.
     """
 
     datasets: str
     weights: ClassWeights
+    settings: ClassSettings
     options: WeightOptions
     num_images: int
     num_labelled: int
     size: int
-    fit: AnchorFit
+    fit: Optional[AnchorFit]
 
     @property
     def title(self) -> str:
@@ -70,21 +74,25 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
         num_images: images whose anchors are labelled, at even distances; 0 for all.
 
     Raises:
-        ValueError: an option out of range, or a training set that cannot be counted.
+        ValueError: a detector that takes neither, an option out of range, or a training set that
+            cannot be counted.
     """
-    settings = read_settings(cfg)
+    settings = read_class_settings(cfg)
     # Before labelling, which takes minutes.
-    check_alpha_args(options.method, settings.alpha, options.max_alpha, options.beta)
+    _check_options(settings, options)
     records = read_training_set(cfg)
     class_names = get_class_names(cfg)
-    sample = sample_evenly(records, num_images)
-    fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
+    sample = []
+    fit = None
+    if settings.total_prior is None:
+        sample = sample_evenly(records, num_images)
+        fit = measure_anchors(sample, build_anchor_setup(cfg), progress="positives per anchor")
     weights = compute_class_weights(
         class_names,
         count_objects(records, len(class_names)),
-        fit,
+        settings,
         alpha=settings.alpha,
-        prior=settings.prior_prob,
+        fit=fit,
         method=options.method,
         max_alpha=options.max_alpha,
         beta=options.beta,
@@ -92,6 +100,7 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
     return WeightsReport(
         datasets=" + ".join(cfg.DATASETS.TRAIN),
         weights=weights,
+        settings=settings,
         options=options,
         num_images=len(records),
         num_labelled=len(sample),
@@ -100,19 +109,41 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
     )
 
 
+def _check_options(settings: ClassSettings, options: WeightOptions) -> None:
+    if not settings.alpha_key and not settings.prior_key:
+        raise ValueError(f"no alpha and no pi to write: {'; '.join(settings.missing)}")
+    # They do not matter for a loss without alphas.
+    if settings.alpha_key:
+        limits = (options.max_alpha, options.beta)
+        mean_key = settings.scalar_alpha_key
+        check_alpha_args(options.method, settings.alpha, *limits, mean_key=mean_key)
+
+
 def describe_method(report: WeightsReport) -> list[str]:
-    """Two lines: how alpha and pi were computed."""
+    """A line for each of alpha and pi that there is: how it was computed."""
     options = report.options
-    beta = ""
-    if options.method == "effective":
-        beta = f", beta {options.beta:g}"
-    side = describe_size(report.size)
-    return [
-        f"alpha: {options.method}{beta}; mean over the objects {report.weights.scalar_alpha:g} "
-        f"(FOCAL_LOSS_ALPHA), none above {options.max_alpha:g}",
-        f"pi: positives per anchor; {report.num_labelled} images, {side}, "
-        f"{report.fit.num_anchors / report.num_labelled:.0f} anchors per image",
-    ]
+    lines = []
+    if report.weights.alphas:
+        beta = ""
+        if options.method == "effective":
+            beta = f", beta {options.beta:g}"
+        lines.append(
+            f"alpha: {options.method}{beta}; mean over the objects {report.weights.scalar_alpha:g} "
+            f"({report.settings.scalar_alpha_key}), none above {options.max_alpha:g}"
+        )
+    if report.fit is not None:
+        side = describe_size(report.size)
+        lines.append(
+            f"pi: positives per anchor; {report.num_labelled} images, {side}, "
+            f"{report.fit.num_anchors / report.num_labelled:.0f} anchors per image"
+        )
+    elif report.weights.priors is not None:
+        lines.append(
+            f"pi: in proportion to the objects, in all {report.settings.total_prior:.3g} as with "
+            f"PRIOR_PROB {report.weights.scalar_prior:g}; how many proposals are positive is known "
+            "in training only"
+        )
+    return lines
 
 
 def make_table(weights: ClassWeights) -> list[str]:
@@ -120,16 +151,15 @@ def make_table(weights: ClassWeights) -> list[str]:
     # The column's own name has five letters.
     width = max(5, *(len(x) for x in weights.labels))
     num_objects = weights.counts.sum()
-    lines = [
-        f"{'id':>4}  {'class':<{width}}  {'objects':>8}  {'share':>8}  {'alpha':>8}  {'pi':>10}"
-    ]
+    columns = [("alpha", 8, weights.chosen_alphas), ("pi", 10, weights.priors)]
+    known = [(name, size, values) for name, size, values in columns if values is not None]
+    names = "".join(f"  {name:>{size}}" for name, size, _ in known)
+    lines = [f"{'id':>4}  {'class':<{width}}  {'objects':>8}  {'share':>8}{names}"]
     for i in weights.order:
         share = f"{100 * weights.counts[i] / num_objects:.2f} %"
-        alpha = round_weight(weights.alphas[weights.method][i])
-        prior = round_weight(weights.priors[i])
+        numbers = "".join(f"  {round_weight(values[i]):>{size}}" for _, size, values in known)
         lines.append(
-            f"{i:>4}  {weights.labels[i]:<{width}}  {weights.counts[i]:>8}  {share:>8}  "
-            f"{alpha:>8}  {prior:>10}"
+            f"{i:>4}  {weights.labels[i]:<{width}}  {weights.counts[i]:>8}  {share:>8}{numbers}"
         )
     return lines
 
@@ -148,13 +178,14 @@ def shorten_table(table: list[str]) -> list[str]:
 def warn_unmeasured(cfg: CfgNode, report: WeightsReport) -> None:
     """Name the classes whose numbers are not measured, and a sampler that changes the counts."""
     weights = report.weights
-    prior = f"with pi = 1 / {report.fit.num_anchors}"
     _warn_zeros(weights, weights.counts, "without objects, weighted like one with a single object")
-    _warn_zeros(
-        weights,
-        report.fit.positives,
-        f"without a positive anchor in the images looked at (--images), {prior}",
-    )
+    if report.fit is not None:
+        prior = f"with pi = 1 / {report.fit.num_anchors}"
+        _warn_zeros(
+            weights,
+            report.fit.positives,
+            f"without a positive anchor in the images looked at (--images), {prior}",
+        )
     # With alphas from these counts, rare classes would be raised twice.
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         logging.getLogger(LOGGER_NAME).warning(

@@ -83,18 +83,6 @@ class DetectorSettings:
         alpha: float = self._read("FOCAL_LOSS_ALPHA")
         return alpha
 
-    @property
-    def prior_prob(self) -> float:
-        """Foreground probability at the start, one for all classes."""
-        prior_prob: float = self._read("PRIOR_PROB")
-        return prior_prob
-
-    @property
-    def level_names(self) -> Sequence[str]:
-        """Names of the feature maps that have anchors."""
-        level_names: Sequence[str] = self._read("IN_FEATURES")
-        return level_names
-
     def get_key(self, name: str) -> str:
         """Full key of a value of the node."""
         return f"{self.node_key}.{name}"
@@ -264,9 +252,15 @@ def _build_cls_loss(cfg: CfgNode, key: str, *, num_classes: int, **known: Any) -
     cls_loss: ClsLoss = _build(CLS_LOSS_REGISTRY, key, cfg, num_classes=num_classes, **known)
     # A loss made for another K would fail in the head, without the key to change.
     try:
-        cls_loss.num_outputs(num_classes)
+        num_outputs = cls_loss.num_outputs(num_classes)
     except ValueError as error:
         raise ValueError(f"MODEL.FOCAL_DET.{key}: {error}") from error
+    # So would more logits than an RPN has.
+    if key.startswith("RPN.") and num_outputs != 1:
+        raise ValueError(
+            f"MODEL.FOCAL_DET.{key}: {type(cls_loss).__name__} needs {num_outputs} logits per "
+            "anchor, and an RPN has one: choose a loss of sigmoids"
+        )
     return cls_loss
 
 

@@ -292,12 +292,17 @@ def read_class_settings(cfg: CfgNode) -> ClassSettings:
             prior_key=_PRIOR_KEY,
             prior=cfg.MODEL.RETINANET.PRIOR_PROB,
         )
-    if "ROI_BOX_HEAD" in get_keys_read(get_part(cfg, ROI_HEADS)):
-        return _read_box_head_classes(cfg)
     missing = (
-        f"{ROI_HEADS} is {cfg.MODEL.ROI_HEADS.NAME}, which takes no numbers per class: choose one "
-        f"of {', '.join(find_readers(ROI_HEADS, 'ROI_BOX_HEAD'))}"
+        f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: numbers per class are taken by "
+        "RetinaNets and by the ROI heads of focal_det"
     )
+    if read_settings(cfg).node_key:
+        if "ROI_BOX_HEAD" in get_keys_read(get_part(cfg, ROI_HEADS)):
+            return _read_box_head_classes(cfg)
+        missing = (
+            f"{ROI_HEADS} is {cfg.MODEL.ROI_HEADS.NAME}, which takes no numbers per class: choose "
+            f"{' or '.join(find_readers(ROI_HEADS, 'ROI_BOX_HEAD'))}"
+        )
     return ClassSettings("", "", -1.0, "", 0.0, missing=(missing,))
 
 
@@ -314,8 +319,8 @@ def _read_box_head_classes(cfg: CfgNode) -> ClassSettings:
         alpha_key = f"{key}.CLS_LOSS.ARGS.{name}.alpha_per_class"
     else:
         missing.append(
-            f"{key}.CLS_LOSS.NAME is {name}, which takes no alpha per class: choose one of "
-            f"{', '.join(takers)}"
+            f"{key}.CLS_LOSS.NAME is {name}, which takes no alpha per class: choose "
+            f"{' or '.join(takers)}"
         )
     prior_key = ""
     if node.PRIOR_PROB:

@@ -1,5 +1,6 @@
 """Objects, alpha and pi of each class, as a figure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ _DASHES = {"inverse": "-", "sqrt": "--", "effective": "-."}
 def make_class_weights_figure(weights: ClassWeights, title: str) -> Figure:
     """Objects, alpha and pi of each class side by side, a row per class, most frequent first.
 
+    What the detector does not take has no panel.
+
     Args:
         weights: the alphas of its method are drawn thick, those of other methods as thin lines,
             and the scalars dotted.
@@ -29,7 +32,7 @@ def make_class_weights_figure(weights: ClassWeights, title: str) -> Figure:
     is_named = num_classes <= _MAX_NAMED_CLASSES
     figure = Figure(figsize=(12, _get_height(num_classes)), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    objects, alphas, priors = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
+    objects, *others = _make_panels(figure, 1 + bool(weights.alphas) + (weights.priors is not None))
     # Counts span orders of magnitude: on a linear axis, rare classes would have no visible bar.
     objects.set_xscale("log")
     objects.set_xlim(0.7, 4.0 * weights.counts.max())
@@ -38,15 +41,22 @@ def make_class_weights_figure(weights: ClassWeights, title: str) -> Figure:
     objects.set_xlabel("objects")
     if is_named:
         _draw_named_objects(objects, weights)
-        _draw_alphas(alphas, weights, marker_size=4)
-        _draw_priors(priors, weights, marker_size=4)
     else:
         _draw_object_curve(objects, weights)
-        _draw_alphas(alphas, weights, marker_size=0)
-        _draw_priors(priors, weights, marker_size=1.5)
-    for axes in (objects, alphas, priors):
+    if weights.alphas:
+        _draw_alphas(others[0], weights, marker_size=4 if is_named else 0)
+    if weights.priors is not None:
+        _draw_priors(others[-1], weights, weights.priors, marker_size=4 if is_named else 1.5)
+    for axes in (objects, *others):
         draw_grid(axes)
     return figure
+
+
+def _make_panels(figure: Figure, number: int) -> Sequence[Axes]:
+    """Panels side by side; the first, which has the names of the classes, is a little wider."""
+    ratios = (1.15, *[1] * (number - 1))
+    panels = figure.subplots(1, number, sharey=True, width_ratios=ratios, squeeze=False)
+    return list(panels[0])
 
 
 def _get_height(num_classes: int) -> float:
@@ -92,10 +102,11 @@ def _draw_alphas(axes: Axes, weights: ClassWeights, marker_size: float) -> None:
     _draw_scalar(axes, weights.scalar_alpha, "scalar alpha")
 
 
-def _draw_priors(axes: Axes, weights: ClassWeights, marker_size: float) -> None:
-    priors = weights.priors[weights.order]
+def _draw_priors(axes: Axes, weights: ClassWeights, priors: np.ndarray, marker_size: float) -> None:
+    """Priors (K,) on a logarithmic axis."""
     rows = np.arange(len(priors))
-    axes.plot(priors, rows, "o", ms=marker_size, color=GREEN, label="positives per anchor")
+    source = "positives per anchor" if weights.is_prior_measured else "share of the objects"
+    axes.plot(priors[weights.order], rows, "o", ms=marker_size, color=GREEN, label=source)
     axes.set_xscale("log")
     axes.set_xlabel("pi: probability at the start")
     _draw_scalar(axes, weights.scalar_prior, "scalar pi")

@@ -21,8 +21,9 @@ from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config, setup_environment
 from focal_det.imbalance.anchors import build_anchor_setup, label_record
 from focal_det.imbalance.describe import describe
-from focal_det.imbalance.first_loss import compute_expected_loss
+from focal_det.imbalance.first_loss import compute_first_loss
 from focal_det.model_zoo import get_config_file
+from focal_det.modeling.settings import read_stages
 from focal_det.registry import CLS_LOSS_REGISTRY
 from focal_det.report.detections import draw_boxes, make_ground_truth_figure
 from focal_det.tools.__main__ import main as focal_det_main
@@ -723,9 +724,9 @@ def test_expected_loss_is_that_of_the_first_step(loss, config):
     records = DatasetCatalog.get("cells")
     with EventStorage():
         first = model([mapper(x) for x in records])["loss_cls"]
-    assert compute_expected_loss(cfg, records, build_anchor_setup(cfg)) == pytest.approx(
-        float(first), rel=1e-4
-    )
+    (stage,) = read_stages(cfg)
+    expected = compute_first_loss(stage, records, build_anchor_setup(cfg))
+    assert expected.loss == pytest.approx(float(first), rel=1e-4)
 
 
 def test_only_a_terminal_gets_colours(config, monkeypatch, capsys):
