@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from focal_det.data.catalog import describe_unregistered
 from focal_det.messages import describe_unknown, shorten
 from focal_det.modeling.build import find_not_finite, flatten_config
+from focal_det.modeling.parts import find_unread
 
 from .findings import Findings
 from .plan import Plan
@@ -25,6 +26,7 @@ from .rules import (
     NUMBER_NOT_POSITIVE,
     SHORT_WARMUP,
     SMALL_PIXEL_MEAN,
+    UNREAD_KEY,
     UNREGISTERED_ARCHITECTURE,
     UNREGISTERED_DATASET,
     UNUSUAL_LEARNING_RATE,
@@ -125,6 +127,16 @@ def check_other_architectures(plan: Plan, findings: Findings) -> None:
             node_key=plan.settings.node_key,
             num_classes_key=plan.settings.num_classes_key,
         )
+
+
+@register_check(Stage.CONFIG)
+def check_unread_keys(plan: Plan, findings: Findings) -> None:
+    """Find keys of MODEL.FOCAL_DET that were changed and that no part of the detector reads."""
+    for unread in find_unread(plan.cfg, get_cfg()):
+        values = shorten([f"{key} {value}" for key, value in unread.values.items()])
+        readers = " or ".join(unread.readers)
+        place = f"{values}: read by {readers}, but {unread.part_key} is {unread.part}"
+        findings.add(UNREAD_KEY, place)
 
 
 @register_check(Stage.CONFIG)

@@ -110,6 +110,13 @@ FOREIGN_KEY = add_rule(
     "key of another architecture",
     "RetinaNet does not read it. Set keys of {node_key} instead, such as {num_classes_key}.",
 )
+# Each detector has a part of the node, and Detectron2's own parts have none of it.
+UNREAD_KEY = add_rule(
+    "CHK007",
+    "warning",
+    "key of MODEL.FOCAL_DET that the detector does not read",
+    "It has no effect: remove it, or choose a part that reads it.",
+)
 
 # Config: numbers by themselves and against each other.
 NON_FINITE_NUMBER = add_rule("CHK010", "error", "non-finite number", "Set the key to a number.")
@@ -219,7 +226,7 @@ UNREADABLE_FOR_VOC = add_rule(
 
 # Training set.
 ANCHORS_NOT_MEASURED = add_rule(
-    "CHK500", "note", "anchors not measured", "They are measured for RetinaNets only."
+    "CHK500", "note", "anchors not measured", "They are measured for RetinaNets and RPNs only."
 )
 ABSENT_CLASS = add_rule(
     "CHK501",
@@ -235,7 +242,7 @@ RARE_CLASS = add_rule(
     "rare class",
     "The most frequent class has at least {ratio} times as many objects. DATALOADER.SAMPLER_TRAIN "
     "RepeatFactorTrainingSampler shows rare classes more often; --write FILE.yaml writes alpha per "
-    "class.",
+    "class, for losses that take it.",
 )
 UNREACHED_BOXES = add_rule(
     "CHK503",
@@ -257,4 +264,12 @@ NO_POSITIVE_ANCHOR = add_rule(
     "boxes without a positive anchor",
     "Other boxes took all their anchors, or no anchor overlaps them enough: more anchors, anchors "
     "that fit better, or larger images may help.",
+)
+# Section 3.3 of arXiv 1708.02002: without a prior, training with all anchors is unstable.
+BACKGROUND_LOSS = add_rule(
+    "CHK506",
+    "warning",
+    "first loss dominated by background",
+    "Training would start by learning that nothing is an object, or diverge: set {key}.PRIOR_PROB "
+    "to about {prior}, the share of positives among the anchors.",
 )

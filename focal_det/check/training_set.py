@@ -2,15 +2,17 @@
 
 import numpy as np
 
-from focal_det.imbalance.describe import describe_gain, describe_lost, to_share
+from focal_det.imbalance.describe import describe_gain, describe_lost, to_percent, to_share
 from focal_det.imbalance.measure import TrainingSetReport, measure_training_set
 from focal_det.messages import shorten
+from focal_det.modeling.settings import read_anchors
 
 from .findings import Findings
 from .plan import Plan
 from .rules import (
     ABSENT_CLASS,
     ANCHORS_NOT_MEASURED,
+    BACKGROUND_LOSS,
     BETTER_ANCHORS,
     NO_POSITIVE_ANCHOR,
     RARE_CLASS,
@@ -21,26 +23,28 @@ from .stages import Stage, register_check
 LABELLED_IMAGES = 200  # whose anchors are labelled, unless fewer are decoded
 _LOST_SHARE = 0.1  # of the boxes unreached, above which it is a warning
 _RARE = 20  # times fewer objects than the most frequent class
+_BACKGROUND_SHARE = 0.9  # of the first loss, above which it says little of objects
 
 
 @register_check(Stage.MODEL)
 def check_architecture(plan: Plan, findings: Findings) -> None:
-    """Say that anchors are not measured, for architectures where they are not."""
-    if not plan.settings.is_dense:
+    """Say that anchors are not measured, for detectors where they are not."""
+    if read_anchors(plan.cfg) is None:
         place = f"MODEL.META_ARCHITECTURE {plan.cfg.MODEL.META_ARCHITECTURE}"
         findings.add(ANCHORS_NOT_MEASURED, place)
 
 
 @register_check(Stage.TRAINING_SET)
 def check_training_set(plan: Plan, findings: Findings) -> None:
-    """Measure the training set of a RetinaNet; leaves the report in the plan."""
-    if not plan.settings.is_dense:
+    """Measure the training set of a detector with anchors; leaves the report in the plan."""
+    if read_anchors(plan.cfg) is None:
         return
     # More images hardly change the measures, and take minutes.
     num_images = min(plan.num_decoded or LABELLED_IMAGES, LABELLED_IMAGES)
     plan.report = measure_training_set(plan.cfg, plan.get_records, num_images, suggest=plan.suggest)
     _check_classes(plan.report, findings)
     _check_anchors(plan.report, findings)
+    _check_first_loss(plan.report, findings)
 
 
 def _check_classes(report: TrainingSetReport, findings: Findings) -> None:
@@ -70,3 +74,21 @@ def _check_anchors(report: TrainingSetReport, findings: Findings) -> None:
     num_lost = int((~fit.has_positive).sum())
     if num_lost:
         findings.add(NO_POSITIVE_ANCHOR, to_share(num_lost, len(fit.has_positive)))
+
+
+def _check_first_loss(report: TrainingSetReport, findings: Findings) -> None:
+    """Find an RPN without sampling that starts without a prior."""
+    anchors = report.stages[0]
+    stage = anchors.settings
+    # A sample, and the loss and the prior of a RetinaNet, are answers to it already.
+    if not stage.key or stage.sampling != "none":
+        return
+    first = anchors.first_loss
+    if first is None or stage.loss is None or not first.background_share > _BACKGROUND_SHARE:
+        return
+    place = (
+        f"{to_percent(first.background_share)} of {stage.loss_name} {first.loss:.3g}, with "
+        f"{stage.key}.PRIOR_PROB {stage.loss.prior_prob} and SAMPLING none"
+    )
+    share = report.fit.positives.sum() / report.fit.num_anchors
+    findings.add(BACKGROUND_LOSS, place, key=stage.key, prior=f"{share:.1g}")

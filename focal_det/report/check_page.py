@@ -5,7 +5,9 @@ from typing import Optional
 
 from focal_det.check.findings import Findings
 from focal_det.check.rules import FIX_NOTE
+from focal_det.imbalance.class_weights import ClassWeights
 from focal_det.imbalance.describe import describe
+from focal_det.imbalance.describe_stages import make_stage_table
 from focal_det.imbalance.measure import TrainingSetReport
 
 from .anchors import make_anchor_figure
@@ -44,6 +46,9 @@ def write_check_page(
 def _add_training_set(page: Page, report: TrainingSetReport) -> None:
     page.add_heading("Training set")
     page.add_text("\n".join(describe(report)))
+    # Of one stage, the text says everything.
+    if len(report.stages) > 1:
+        page.add_table(*make_stage_table(report.stages, report.weights.counts))
     images = make_ground_truth_figure(report.sample, report.class_names)
     page.add_figure(images, "images with their boxes")
     # Side by side, so that a suggestion shows which sizes of boxes it gains.
@@ -52,5 +57,15 @@ def _add_training_set(page: Page, report: TrainingSetReport) -> None:
         fits["suggested"] = report.fit_after
     anchors = make_anchor_figure(fits, report.weights.labels, report.level_names)
     page.add_figure(anchors, "boxes that the anchors reach, by size, IoU and class")
-    weights = make_class_weights_figure(report.weights, "objects, alpha and pi of each class")
-    page.add_figure(weights, "objects of each class, and the alpha and pi they ask for")
+    _add_classes(page, report.weights)
+
+
+def _add_classes(page: Page, weights: ClassWeights) -> None:
+    columns = {"alpha": weights.chosen_alphas, "pi": weights.priors}
+    names = " and ".join(name for name, values in columns.items() if values is not None)
+    title = "objects of each class"
+    caption = title
+    if names:
+        title = f"objects, {names} of each class"
+        caption += f", and the {names} they ask for"
+    page.add_figure(make_class_weights_figure(weights, title), caption)
