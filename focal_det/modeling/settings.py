@@ -241,10 +241,14 @@ def _read_box_head(cfg: CfgNode) -> StageSettings:
             prior_prob=0.0,
             bias=torch.zeros(node.NUM_CLASSES + 1),
         )
+    loss_name = "loss_cls"
+    # Its three losses have the same expected value; the first is of the sample.
+    if issubclass(part, CascadeROIHeads):
+        loss_name = "loss_cls_stage0"
     return StageSettings(
         title="ROI head",
         boxes="proposals",
-        loss_name="loss_cls",
+        loss_name=loss_name,
         num_classes=node.NUM_CLASSES,
         loss=loss,
         **_read_sample(cfg, "ROI_BOX_HEAD", part, node),

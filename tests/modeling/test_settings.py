@@ -40,8 +40,9 @@ def test_both_stages_are_known_whoever_built_them(config_file, is_ours):
         256,
         128,
     )
+    loss_name = "loss_cls_stage0" if config_file == CASCADE else "loss_cls"
     assert (head.loss_name, head.num_classes, head.sample_size, head.max_positives) == (
-        "loss_cls",
+        loss_name,
         5,
         64,
         16,
