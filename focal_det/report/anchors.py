@@ -1,6 +1,6 @@
 """How well anchors fit the boxes of a training set, as a figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def make_anchor_figure(
     figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")
     panels = figure.subplots(2, 2)
     _draw_sizes(panels[0, 0], fit)
-    _draw_ious(panels[0, 1], fits, fit.iou_thresh)
+    _draw_ious(panels[0, 1], fits, {fit.iou_thresh, fit.positive_thresh})
     _draw_classes(panels[1, 0], fit, class_names)
     _draw_levels(panels[1, 1], fit, level_names)
     for axes in panels.flat:
@@ -61,14 +61,15 @@ def _draw_sizes(axes: Axes, fit: AnchorFit) -> None:
     axes.legend()
 
 
-def _draw_ious(axes: Axes, fits: Mapping[str, AnchorFit], iou_thresh: float) -> None:
-    """The largest IoU of each box, one line per fit."""
+def _draw_ious(axes: Axes, fits: Mapping[str, AnchorFit], thresholds: Collection[float]) -> None:
+    """The largest IoU of each box, one line per fit; thresholds are dotted."""
     edges = np.linspace(0, 1, _NUM_IOU_BINS + 1)
     axes.set_prop_cycle(color=COLORS)
     for name, fit in fits.items():
         label = f"{name}: mean {fit.best_iou.mean():.2f}"
         axes.hist(fit.best_iou, edges.tolist(), histtype="step", lw=2, label=label)
-    axes.axvline(iou_thresh, color="black", ls=":", lw=1)
+    for threshold in thresholds:
+        axes.axvline(threshold, color="black", ls=":", lw=1)
     axes.set_xlabel("largest IoU of a box with any anchor")
     axes.set_ylabel("boxes")
     axes.set_title("how well the best anchor fits")

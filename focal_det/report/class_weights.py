@@ -108,6 +108,8 @@ def _draw_priors(axes: Axes, weights: ClassWeights, priors: np.ndarray, marker_s
     source = "positives per anchor" if weights.is_prior_measured else "share of the objects"
     axes.plot(priors[weights.order], rows, "o", ms=marker_size, color=GREEN, label=source)
     axes.set_xscale("log")
+    # The labels between the powers of 10, which priors of about one decade have, would overlap.
+    axes.tick_params(axis="x", which="minor", labelsize=6)
     axes.set_xlabel("pi: probability at the start")
     _draw_scalar(axes, weights.scalar_prior, "scalar pi")
 

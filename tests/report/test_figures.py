@@ -1,5 +1,7 @@
 """Figures of a training set: they show what the numbers say, for any number of classes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from detectron2.structures import BoxMode
@@ -10,6 +12,7 @@ from focal_det.imbalance.class_weights import WEIGHT_METHODS, ClassWeights, comp
 from focal_det.report.anchors import make_anchor_figure
 from focal_det.report.class_weights import make_class_weights_figure
 from focal_det.report.style import COLORS, VERMILION, get_class_color
+from tests.modeling.two_stage import FASTER, make_two_stage_cfg
 
 
 def make_anchor_panels(make_cfg, *boxes):
@@ -77,6 +80,41 @@ def test_the_written_method_is_the_thick_line(method):
     lines = [x for x in figure.axes[1].lines if x.get_color() == VERMILION]
     assert [x.get_label() for x in lines] == [f"{method} (written)"]
     np.testing.assert_array_equal(lines[0].get_xdata(), weights.alphas[method])
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({}, ["objects", "alpha: weight of the positives", "pi: probability at the start"]),
+        ({"alphas": {}}, ["objects", "pi: probability at the start"]),
+        ({"priors": None}, ["objects", "alpha: weight of the positives"]),
+        ({"alphas": {}, "priors": None}, ["objects"]),
+    ],
+)
+def test_what_the_detector_does_not_take_has_no_panel(changes, labels):
+    _, weights = make_weights_figure(5)
+    figure = make_class_weights_figure(replace(weights, **changes), "a title")
+    assert [x.get_xlabel() for x in figure.axes] == labels
+
+
+def test_shared_out_priors_are_not_called_measured():
+    _, weights = make_weights_figure(5)
+    for is_measured, label in ((True, "positives per anchor"), (False, "share of the objects")):
+        changed = replace(weights, is_prior_measured=is_measured)
+        priors = make_class_weights_figure(changed, "a title").axes[2]
+        assert priors.lines[0].get_label() == label
+
+
+def test_thresholds_of_an_rpn_are_both_drawn(make_cfg):
+    _, ious, _, _ = make_anchor_panels(make_cfg, [10, 10, 42, 42])
+    assert [x.get_xdata()[0] for x in ious.lines] == [0.5]
+    setup = build_anchor_setup(make_two_stage_cfg(FASTER, {"INPUT.MIN_SIZE_TRAIN": (0,)}))
+    box = {"bbox": [10, 10, 42, 42], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"file_name": "a.png", "height": 256, "width": 256, "annotations": [box]}
+    figure = make_anchor_figure(
+        {"now": measure_anchors([record], setup)}, list("abcde"), list("23456")
+    )
+    assert sorted(x.get_xdata()[0] for x in figure.axes[1].lines) == [0.5, 0.7]
 
 
 def test_classes_have_colors_that_repeat_after_ten():
