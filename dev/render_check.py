@@ -19,7 +19,7 @@ or broken, settings that contradict each other, weights that do not fit, anchors
 objects. Each finding names its place and says what to do. `focal-det train` runs the same checks
 before it starts, on fewer images.
 
-[data.md](data.md#check) lists the options. With `--ignore CHK133 CHK225`, the check hides findings
+[data.md](data.md#check) lists the options. For example, `--ignore CHK133 CHK225` hides findings
 about empty training images kept as background (CHK133) and images of a single colour (CHK225).
 `--fix` fills in a missing iscrowd and a missing or invalid area, turns image ids, category ids and
 boxes that are stored as text into numbers, clips boxes to the image, renumbers annotations whose id
@@ -31,9 +31,9 @@ Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command,
 focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A
 warning means that something is lost, such as objects that are left out. A note is information.
 
-In the tables, `{name}` stands for a value. Ids never change their meaning.
+In the tables, `{name}` stands for a value. An id never changes its meaning.
 
-A check of your own is a file with a rule and a function. Its ids should start at CHK900:
+To add a check, write a file with a rule and a function. Number your rules from CHK900 on:
 
 ```python
 # my_checks.py
@@ -49,10 +49,10 @@ def check_length(plan, findings):
 
 
 def setup_environment():
-    \"\"\"Required, but with nothing to do: importing this file registers the check.\"\"\"
+    \"\"\"Required by Detectron2; the import of this file has registered the check.\"\"\"
 ```
 
-`FOCAL_DET_ENV_MODULE` names it:
+Point `FOCAL_DET_ENV_MODULE` at the file:
 
 ```sh
 FOCAL_DET_ENV_MODULE=my_checks.py focal-det check --config-file digits/focal_retinanet_tiny.yaml

@@ -34,8 +34,9 @@ from .rules import (
 from .stages import Stage, register_check
 
 _EVALUATORS = ("coco", "lvis", "pascal_voc")
-# Detectron2's RetinaNet trains with 16 images at a learning rate of 0.01.
-_IMAGES_PER_LR = 16 / 0.01
+# Detectron2's learning rates for 16 images, of RetinaNet and of the other detectors.
+_DENSE_LR = 0.01
+_OTHER_LR = 0.02
 # Factors around that rate. Normalization, or a start from scratch, allows a wider range.
 _NARROW = 4
 _WIDE = 40
@@ -97,13 +98,14 @@ def _check_learning_rate(plan: Plan, findings: Findings) -> None:
     solver = plan.cfg.SOLVER
     has_weights = bool(plan.cfg.MODEL.WEIGHTS)
     is_normalized = bool(plan.cfg.MODEL.FPN.NORM or plan.settings.node.get("NORM"))
-    expected = solver.IMS_PER_BATCH / _IMAGES_PER_LR
+    rate = _DENSE_LR if plan.settings.is_dense else _OTHER_LR
+    expected = solver.IMS_PER_BATCH / 16 * rate
     most = _NARROW
     if is_normalized or not has_weights:
         most = _WIDE
     if not 1 / _WIDE <= solver.BASE_LR / expected <= most:
         place = f"{solver.BASE_LR} for {solver.IMS_PER_BATCH} images"
-        findings.add(UNUSUAL_LEARNING_RATE, place, expected=f"{expected:.3g}")
+        findings.add(UNUSUAL_LEARNING_RATE, place, rate=rate, expected=f"{expected:.3g}")
     elif has_weights and expected < solver.BASE_LR and solver.WARMUP_ITERS < _SHORT_WARMUP:
         place = f"SOLVER.BASE_LR {solver.BASE_LR}, SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS}"
         findings.add(SHORT_WARMUP, place)

@@ -4,7 +4,7 @@ from .rules import add_rule
 
 # Annotation files: whether they can be read.
 MISSING_ANNOTATION_FILE = add_rule(
-    "CHK100", "error", "missing annotation file", "Put it there, or correct the path."
+    "CHK100", "error", "missing annotation file", "Put the file there, or correct the path."
 )
 COMPRESSED_FILE = add_rule("CHK101", "error", "compressed annotation file", "Unpack it.")
 # pycocotools opens files in the encoding of the system.
@@ -23,13 +23,13 @@ NOT_JSON = add_rule(
     "CHK105",
     "error",
     "annotation file that is not JSON",
-    "Name a JSON file of COCO annotations.",
+    "Use a JSON file of COCO annotations.",
 )
 DAMAGED_JSON = add_rule(
     "CHK106",
     "error",
     "damaged annotation file",
-    "It is not complete JSON: get the file again, or correct the program that writes it.",
+    "It is not complete JSON: copy the file again, or correct the program that writes it.",
 )
 # Python's parser ends in a RecursionError.
 DEEPLY_NESTED = add_rule(
@@ -64,7 +64,7 @@ INVALID_CATEGORY = add_rule(
     "CHK120",
     "error",
     "category without an id or name",
-    "Each category needs a unique whole number as id, and a name.",
+    "Each category needs a unique whole number as its id, and a name.",
 )
 DUPLICATE_CATEGORY_NAME = add_rule(
     "CHK121",
@@ -95,7 +95,7 @@ EMPTY_IMAGES_DROPPED = add_rule(
     "CHK132",
     "note",
     "training set with empty images, which are left out",
-    "With DATALOADER.FILTER_EMPTY_ANNOTATIONS False they teach what background is.",
+    "Set DATALOADER.FILTER_EMPTY_ANNOTATIONS to False to train on them as background.",
 )
 EMPTY_IMAGES_KEPT = add_rule(
     "CHK133",
@@ -121,18 +121,20 @@ INCOMPLETE_IMAGE = add_rule(
     "image without a required field",
     "Add it: Detectron2 needs id, file_name, width and height of each image.",
 )
-INVALID_IMAGE_ID = add_rule("CHK202", "error", "invalid image id", "Ids are whole numbers or text.")
+INVALID_IMAGE_ID = add_rule(
+    "CHK202", "error", "invalid image id", "An id must be a whole number or text."
+)
 INVALID_IMAGE_SIZE = add_rule(
     "CHK203",
     "error",
     "invalid image file name or size",
-    "file_name is text, width and height are pixels.",
+    "file_name must be text, width and height numbers of pixels.",
 )
 # A NUL, or half of a surrogate pair.
 IMPOSSIBLE_FILE_NAME = add_rule(
     "CHK204",
     "error",
-    "file name that no file can have",
+    "impossible file name",
     "Correct the name, or remove the image.",
 )
 # pycocotools keeps the last image of an id, without a message.
@@ -204,7 +206,7 @@ FLAT_IMAGE = add_rule(
     "note",
     "image of a single colour",
     "It shows nothing: look at the file.",
-    otherwise="warning if there are two or more, over a tenth of the decoded images",
+    otherwise="warning if there are at least two, and over a tenth of the decoded images",
 )
 NOT_ALL_DECODED = add_rule(
     "CHK226",
@@ -217,13 +219,13 @@ TEST_SET_TRAINED_ON = add_rule(
     "CHK230",
     "note",
     "test set that is trained on",
-    "Metrics will be better than on images that the model has not seen.",
+    "Metrics will look better than on images that the model has not seen.",
 )
 TEST_IMAGE_TRAINED_ON = add_rule(
     "CHK231",
     "warning",
     "test image that is trained on",
-    "Metrics will be better than on images that the model has not seen: keep the sets apart.",
+    "Metrics will look better than on images that the model has not seen: keep the sets apart.",
 )
 
 # Annotations: ids and fields.
@@ -235,7 +237,8 @@ ANNOTATION_ID_ZERO = add_rule(
     "CHK301",
     "warning",
     "annotation with id 0",
-    "pycocotools takes 0 for 'not found': a detection of it counts as a false positive.",
+    "pycocotools treats id 0 as 'no match': a correct detection of the object counts as a false "
+    "positive.",
 )
 # Detectron2's loader needs neither of them, pycocotools' evaluation both.
 NO_CROWD_OR_AREA = add_rule(
@@ -255,7 +258,7 @@ INCOMPLETE_ANNOTATION = add_rule(
     "Detectron2 cannot read it.",
 )
 INVALID_ANNOTATION_ID = add_rule(
-    "CHK305", "error", "invalid annotation id", "Ids of annotations are whole numbers."
+    "CHK305", "error", "invalid annotation id", "The id of an annotation must be a whole number."
 )
 UNKNOWN_IMAGE = add_rule(
     "CHK306", "error", "annotation of an unknown image", "The file has no such image."
@@ -270,16 +273,19 @@ INVALID_CROWD = add_rule(
     "CHK308",
     "error",
     "invalid iscrowd or ignore",
-    "iscrowd is 0 or 1; ignore is 0 or left out.",
+    "iscrowd must be 0 or 1; ignore must be 0 or left out.",
 )
-INVALID_AREA = add_rule("CHK309", "error", "invalid area", "area is a number of square pixels.")
+INVALID_AREA = add_rule(
+    "CHK309", "error", "invalid area", "area must be a number of square pixels."
+)
 
 # Annotations: boxes and outlines.
 BOX_NOT_FINITE = add_rule(
     "CHK310",
     "error",
     "box that is not four finite numbers",
-    "Training stops at it, leaves it out or cuts it without a message; evaluation may count it.",
+    "Depending on the value, training stops, leaves the box out or cuts it without a message; "
+    "evaluation may still count it.",
 )
 BOX_WITHOUT_AREA = add_rule(
     "CHK311",
@@ -297,29 +303,31 @@ BOX_CUT = add_rule(
     "CHK313",
     "warning",
     "box that extends beyond the image",
-    "Training cuts it at the edge, evaluation does not.",
+    "Training cuts it at the edge; evaluation does not.",
 )
 # load_coco_json skips such objects, though RetinaNet needs their boxes only.
 INVALID_OUTLINE = add_rule(
     "CHK314",
     "warning",
-    "outline without a polygon of three points",
+    "outline without a polygon of at least three points",
     "Detectron2 leaves the whole object out.",
 )
 INVALID_SEGMENTATION = add_rule(
     "CHK315",
     "error",
     "invalid segmentation",
-    "It is a list of polygons, or RLE with size and counts.",
+    "segmentation must be a list of polygons, or RLE with size and counts.",
 )
-INVALID_KEYPOINTS = add_rule("CHK316", "error", "invalid keypoints", "They are a list of numbers.")
+INVALID_KEYPOINTS = add_rule(
+    "CHK316", "error", "invalid keypoints", "keypoints must be a list of numbers."
+)
 
 # Annotations: faults that all of them share.
 SHIFTED_CATEGORY_IDS = add_rule(
     "CHK320",
     "error",
     "shifted category ids",
-    "Objects have the names of other classes: correct the ids of the categories or of the "
+    "Objects are labelled as other classes: correct the ids of the categories or of the "
     "annotations.",
 )
 BOXES_AS_FRACTIONS = add_rule(

@@ -99,7 +99,7 @@ NO_EVALUATOR = add_rule(
     "test set without an evaluator",
     "Set its evaluator_type to one of {known}.",
 )
-NO_TRAINING_SET = add_rule("CHK004", "error", "no training set", "Name one in DATASETS.TRAIN.")
+NO_TRAINING_SET = add_rule("CHK004", "error", "no training set", "List one in DATASETS.TRAIN.")
 UNREGISTERED_ARCHITECTURE = add_rule(
     "CHK005", "error", "unregistered architecture", "Import the code that defines it."
 )
@@ -119,7 +119,9 @@ UNREAD_KEY = add_rule(
 )
 
 # Config: numbers by themselves and against each other.
-NON_FINITE_NUMBER = add_rule("CHK010", "error", "non-finite number", "Set the key to a number.")
+NON_FINITE_NUMBER = add_rule(
+    "CHK010", "error", "non-finite number", "Set the key to a finite number."
+)
 NUMBER_NOT_POSITIVE = add_rule(
     "CHK011", "error", "number that must be positive", "Set the key to a number above 0."
 )
@@ -141,7 +143,7 @@ UNUSUAL_LEARNING_RATE = add_rule(
     "CHK014",
     "warning",
     "unusual learning rate for the batch size",
-    "The linear rule (16 images at 0.01) gives about {expected}; if you go above it, "
+    "The linear rule (16 images at {rate}) gives about {expected}; if you go above it, "
     "lengthen the warm-up.",
 )
 SHORT_WARMUP = add_rule(
