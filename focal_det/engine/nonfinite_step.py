@@ -1,10 +1,13 @@
 """The step at which a run stopped: kept in a file, and repeated from it.
 
 `nonfinite_step_<iteration>_rank<i>.pth` in OUTPUT_DIR holds what process i needs to repeat it:
-model, buffers and optimizer before the step, its batch and the config.
+model, buffers and optimizer before the step, random generators, its batch and the config.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
@@ -12,10 +15,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from torch import nn
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
 
 from focal_det.env import ensure_environment
 from focal_det.files import open_to_replace
+
+from .run_state import kept_generators, set_torch_generators
 
 _FIELDS = ("file_name", "image_id", "height", "width")  # of an image, besides pixels and objects
 _REQUIRED = {"model", "batch", "config", "iteration"}
@@ -36,8 +42,13 @@ def save_step(
     *,
     iteration: int,
     cfg: CfgNode,
+    generators: Mapping[str, Tensor],
 ) -> None:
     """Keep a step, in types that can be read without running code.
+
+    Args:
+        generators: of `get_torch_generators` before the step, which two-stage detectors draw their
+            samples from.
 
     Raises:
         DiskFullError: the disk is full.
@@ -48,6 +59,7 @@ def save_step(
         "iteration": iteration,
         "batch": [_to_plain(x) for x in batch],
         "config": cfg.dump(),
+        "generators": dict(generators),
     }
     with open_to_replace(file) as stream:
         torch.save(content, stream)
@@ -62,8 +74,10 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
         file: `nonfinite_step_<iteration>_rank<i>.pth`; read without running code.
 
     Returns:
-        "iteration"; "images", their files or ids; "losses" by name; "nonfinite_gradients", names
-        of the parameters with one; "largest", |logit| and |delta| in evaluation mode.
+        "iteration"; "images", their files or ids; "losses" by name, none if the forward pass stops
+        at a box that is infinite or NaN; "forward_error", its message, or else "";
+        "nonfinite_gradients", names of the parameters with one; "largest", |logit| and |delta| in
+        evaluation mode.
 
     Raises:
         OSError: the file cannot be opened.
@@ -76,16 +90,34 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
     cfg = content["config"]
     with torch.autocast(torch.device(cfg.MODEL.DEVICE).type, enabled=cfg.SOLVER.AMP.ENABLED):
         largest = compute_largest_outputs(model, batch)
-        losses = model(batch)
+        losses, error = _compute_losses(model, batch, content)
     # Outside of autocast, as in Detectron2's AMPTrainer.
-    sum(losses.values()).backward()
+    torch.autograd.backward(list(losses.values()))
     return {
         "iteration": content["iteration"],
         "images": [x.get("file_name", x.get("image_id")) for x in batch],
         "losses": {k: float(v.detach()) for k, v in losses.items()},
+        "forward_error": error,
         "nonfinite_gradients": find_nonfinite_gradients(model),
         "largest": largest,
     }
+
+
+def _compute_losses(
+    model: nn.Module, batch: list[dict[str, Any]], content: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], str]:
+    """The losses of a kept step, with the random samples that it drew, and an empty error.
+
+    Or no losses, and the error of a forward pass that stops.
+    """
+    # Two-stage detectors put figures into the metrics, whether a trainer runs or not.
+    with kept_generators(), EventStorage(content["iteration"]):
+        # Files of older versions have none.
+        set_torch_generators(content.get("generators", {}))
+        try:
+            return model(batch), ""
+        except FloatingPointError as error:
+            return {}, str(error)
 
 
 def _read_step(file: Union[str, Path]) -> dict[str, Any]:
@@ -116,6 +148,7 @@ def _build_model(content: dict[str, Any], file: Union[str, Path]) -> nn.Module:
     cfg.DATASETS.TRAIN = ()
     cfg.DATASETS.TEST = ()
     cfg.MODEL.FOCAL_DET.DATASETS = []
+    cfg.VIS_PERIOD = 0
     model = build_model(cfg).train()
     model.load_state_dict(content["model"])
     return model
@@ -158,20 +191,42 @@ def find_nonfinite_gradients(model: nn.Module) -> list[str]:
 def compute_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The largest "|logit|" and "|delta|" of a batch; NaN if any of them is NaN.
 
-    Empty for a model without `predict`. The model runs in evaluation mode, so that its buffers do
-    not change and no process waits for another.
+    A two-stage detector has them for each stage, as "|logit| of proposal_generator" and so on: for
+    each module with a method `get_prediction_head`. Empty for a model without one.
+
+    The model runs in evaluation mode, so that its buffers do not change and no process waits for
+    another.
     """
-    predict = getattr(model, "predict", None)
-    if predict is None:
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    hooks = []
+    for path, part in model.named_modules():
+        if hasattr(part, "get_prediction_head"):
+            collect = partial(_collect_outputs, found, path)
+            hooks.append(part.get_prediction_head().register_forward_hook(collect))
+    if not hooks:
         return {}
+    # Without detections, where a model can leave them out.
+    predict = getattr(model, "predict", model)
     was_training = model.training
     model.eval()
     try:
-        _, _, *outputs = predict(batch)
+        # It may stop at a box that is infinite or NaN, whose deltas have been collected by then.
+        with suppress(FloatingPointError):
+            predict(batch)
     finally:
         model.train(was_training)
+        for hook in hooks:
+            hook.remove()
     # `amax` propagates NaN; Python's `max` would depend on the order of the levels.
-    return {
-        name: float(torch.stack([x.abs().amax() for x in levels]).amax())
-        for name, levels in zip(("|logit|", "|delta|"), outputs)
-    }
+    return {name: float(torch.stack(x).amax()) for name, x in found.items() if x}
+
+
+def _collect_outputs(
+    found: dict[str, list[Tensor]], path: str, head: nn.Module, inputs: Any, outputs: Any
+) -> None:
+    """Forward hook: add the largest logit and delta of each level, or of the only one."""
+    for kind, values in zip(("|logit|", "|delta|"), outputs):
+        levels = [values] if isinstance(values, Tensor) else values
+        name = f"{kind} of {path}" if path else kind
+        # There may be no proposals.
+        found[name] += [x.abs().amax() for x in levels if x.numel()]

@@ -84,14 +84,27 @@ def _get_generators() -> dict[str, Any]:
     """The states of Python's, numpy's and torch's generators."""
     version, words, gauss = random.getstate()
     kind, array, *others = np.random.get_state()
-    states: dict[str, Any] = {
+    return {
         "python": [version, list(words), gauss],
         "numpy": [kind, np.asarray(array).tolist(), *others],
-        "torch": torch.get_rng_state(),
+        **get_torch_generators(),
     }
+
+
+def get_torch_generators() -> dict[str, Tensor]:
+    """The states of torch's generators: "torch" and, of the current GPU, "cuda"."""
+    states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
+
+
+def set_torch_generators(states: Mapping[str, Tensor]) -> None:
+    """Restore what `get_torch_generators` returned; what is missing stays as it is."""
+    if "torch" in states:
+        torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _set_generators(states: Mapping[str, Any]) -> None:
@@ -99,6 +112,4 @@ def _set_generators(states: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     kind, array, *others = states["numpy"]
     np.random.set_state((kind, np.array(array, dtype=np.uint32), *others))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    set_torch_generators(states)

@@ -24,6 +24,7 @@ from .nonfinite_step import (
     save_step,
 )
 from .processes import agree_on
+from .run_state import get_torch_generators
 
 _MAX_NAMES = 5
 # A loss has diverged above this multiple of the first loss. A first loss below 1, such as that of a
@@ -93,6 +94,7 @@ class StepGuard(HookBase):
         self._cfg = cfg
         self._batch: list[dict[str, Any]] = []
         self._losses: dict[str, Tensor] = {}
+        self._generators: dict[str, Tensor] = {}
         self.progress = Progress()
         self._buffers: list[Tensor] = []
         self._undo: list[Callable[[], Any]] = []
@@ -142,6 +144,8 @@ class StepGuard(HookBase):
         if not model.training:
             return
         self._batch = inputs[0]
+        self._losses = {}
+        self._generators = get_torch_generators()
         if self._buffers:
             # One kernel, into the same memory: a clone per step would cost a launch per buffer.
             torch._foreach_copy_(self._buffers, list(model.buffers()))
@@ -204,6 +208,18 @@ class StepGuard(HookBase):
             return ""
         return f"the loss is {last:.3g}, and was {first:.3g} at the start"
 
+    def stop_for(self, error: FloatingPointError) -> None:
+        """Stop because Detectron2 has found a number that is infinite or NaN, with this error.
+
+        Raises:
+            DivergedError: always.
+        """
+        if not self._losses:
+            # The forward pass of any process. The others wait for it in their backward pass, and
+            # end with it.
+            self.stop(f"the forward pass has stopped: {error}")
+        self.stop_first_process()
+
     def stop_first_process(self) -> None:
         """Stop because Detectron2 has found a non-finite loss; only the first process checks that.
 
@@ -234,7 +250,13 @@ class StepGuard(HookBase):
         files = get_step_files(folder, iteration, comm.get_world_size())
         file = files[comm.get_rank()]
         save_step(
-            file, model, self.trainer.optimizer, self._batch, iteration=iteration, cfg=self._cfg
+            file,
+            model,
+            self.trainer.optimizer,
+            self._batch,
+            iteration=iteration,
+            cfg=self._cfg,
+            generators=self._generators,
         )
         largest = compute_largest_outputs(model, self._batch)
         _wait_for(files, self._start_time)

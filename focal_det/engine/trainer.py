@@ -133,9 +133,10 @@ class Trainer(DefaultTrainer):
             super().run_step()
         except DivergedError:
             raise
-        except FloatingPointError:
-            # Detectron2 checks the losses of all processes itself, and keeps nothing of the step.
-            self._guard.stop_first_process()
+        except FloatingPointError as error:
+            # Detectron2 checks proposals, and the losses of all processes, itself; it keeps nothing
+            # of the step.
+            self._guard.stop_for(error)
 
     def _stop_if_asked(self, save: Callable[[], None], error: Optional[Exception]) -> None:
         """If any process has to stop, stop all of them before this batch, with a checkpoint.

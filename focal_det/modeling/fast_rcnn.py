@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import (
     _log_classification_stats,
 )
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
@@ -106,6 +106,10 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.cls_score.weight.copy_(layers.cls_score.weight)
         self.bbox_pred.load_state_dict(layers.bbox_pred.state_dict())
         self._clear_unused_rows()
+
+    def get_prediction_head(self) -> nn.Module:
+        """The module whose outputs are logits and deltas: these layers."""
+        return self
 
     @torch.no_grad()
     def _clear_unused_rows(self) -> bool:

@@ -180,6 +180,11 @@ class FocalRetinaNet(RetinaNet):
         pred_anchor_deltas = [permute_to_N_HWA_K(x, 4) for x in pred_anchor_deltas]
         return images.image_sizes, self._get_anchors(features), pred_logits, pred_anchor_deltas
 
+    def get_prediction_head(self) -> nn.Module:
+        """The module whose outputs are logits and deltas."""
+        head: nn.Module = self.head
+        return head
+
     def extract_features(self, images: Tensor) -> list[Tensor]:
         """Per level (N, channels, Hi, Wi) features of normalized and padded (N, 3, H, W) images."""
         features = self.backbone(to_fast_layout(images))

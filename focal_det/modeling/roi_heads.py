@@ -14,6 +14,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import Instances
+from torch import Tensor
 
 from focal_det.data.catalog import check_metadata, prepare_datasets
 
@@ -109,6 +110,21 @@ class FocalCascadeROIHeads(_CheckedROIHeads, CascadeROIHeads):
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, Any]) -> dict[str, Any]:
         args = super()._init_box_head(cfg, input_shape)
         return {**args, "box_predictors": [_replace(cfg, x) for x in args["box_predictors"]]}
+
+    def _create_proposals_from_boxes(
+        self, boxes: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        """As Detectron2's.
+
+        Raises:
+            FloatingPointError: a stage has predicted a box that is infinite or NaN.
+        """
+        try:
+            proposals: list[Instances] = super()._create_proposals_from_boxes(boxes, image_sizes)
+        # The only thing that is asserted there; an RPN raises the other error for it.
+        except AssertionError as error:
+            raise FloatingPointError(f"a stage of the cascade predicts boxes: {error}") from error
+        return proposals
 
 
 def _replace(cfg: CfgNode, layers: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:

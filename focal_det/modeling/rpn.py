@@ -14,7 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from focal_det.host import put_scalar
 from focal_det.losses import ClsLoss
@@ -104,6 +104,11 @@ class FocalRPN(RPN):
         check_finite(cfg)
         stage = build_stage(cfg, "RPN")
         return {**super().from_config(cfg, input_shape), **stage}
+
+    def get_prediction_head(self) -> nn.Module:
+        """The module whose outputs are logits and deltas."""
+        head: nn.Module = self.rpn_head
+        return head
 
     @torch.no_grad()
     def label_and_sample_anchors(

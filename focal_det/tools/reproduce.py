@@ -48,7 +48,9 @@ def _describe(step: dict[str, Any]) -> list[str]:
     losses = step["losses"]
     gradients = step["nonfinite_gradients"]
     outcome = "all is finite"
-    if gradients or not all(map(math.isfinite, losses.values())):
+    if step["forward_error"]:
+        outcome = f"the forward pass stops again: {step['forward_error']}"
+    elif gradients or not all(map(math.isfinite, losses.values())):
         outcome = "non-finite again"
     # A non-finite loss spoils nearly every gradient; a few names are enough.
     names = f", {shorten(gradients)}" if gradients else ""

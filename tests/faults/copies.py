@@ -27,6 +27,13 @@ from focal_det.tools.train import main as train
 
 NUM_IMAGES = 8
 CELLS = ["RBC", "WBC", "Platelets"]
+# Arguments of `DigitsCopy.write_config` for small two-stage detectors.
+FASTER = {"base": "faster_rcnn_tiny"}
+CASCADE = {
+    **FASTER,
+    "MODEL__ROI_HEADS__NAME": "FocalCascadeROIHeads",
+    "MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True,
+}
 
 
 class DigitsCopy:
@@ -53,10 +60,11 @@ class DigitsCopy:
     def save(self) -> None:
         self.json.write_text(json.dumps(self.content))
 
-    def write_config(self, changes: str = "", **keys) -> Path:
+    def write_config(self, changes: str = "", base: str = "focal_retinanet_tiny", **keys) -> Path:
         """A config that trains and tests on the copy for two iterations.
 
         Args:
+            base: a config of configs/digits.
             keys: with __ for dots.
         """
         block = {
@@ -65,7 +73,7 @@ class DigitsCopy:
             "json": str(self.json),
             "images": str(self.images),
         }
-        content = {"_BASE_": get_config_file("digits/focal_retinanet_tiny.yaml")}
+        content = {"_BASE_": get_config_file(f"digits/{base}.yaml")}
         values = {
             "MODEL__FOCAL_DET__DATASETS": [block],
             "DATASETS__TRAIN": ["copy"],

@@ -249,8 +249,8 @@ def stop_of_detectron2(trainer, guard):
             run_step()
         except DivergedError:
             raise
-        except FloatingPointError:
-            guard.stop_first_process()
+        except FloatingPointError as error:
+            guard.stop_for(error)
 
     trainer.run_step = run
 
