@@ -232,9 +232,8 @@ def _is_free(key: str, before: Any, now: Any, values: dict[str, Any]) -> bool:
     if key == "SOLVER.MAX_ITER":
         # Other schedulers derive the learning rate of every iteration from the length.
         return values["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR"
-    for part in ("CLS_LOSS", "NORMALIZER"):
-        args = f"MODEL.FOCAL_DET.{part}.ARGS."
-        if key.startswith(args):
-            # Only the arguments of the selected component are read.
-            return not key.startswith(f"{args}{values[f'MODEL.FOCAL_DET.{part}.NAME']}.")
+    component, is_arg, argument = key.partition(".ARGS.")
+    if is_arg and f"{component}.NAME" in values:
+        # Only the arguments of the selected component are read.
+        return not argument.startswith(f"{values[f'{component}.NAME']}.")
     return any(key == x or (x.endswith(".") and key.startswith(x)) for x in _FREE_KEYS)
