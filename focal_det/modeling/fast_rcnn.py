@@ -26,6 +26,7 @@ from focal_det.losses.normalizers import Normalizer
 from .box_loss import check_box_loss_type
 from .build import build_stage
 from .stage_losses import StageLosses
+from .stage_outputs import StageOutputs
 
 
 class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -63,13 +64,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         **layer_args: Any,
     ) -> None:
         super().__init__(input_shape, **layer_args)
-        # Only Detectron2's main has these options.
-        for name in ("use_sigmoid_ce", "use_fed_loss"):
-            if getattr(self, name, False):
-                raise ValueError(
-                    f"MODEL.ROI_BOX_HEAD.{name.upper()} turns on Detectron2's own loss: set it to "
-                    "False, and choose the loss by MODEL.FOCAL_DET.ROI_BOX_HEAD.CLS_LOSS.NAME"
-                )
+        self._refuse_other_losses()
         check_box_loss_type(self.box_reg_loss_type, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE")
         self.stage_losses = StageLosses(
             cls_loss=cls_loss,
@@ -78,9 +73,10 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             sampling=sampling,
             batch_size_per_image=batch_size_per_image,
             prior_prob=prior_prob,
+            box_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
             cls_name="loss_cls",
             prefix="focal_det/roi_head",
-            level_names=["proposals"],
             dataset_names=dataset_names,
             telemetry_period=telemetry_period,
         )
@@ -106,6 +102,15 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.cls_score.weight.copy_(layers.cls_score.weight)
         self.bbox_pred.load_state_dict(layers.bbox_pred.state_dict())
         self._clear_unused_rows()
+
+    def _refuse_other_losses(self) -> None:
+        # Only Detectron2's main has these options.
+        for name in ("use_sigmoid_ce", "use_fed_loss"):
+            if getattr(self, name, False):
+                raise ValueError(
+                    f"MODEL.ROI_BOX_HEAD.{name.upper()} turns on Detectron2's own loss: set it to "
+                    "False, and choose the loss by MODEL.FOCAL_DET.ROI_BOX_HEAD.CLS_LOSS.NAME"
+                )
 
     def get_prediction_head(self) -> nn.Module:
         """The module whose outputs are logits and deltas: these layers."""
@@ -135,28 +140,37 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             {"loss_cls": (), "loss_box_reg": ()}.
         """
         scores, deltas = predictions
-        logits = scores[:, : self.stage_losses.num_outputs]
+        num_outputs = self.stage_losses.num_outputs
+        logits = scores[:, :num_outputs]
         gt_labels = cat([x.gt_classes for x in proposals])
+        _log_classification_stats(self._add_background(logits.detach()), gt_labels)
+        outputs = self._collect_outputs(logits, deltas, gt_labels, proposals)
+        bias = self.cls_score.bias[:num_outputs]
+        loss_cls, loss_box_reg = self.stage_losses(outputs, bias=bias)
+        losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
+        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    def _collect_outputs(
+        self, logits: Tensor, deltas: Tensor, gt_labels: Tensor, proposals: list[Instances]
+    ) -> StageOutputs:
+        """From (R, C) logits, deltas and (R,) labels of all images to those of each image."""
         boxes = cat([x.proposal_boxes.tensor for x in proposals])
         # An image without objects has no `gt_boxes`; any box will do.
         gt_boxes = cat(
             [(x.gt_boxes if x.has("gt_boxes") else x.proposal_boxes).tensor for x in proposals]
         )
-        _log_classification_stats(self._add_background(logits.detach()), gt_labels)
         counts = [len(x) for x in proposals]
-        loss_cls, loss_box_reg = self.stage_losses(
-            [_to_images(logits, counts)],
-            _to_images(self._select_deltas(deltas, gt_labels), counts),
-            _to_images(boxes, counts),
-            _to_images(gt_labels, counts, padding=-1),
-            _to_images(gt_boxes, counts),
-            bias=self.cls_score.bias[: self.stage_losses.num_outputs],
+        return StageOutputs(
+            pred_logits=[_to_images(logits, counts)],
+            pred_deltas=_to_images(self._select_deltas(deltas, gt_labels), counts),
+            anchors=_to_images(boxes, counts),
+            gt_labels=_to_images(gt_labels, counts, padding=-1),
+            gt_boxes=_to_images(gt_boxes, counts),
+            num_classes=self.num_classes,
             box2box_transform=self.box2box_transform,
-            box_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
+            # Proposals of all feature maps are one level.
+            level_names=("proposals",),
         )
-        losses = {"loss_cls": loss_cls, "loss_box_reg": loss_box_reg}
-        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
 
     def _add_background(self, logits: Tensor) -> Tensor:
         """(R, K + 1) logits: sigmoids get a 0 for background, the largest if all are below 0.5."""

@@ -1,6 +1,7 @@
 """Detectron2's ROI heads, with a choice of losses and sampling for the box layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from focal_det.data.catalog import check_metadata, prepare_datasets
 from .assigners import check_gt_classes
 from .build import check_finite
 from .fast_rcnn import FocalFastRCNNOutputLayers
+from .stage_outputs import Record, replaced
 
 _NUM_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
 # Larger than any number of proposals, so that the random sample takes them all.
-_ALL = 2**40
+_WITHOUT_SAMPLE = {"batch_size_per_image": 2**40, "positive_fraction": 0.5}
 
 
 class _CheckedROIHeads(ROIHeads):
@@ -46,8 +48,7 @@ class _CheckedROIHeads(ROIHeads):
         self, *, sampling: str = "random", dataset_names: Sequence[str] = (), **heads_args: Any
     ) -> None:
         if sampling != "random":
-            heads_args["batch_size_per_image"] = _ALL
-            heads_args["positive_fraction"] = 0.5
+            heads_args.update(_WITHOUT_SAMPLE)
         super().__init__(**heads_args)
         self._dataset_names = dataset_names
         self._is_first_step = True
@@ -62,6 +63,19 @@ class _CheckedROIHeads(ROIHeads):
             "sampling": sampling,
             "dataset_names": names,
         }
+
+    @contextmanager
+    def measured(self, record: Record) -> Iterator[None]:
+        """Within the block, it labels all proposals, passes them to `record`, and has no losses."""
+        stages = [x.stage_losses for x in self.modules() if hasattr(x, "stage_losses")]
+        is_cascade = len(stages) > 1
+        others = {x: False for x in ("mask_on", "keypoint_on") if hasattr(self, x)}
+        with ExitStack() as stack:
+            for i, stage in enumerate(stages):
+                stack.enter_context(stage.recorded(record, f"stage{i}" if is_cascade else ""))
+            # The mode of this module alone.
+            stack.enter_context(replaced(self, training=True, **_WITHOUT_SAMPLE, **others))
+            yield
 
     def label_and_sample_proposals(
         self, proposals: list[Instances], targets: list[Instances]

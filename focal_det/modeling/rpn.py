@@ -6,7 +6,8 @@ background 1; see `_swap`.
 Shapes: N images, R anchors per image, Ri anchors of a level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .box_loss import check_box_loss_type
 from .build import build_stage, check_finite
 from .ground_truth import report_boxes_without_anchor
 from .stage_losses import StageLosses
+from .stage_outputs import Record, StageOutputs, replaced
 
 _OBJECT = 0
 _BACKGROUND = 1
@@ -80,9 +82,10 @@ class FocalRPN(RPN):
             sampling=sampling,
             batch_size_per_image=self.batch_size_per_image,
             prior_prob=prior_prob,
+            box_loss_type=self.box_reg_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
             cls_name="loss_rpn_cls",
             prefix="focal_det/rpn",
-            level_names=self.in_features,
             telemetry_period=telemetry_period,
         )
         if self.stage_losses.num_outputs != 1:
@@ -104,6 +107,13 @@ class FocalRPN(RPN):
         check_finite(cfg)
         stage = build_stage(cfg, "RPN")
         return {**super().from_config(cfg, input_shape), **stage}
+
+    @contextmanager
+    def measured(self, record: Record) -> Iterator[None]:
+        """Within the block, it labels all anchors, passes them to `record`, and has no losses."""
+        # The mode of this module alone.
+        with self.stage_losses.recorded(record), replaced(self, training=True):
+            yield
 
     def get_prediction_head(self) -> nn.Module:
         """The module whose outputs are logits and deltas."""
@@ -138,7 +148,7 @@ class FocalRPN(RPN):
                     instances.image_size, self.anchor_boundary_thresh
                 )
                 labels[~is_inside] = -1
-            if self.stage_losses.sampling == "random":
+            if self.stage_losses.draws_sample:
                 labels = self._subsample_labels(labels)
             gt_labels.append(labels)
             gt_boxes.append(assignment.gt_boxes)
@@ -171,17 +181,18 @@ class FocalRPN(RPN):
         labels = torch.stack(gt_labels)
         put_scalar("rpn/num_pos_anchors", int((labels == 1).sum()) / len(labels))
         put_scalar("rpn/num_neg_anchors", int((labels == 0).sum()) / len(labels))
-        loss_cls, loss_loc = self.stage_losses(
-            [x[..., None] for x in pred_objectness_logits],
-            cat(pred_anchor_deltas, dim=1),
-            Boxes.cat(anchors).tensor,
-            _swap(labels),
-            torch.stack(gt_boxes),
-            bias=self.rpn_head.objectness_logits.bias,
+        bias = self.rpn_head.objectness_logits.bias
+        outputs = StageOutputs(
+            pred_logits=[x[..., None] for x in pred_objectness_logits],
+            pred_deltas=cat(pred_anchor_deltas, dim=1),
+            anchors=Boxes.cat(anchors).tensor,
+            gt_labels=_swap(labels),
+            gt_boxes=torch.stack(gt_boxes),
+            num_classes=1,
             box2box_transform=self.box2box_transform,
-            box_loss_type=self.box_reg_loss_type,
-            smooth_l1_beta=self.smooth_l1_beta,
+            level_names=self.in_features,
         )
+        loss_cls, loss_loc = self.stage_losses(outputs, bias=bias)
         losses = {"loss_rpn_cls": loss_cls, "loss_rpn_loc": loss_loc}
         return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
 

@@ -4,11 +4,13 @@ Shapes: N images, A anchors per cell, R anchors or proposals per image, Ri of a 
 for an RPN), C logits per anchor or proposal (see `ClsLoss`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Optional, Union, cast
 
 import torch
-from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import Tensor, nn
 
 from focal_det.losses import ClsLoss
@@ -19,8 +21,9 @@ from focal_det.losses.targets import DenseTargets
 from focal_det.messages import describe_unknown
 
 from .box_loss import box_loss_of_positives
-from .dense_losses import build_targets, compute_dense_losses
+from .dense_losses import compute_dense_losses
 from .first_step import compute_loss_at_prior, report_first_loss
+from .stage_outputs import Record, StageOutputs, replaced
 from .telemetry import is_telemetry_due, put_telemetry
 
 # A sample with at most POSITIVE_FRACTION positives; all anchors or proposals; or those with the
@@ -97,9 +100,9 @@ class StageLosses(nn.Module):
         batch_size_per_image: how many "hard" keeps.
         prior_prob: foreground probability at the start, one for all classes or one for each; 0 for
             Detectron2's bias of 0.
+        box_loss_type, smooth_l1_beta: see `box_loss_of_positives`.
         cls_name: name of the classification loss in the metrics.
         prefix: of the names of other metrics.
-        level_names: names of the feature maps.
         dataset_names: the first with class names gives the names of the classes.
         telemetry_period: iterations between statistics in the metrics; 0 for none.
 
@@ -108,6 +111,9 @@ class StageLosses(nn.Module):
     """
 
     prior_bias: Tensor
+    _is_first_step = True
+    # Of `recorded`.
+    _record: Optional[Callable[[StageOutputs], None]] = None
 
     def __init__(
         self,
@@ -118,9 +124,10 @@ class StageLosses(nn.Module):
         sampling: str,
         batch_size_per_image: int,
         prior_prob: Prior,
+        box_loss_type: str,
+        smooth_l1_beta: float,
         cls_name: str,
         prefix: str,
-        level_names: Sequence[str],
         dataset_names: Sequence[str] = (),
         telemetry_period: int = 0,
     ) -> None:
@@ -139,110 +146,86 @@ class StageLosses(nn.Module):
         self.num_outputs = cls_loss.num_outputs(num_classes)
         self.sampling = sampling
         self.batch_size_per_image = batch_size_per_image
+        self.box_loss_type = box_loss_type
+        self.smooth_l1_beta = smooth_l1_beta
         bias = make_bias(cls_loss, prior_prob, num_classes)
         # Not saved, so that checkpoints keep Detectron2's names.
         self.register_buffer("prior_bias", bias, persistent=False)
         self._cls_name = cls_name
         self._prefix = prefix
-        self._level_names = level_names
         self._dataset_names = dataset_names
         self._telemetry_period = telemetry_period
-        self._is_first_step = True
 
-    def forward(
-        self,
-        pred_logits: Sequence[Tensor],
-        pred_deltas: Tensor,
-        anchors: Tensor,
-        gt_labels: Tensor,
-        gt_boxes: Tensor,
-        *,
-        bias: Tensor,
-        box2box_transform: Box2BoxTransform,
-        box_loss_type: str,
-        smooth_l1_beta: float,
-    ) -> tuple[Tensor, Tensor]:
+    @property
+    def draws_sample(self) -> bool:
+        """Whether the stage is to draw a random sample before it calls `forward`."""
+        return self.sampling == "random" and self._record is None
+
+    @contextmanager
+    def recorded(self, record: Record, name: str = "") -> Iterator[None]:
+        """Within the block, `forward` passes on what it gets, and the losses are 0.
+
+        Args:
+            name: of the outputs.
+        """
+        with replaced(self, _record=partial(record, name)):
+            yield
+
+    def forward(self, outputs: StageOutputs, *, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized losses of a batch.
 
         Args:
-            pred_logits: per level (N, Ri, C).
-            pred_deltas: (N, R, 4).
-            anchors: (R, 4), or (N, R, 4) for proposals, XYXY in absolute pixels.
-            gt_labels: (N, R) int64 in {-1, 0..K}: -1 is ignored, K is background.
-            gt_boxes: (N, R, 4) matched boxes.
+            outputs: predictions and labels.
             bias: (A * C,) of the layer that predicts the logits.
-            box2box_transform: decodes deltas.
-            box_loss_type, smooth_l1_beta: see `box_loss_of_positives`.
 
         Returns:
             () classification loss and () box loss.
         """
-        box_args = {"box2box_transform": box2box_transform, "smooth_l1_beta": smooth_l1_beta}
-        targets = self._build_targets(gt_labels, gt_boxes, anchors, pred_deltas, box2box_transform)
+        if self._record is not None:
+            self._record(outputs)
+            zero = outputs.pred_deltas.new_zeros(())
+            return zero, zero
+        targets = outputs.build_targets(self.cls_loss.needs)
         if self.sampling == "hard":
-            box_losses = box_loss_of_positives(
-                pred_deltas.detach(), anchors, targets, loss_type=box_loss_type, **box_args
-            )
-            gt_labels = self._keep_hardest(pred_logits, box_losses, anchors, targets)
-            targets = self._build_targets(
-                gt_labels, gt_boxes, anchors, pred_deltas, box2box_transform
-            )
+            kept = self._keep_hardest(outputs, targets)
+            targets = replace(outputs, gt_labels=kept).build_targets(self.cls_loss.needs)
         divisor = self.normalizer.compute_divisor(targets)
         # Before the loss, which updates its state.
-        self._put_figures(pred_logits, targets, divisor)
-        initial_loss = self._compute_initial_loss(pred_logits, targets, divisor, bias)
+        self._put_figures(outputs, targets, divisor)
+        initial_loss = self._compute_initial_loss(outputs.pred_logits, targets, divisor, bias)
         loss_cls, loss_box = compute_dense_losses(
-            pred_logits,
-            pred_deltas,
-            anchors,
+            outputs.pred_logits,
+            outputs.pred_deltas,
+            outputs.anchors,
             targets,
             divisor,
             cls_loss=self.cls_loss,
-            box_loss_type=box_loss_type,
-            **box_args,
+            box2box_transform=outputs.box2box_transform,
+            box_loss_type=self.box_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
         )
         if initial_loss is not None and targets.pos_idxs[0].numel():
             report_first_loss(self._cls_name, loss_cls.item(), initial_loss.item())
         self._is_first_step = False
         return loss_cls, loss_box
 
-    def _build_targets(
-        self,
-        gt_labels: Tensor,
-        gt_boxes: Tensor,
-        anchors: Tensor,
-        pred_deltas: Tensor,
-        box2box_transform: Box2BoxTransform,
-    ) -> DenseTargets:
-        return build_targets(
-            gt_labels,
-            gt_boxes,
-            self.num_classes,
-            anchors=anchors,
-            pred_anchor_deltas=pred_deltas,
-            box2box_transform=box2box_transform,
-            needs=self.cls_loss.needs,
-        )
-
     @torch.no_grad()
-    def _keep_hardest(
-        self,
-        pred_logits: Sequence[Tensor],
-        box_losses: Tensor,
-        anchors: Tensor,
-        targets: DenseTargets,
-    ) -> Tensor:
-        """(N, R) labels that ignore all but the hardest of each image.
-
-        Args:
-            box_losses: (P,) of the positives.
-        """
+    def _keep_hardest(self, outputs: StageOutputs, targets: DenseTargets) -> Tensor:
+        """(N, R) labels that ignore all but the hardest of each image."""
+        box_losses = box_loss_of_positives(
+            outputs.pred_deltas,
+            outputs.anchors,
+            targets,
+            outputs.box2box_transform,
+            loss_type=self.box_loss_type,
+            smooth_l1_beta=self.smooth_l1_beta,
+        )
         cls_loss = cast(PointwiseClsLoss, self.cls_loss)
-        levels = split_levels(pred_logits, targets)
+        levels = split_levels(outputs.pred_logits, targets)
         losses = torch.cat([cls_loss.per_anchor(*level) for level in levels], dim=1).float()
         losses[targets.pos_idxs] += box_losses
         kept = torch.full_like(targets.gt_labels, -1)
-        all_anchors = anchors.expand(*targets.gt_labels.shape, 4)
+        all_anchors = outputs.anchors.expand(*targets.gt_labels.shape, 4)
         for labels, losses_of_image, boxes, out in zip(
             targets.gt_labels, losses, all_anchors, kept
         ):
@@ -268,19 +251,17 @@ class StageLosses(nn.Module):
             bias, self.prior_bias, self.cls_loss, targets, divisor, level_sizes
         )
 
-    def _put_figures(
-        self, pred_logits: Sequence[Tensor], targets: DenseTargets, divisor: Tensor
-    ) -> None:
+    def _put_figures(self, outputs: StageOutputs, targets: DenseTargets, divisor: Tensor) -> None:
         # There may be no proposals at all.
         if not is_telemetry_due(self._telemetry_period) or targets.gt_labels.numel() == 0:
             return
         put_telemetry(
             self.cls_loss,
-            pred_logits,
+            outputs.pred_logits,
             targets,
             divisor=divisor,
             prior_bias=self.prior_bias,
             dataset_names=self._dataset_names,
-            level_names=self._level_names,
+            level_names=outputs.level_names,
             prefix=self._prefix,
         )
