@@ -1,7 +1,7 @@
 """How much of the loss the hard anchors carry, figure 4 of arXiv 1708.02002.
 
-The losses of all anchors of a trained model are sorted from low to high, summed and normalized to
-1, for positives and negatives apart.
+The losses of all anchors of a trained model, or of all proposals of its box head, are sorted from
+low to high, summed and normalized to 1, for positives and negatives apart.
 """
 
 from collections import defaultdict
@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from focal_det.data.catalog import sample_evenly
@@ -21,15 +20,17 @@ from focal_det.losses import PointwiseClsLoss
 from focal_det.losses.base import split_levels
 from focal_det.losses.targets import DenseTargets
 from focal_det.messages import describe_unknown
-from focal_det.modeling.box_loss import iou_of_predictions
 from focal_det.modeling.build import build_cls_loss, read_settings
-from focal_det.modeling.retinanet import FocalRetinaNet
+from focal_det.modeling.parts import PROPOSAL_GENERATOR, ROI_HEADS, find_readers, get_value
+from focal_det.modeling.settings import read_stages
+from focal_det.modeling.stage_outputs import STAGES, StageOutputs, compute_stage_outputs
 
 from .loss_histogram import LossHistogram
 from .loss_specs import build_loss
 
 SIDES = ("positive", "negative")
 GROUPINGS = ("class", "level", "size")
+_BOX_HEAD = STAGES[-1]
 _GAMMAS = (0.0, 0.5, 1.0, 2.0)  # of the paper's figure
 # COCO's sizes by their largest area, in pixels of the image on disk.
 _MAX_AREAS = {"small": 32**2, "medium": 96**2, "large": float("inf")}
@@ -54,14 +55,71 @@ class Groups:
     has_negatives: bool
 
 
+@dataclass(frozen=True)
+class MeasuredStage:
+    """The stage of a detector whose loss is measured.
+
+    Attributes:
+        name: one of STAGES; empty for a RetinaNet, which has no other.
+        boxes: what it classifies, "anchors" or "proposals".
+        num_classes: K; 1 for an RPN.
+        num_outputs: C, logits of each.
+        alpha: of its loss; -1 for no weighting.
+    """
+
+    name: str
+    boxes: str
+    num_classes: int
+    num_outputs: int
+    alpha: float
+
+
+def choose_stage(cfg: CfgNode, name: Optional[str]) -> MeasuredStage:
+    """The stage of a RetinaNet; of a two-stage detector the one named, or else the box head.
+
+    Raises:
+        ValueError: the detector has no stage of this name, or it is Detectron2's own; names the
+            key.
+    """
+    settings = read_settings(cfg)
+    if not settings.node_key:
+        raise ValueError(
+            "MODEL.META_ARCHITECTURE must be FocalRetinaNet or GeneralizedRCNN, got "
+            f"{cfg.MODEL.META_ARCHITECTURE}"
+        )
+    if settings.is_dense and name:
+        raise ValueError(f"--stage {name}: a RetinaNet has one stage only")
+    if settings.is_dense:
+        num_outputs = build_cls_loss(cfg).num_outputs(settings.num_classes)
+        return MeasuredStage("", "anchors", settings.num_classes, num_outputs, settings.alpha)
+    name = name or _BOX_HEAD
+    stage = read_stages(cfg)[STAGES.index(name)]
+    # Parts of Detectron2 read no key, and have no method to measure them with.
+    if not stage.key or stage.loss is None:
+        part_key = (PROPOSAL_GENERATOR, ROI_HEADS)[STAGES.index(name)]
+        parts = find_readers(part_key, ("RPN", "ROI_BOX_HEAD")[STAGES.index(name)])
+        raise ValueError(
+            f"--stage {name}: {part_key} must be one of {', '.join(parts)}, got "
+            f"{get_value(cfg, part_key)}"
+        )
+    cls_loss = stage.loss.cls_loss
+    return MeasuredStage(
+        name=name,
+        boxes=stage.boxes,
+        num_classes=stage.num_classes,
+        num_outputs=cls_loss.num_outputs(stage.num_classes),
+        alpha=getattr(cls_loss, "alpha", -1.0),
+    )
+
+
 def build_losses(
-    cfg: CfgNode, gammas: Sequence[float], specs: Sequence[str]
+    cfg: CfgNode, stage: MeasuredStage, gammas: Sequence[float], specs: Sequence[str]
 ) -> dict[str, PointwiseClsLoss]:
     """The losses to measure, by the name of their curve.
 
     Args:
-        gammas: of focal losses with the alpha of the config; by default, if there are no `specs`
-            either, those of the paper's figure.
+        gammas: of focal losses with the alpha of the config, of sigmoids or of a softmax as in the
+            model; by default, if there are no `specs` either, those of the paper's figure.
         specs: further losses, see `parse_loss`.
 
     Raises:
@@ -70,19 +128,18 @@ def build_losses(
     """
     if not gammas and not specs:
         gammas = _GAMMAS
-    settings = read_settings(cfg)
-    by_name = {f"gamma {x:g}": f"FocalLoss:gamma={x!r},alpha={settings.alpha!r}" for x in gammas}
+    focal = "FocalLoss" if stage.num_outputs == stage.num_classes else "SoftmaxFocalLoss"
+    by_name = {f"gamma {x:g}": f"{focal}:gamma={x!r},alpha={stage.alpha!r}" for x in gammas}
     by_name.update({x: x for x in specs})
-    num_outputs = build_cls_loss(cfg).num_outputs(settings.num_classes)
     losses = {}
     for name, spec in by_name.items():
-        loss = build_loss(spec, settings.num_classes)
+        loss = build_loss(spec, stage.num_classes)
         if not loss.pointwise:
             raise ValueError(f"{spec}: the loss of an anchor depends on the other anchors")
-        num_needed = loss.num_outputs(settings.num_classes)
-        if num_needed != num_outputs:
+        num_needed = loss.num_outputs(stage.num_classes)
+        if num_needed != stage.num_outputs:
             raise ValueError(
-                f"{spec}: needs {num_needed} logits per anchor, the model has {num_outputs}"
+                f"{spec}: needs {num_needed} logits per anchor, the model has {stage.num_outputs}"
             )
         # `pointwise` says that the loss has the methods, whatever its class.
         losses[name] = cast(PointwiseClsLoss, loss.to(cfg.MODEL.DEVICE).eval())
@@ -117,6 +174,7 @@ def measure_losses(
     losses: Mapping[str, PointwiseClsLoss],
     batches: Iterable[Sequence[dict[str, Any]]],
     *,
+    stage: str = "",
     by: Optional[str] = None,
     class_names: Sequence[str] = (),
 ) -> Histograms:
@@ -124,25 +182,25 @@ def measure_losses(
 
     Args:
         cfg: of the model.
-        model: FocalRetinaNet, or one with its `predict` and `label_anchors`.
+        model: see `compute_stage_outputs`.
         losses: by the name of their curve.
         batches: of `read_batches`.
+        stage: name of a MeasuredStage. For anchors, read proposals where it is the box head; a
+            cascade has curves for each of its stages.
         by: one of `GROUPINGS`, for a curve per group, named after the loss and the group. Negatives
             have no class and no size, and stay in one curve.
         class_names: K names.
 
     Raises:
-        ValueError: the model lacks those methods.
+        ValueError: the model lacks the stage, or the stage the groups.
     """
-    if not (hasattr(model, "predict") and hasattr(model, "label_anchors")):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE must be FocalRetinaNet, got {cfg.MODEL.META_ARCHITECTURE}"
-        )
-    # A model of another class may have these methods, too.
-    detector = cast(FocalRetinaNet, model)
+    if by == "level" and stage == _BOX_HEAD:
+        raise ValueError("--by level: the proposals of a box head have no level")
+    if by == "class" and stage not in ("", _BOX_HEAD):
+        raise ValueError(f"--by class: the {stage} does not tell classes apart")
     histograms = make_histograms()
     for inputs in _map_inputs(cfg, batches):
-        add_batch(histograms, detector, losses, inputs, by=by, class_names=class_names)
+        add_batch(histograms, model, losses, inputs, stage=stage, by=by, class_names=class_names)
     return histograms
 
 
@@ -165,10 +223,11 @@ def _map_inputs(
 @torch.no_grad()
 def add_batch(
     histograms: Histograms,
-    model: FocalRetinaNet,
+    model: nn.Module,
     losses: Mapping[str, PointwiseClsLoss],
     inputs: list[dict[str, Any]],
     *,
+    stage: str = "",
     by: Optional[str] = None,
     class_names: Sequence[str] = (),
 ) -> None:
@@ -177,50 +236,38 @@ def add_batch(
     Args:
         inputs: of Detectron2's DatasetMapper in training.
     """
-    image_sizes, anchors, logits, deltas = model.predict(inputs)
     needs = frozenset().union(*(loss.needs for loss in losses.values()))
-    targets = _make_targets(model, inputs, anchors, torch.cat(deltas, dim=1), needs)
-    groups = None
-    if by == "class":
-        groups = Groups(targets.gt_labels, class_names, has_negatives=False)
-    elif by == "level":
-        names = [x.upper() for x in model.head_in_features]
-        groups = _group_by_level(targets, [x.shape[1] for x in logits], names)
-    elif by == "size":
-        groups = _group_by_size(targets, inputs, image_sizes)
-    # A background anchor has no object, and so no class or size, but it does have a level.
-    groups_of_negatives = groups if groups and groups.has_negatives else None
-    is_negative = targets.gt_labels == model.num_classes
-    is_positive = (targets.gt_labels >= 0) & ~is_negative
-    # Level by level: one tensor of all logits would double the memory.
-    levels = list(split_levels(logits, targets))
-    for name, loss in losses.items():
-        values = torch.cat([loss.per_anchor(*level) for level in levels], dim=1)
-        _add_side(histograms, name, "positive", values, is_positive, groups)
-        _add_side(histograms, name, "negative", values, is_negative, groups_of_negatives)
+    for stage_name, outputs in compute_stage_outputs(model, inputs, stage).items():
+        targets = outputs.build_targets(needs)
+        groups = _make_groups(outputs, targets, inputs, by, class_names)
+        # A background anchor has no object, and so no class or size, but it does have a level.
+        groups_of_negatives = groups if groups and groups.has_negatives else None
+        is_negative = targets.gt_labels == targets.num_classes
+        is_positive = (targets.gt_labels >= 0) & ~is_negative
+        # Level by level: one tensor of all logits would double the memory.
+        levels = list(split_levels(outputs.pred_logits, targets))
+        for loss_name, loss in losses.items():
+            name = ", ".join(filter(None, (loss_name, stage_name)))
+            values = torch.cat([loss.per_anchor(*level) for level in levels], dim=1)
+            _add_side(histograms, name, "positive", values, is_positive, groups)
+            _add_side(histograms, name, "negative", values, is_negative, groups_of_negatives)
 
 
-def _make_targets(
-    model: FocalRetinaNet,
+def _make_groups(
+    outputs: StageOutputs,
+    targets: DenseTargets,
     inputs: Sequence[Mapping[str, Any]],
-    anchors: list[Boxes],
-    deltas: Tensor,
-    needs: frozenset[str],
-) -> DenseTargets:
-    """The targets that the model would be trained with."""
-    instances = [x["instances"].to(model.device) for x in inputs]
-    gt_labels, gt_boxes = model.label_anchors(anchors, instances)
-    all_anchors = Boxes.cat(anchors).tensor
-    return DenseTargets.build(
-        torch.stack(gt_labels),
-        torch.stack(gt_boxes),
-        model.num_classes,
-        needs=needs,
-        anchors=all_anchors,
-        compute_iou=lambda targets: iou_of_predictions(
-            deltas, all_anchors, targets, model.box2box_transform
-        ),
-    )
+    by: Optional[str],
+    class_names: Sequence[str],
+) -> Optional[Groups]:
+    if by == "class":
+        return Groups(targets.gt_labels, class_names, has_negatives=False)
+    if by == "level":
+        names = [x.upper() for x in outputs.level_names]
+        return _group_by_level(targets, [x.shape[1] for x in outputs.pred_logits], names)
+    if by == "size":
+        return _group_by_size(targets, inputs)
+    return None
 
 
 def _add_side(
@@ -247,15 +294,10 @@ def _group_by_level(
     return Groups(index.expand_as(targets.gt_labels), names, has_negatives=True)
 
 
-def _group_by_size(
-    targets: DenseTargets,
-    inputs: Sequence[Mapping[str, Any]],
-    image_sizes: Sequence[tuple[int, int]],
-) -> Groups:
+def _group_by_size(targets: DenseTargets, inputs: Sequence[Mapping[str, Any]]) -> Groups:
     """By the area of the matched box in the image on disk, which the model sees resized."""
     boxes = targets.gt_boxes
-    heights = torch.tensor([x["height"] for x in inputs], device=boxes.device)
-    scales = heights / torch.tensor([height for height, _ in image_sizes], device=boxes.device)
+    scales = boxes.new_tensor([x["height"] / x["image"].shape[1] for x in inputs])
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2) * scales[:, None] ** 2
     *bounds, _ = _MAX_AREAS.values()
     # An object of exactly 32² pixels is medium, as in COCO.

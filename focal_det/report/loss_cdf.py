@@ -11,13 +11,14 @@ from .style import COLORS, draw_grid
 
 
 def make_loss_cdf_figure(
-    histograms: Mapping[str, Mapping[str, LossHistogram]], title: str
+    histograms: Mapping[str, Mapping[str, LossHistogram]], title: str, *, boxes: str = "anchors"
 ) -> Figure:
     """One curve per entry, positives on the left and negatives on the right.
 
     Args:
         histograms: by curve and then by side; a curve may have one side only.
         title: stands above.
+        boxes: whose losses they are, "anchors" or "proposals".
     """
     figure = Figure(figsize=(11, 4.8), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -27,11 +28,11 @@ def make_loss_cdf_figure(
             for name, sides in histograms.items()
             if side in sides and sides[side].count
         }
-        _draw_side(axes, side, curves)
+        _draw_side(axes, side, curves, boxes)
     return figure
 
 
-def _draw_side(axes: Axes, side: str, curves: Mapping[str, LossHistogram]) -> None:
+def _draw_side(axes: Axes, side: str, curves: Mapping[str, LossHistogram], boxes: str) -> None:
     """The curves of the positives or of the negatives."""
     for i, (name, histogram) in enumerate(curves.items()):
         fractions, shares = histogram.compute_curve()
@@ -39,10 +40,10 @@ def _draw_side(axes: Axes, side: str, curves: Mapping[str, LossHistogram]) -> No
         dashes = "-" if i < len(COLORS) else "--"
         color = COLORS[i % len(COLORS)]
         axes.plot(fractions, shares, color=color, linestyle=dashes, label=name)
-    title = f"no {side} anchors"
+    title = f"no {side} {boxes}"
     if curves:
         count = max(x.count for x in curves.values())
-        title = f"{count:,} {side} anchors"
+        title = f"{count:,} {side} {boxes}"
         axes.legend(loc="upper left", fontsize=8)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(f"fraction of the {side}s, from easy to hard")

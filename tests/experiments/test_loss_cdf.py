@@ -4,10 +4,17 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from focal_det.experiments.loss_cdf import SIDES, add_batch, make_histograms, summarize
+from focal_det.experiments.loss_cdf import (
+    SIDES,
+    add_batch,
+    make_histograms,
+    measure_losses,
+    summarize,
+)
 from focal_det.experiments.loss_histogram import LossHistogram
-from focal_det.losses import FocalLoss, QualityFocalLoss
+from focal_det.losses import FocalLoss, QualityFocalLoss, SoftmaxFocalLoss
 from focal_det.report.loss_cdf import make_loss_cdf_figure
+from tests.modeling.two_stage import CASCADE, FASTER, build_two_stage
 
 
 @pytest.fixture
@@ -73,6 +80,41 @@ def test_sizes_are_those_of_the_image_on_disk(model, batch):
         )
         names[height] = {name for name, sides in histograms.items() if sides["positive"].count}
     assert "FL, medium" in names[128] and names[512] == {"FL, large"}
+
+
+def test_cascade_has_curves_for_each_stage(batch):
+    model = build_two_stage(CASCADE)
+    losses = {"softmax": SoftmaxFocalLoss(alpha=-1.0, gamma=0.0)}
+    found = collect(model, losses, batch, stage="roi_head")
+    assert list(found) == [f"softmax, stage{i}" for i in range(3)]
+    # The objects themselves are among the proposals of the first stage.
+    assert found["softmax, stage0"]["positive"].count >= 4
+    by_size = collect(model, losses, batch, stage="roi_head", by="size")
+    assert "softmax, stage2, medium" in by_size
+
+
+def test_rpn_has_curves_for_each_level(batch):
+    losses = {"FL": FocalLoss()}
+    model = build_two_stage(FASTER)
+    whole = collect(model, losses, batch, stage="rpn")["FL"]
+    groups = collect(model, losses, batch, stage="rpn", by="level")
+    assert list(groups) == [f"FL, P{i}" for i in range(2, 7)]
+    for side in SIDES:
+        assert sum(x[side].count for x in groups.values()) == whole[side].count > 0
+    # Every anchor of the three images that is not ignored, not a sample of 256.
+    assert whole["negative"].count > 3 * 256
+
+
+@pytest.mark.parametrize(
+    ("stage", "by", "message"),
+    [
+        ("roi_head", "level", "--by level: the proposals of a box head have no level"),
+        ("rpn", "class", "--by class: the rpn does not tell classes apart"),
+    ],
+)
+def test_groups_that_a_stage_lacks_are_refused(stage, by, message):
+    with pytest.raises(ValueError, match=message):
+        measure_losses(None, None, {}, [], stage=stage, by=by)
 
 
 def fill(losses):

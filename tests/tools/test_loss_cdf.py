@@ -3,7 +3,10 @@
 import json
 
 import pytest
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
 
+from focal_det.env import load_config
 from focal_det.model_zoo import get_checkpoint_url, get_config_file
 from focal_det.tools.loss_cdf import main
 
@@ -14,6 +17,7 @@ WORDS = [
     "--weights",
     get_checkpoint_url("digits/focal_retinanet_tiny.yaml"),
 ]
+FASTER = ["--config-file", get_config_file("digits/faster_rcnn_tiny.yaml")]
 
 
 def test_it_prints_and_draws_what_the_hardest_carry(tmp_path, capsys):
@@ -32,6 +36,25 @@ def test_it_prints_and_draws_what_the_hardest_carry(tmp_path, capsys):
     assert f"the hardest 1 % carry {100 * share:.1f} % of the loss" in output
 
 
+@pytest.mark.parametrize(("words", "stage"), [([], "roi_head"), (["--stage", "rpn"], "rpn")])
+def test_stages_of_a_two_stage_detector_are_drawn(words, stage, tmp_path, capsys):
+    """A softmax box head has focal losses of softmaxes, an RPN those of sigmoids."""
+    cfg = load_config(FASTER[1])
+    DetectionCheckpointer(build_model(cfg), str(tmp_path)).save("model")
+    words += ["--weights", str(tmp_path / "model.pth"), "--images", "4"]
+    assert main([*FASTER, *words, "--output", str(tmp_path / "cdf.png")]) == 0
+    content = json.loads((tmp_path / "cdf.json").read_text())
+    assert content["stage"] == stage
+    assert [x["curve"] for x in content["curves"][::2]] == [
+        f"gamma {x}" for x in ("0", "0.5", 1, 2)
+    ]
+    assert (tmp_path / "cdf.png").stat().st_size > 10_000
+    num_boxes = {x["side"]: x["anchors"] for x in content["curves"]}
+    assert num_boxes["positive"] > 0
+    # Of four images: 300 proposals each, and all anchors.
+    assert (num_boxes["negative"] > 1250) == (stage == "rpn")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -40,7 +63,7 @@ def test_it_prints_and_draws_what_the_hardest_carry(tmp_path, capsys):
         ([*WORDS[:2], "--weights", "none.pth"], "--weights none.pth does not exist"),
         (
             [*WORDS, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
-            "MODEL.META_ARCHITECTURE must be FocalRetinaNet or another RetinaNet here",
+            "--stage roi_head: MODEL.ROI_HEADS.NAME must be one of FocalROIHeads, ",
         ),
         (
             [*WORDS, "--dataset", "digits_vol"],
@@ -61,6 +84,15 @@ def test_it_prints_and_draws_what_the_hardest_carry(tmp_path, capsys):
         (
             [*WORDS, "--images", "1", "MODEL.META_ARCHITECTURE", "RetinaNet"],
             "must be FocalRetinaNet, got RetinaNet",
+        ),
+        ([*WORDS, "--stage", "rpn"], "--stage rpn: a RetinaNet has one stage only"),
+        (
+            [*FASTER, "--stage", "rpn", "MODEL.PROPOSAL_GENERATOR.NAME", "RPN"],
+            "--stage rpn: MODEL.PROPOSAL_GENERATOR.NAME must be one of FocalRPN, got RPN",
+        ),
+        (
+            [*FASTER, "--losses", "FocalLoss"],
+            "FocalLoss: needs 10 logits per anchor, the model has 11",
         ),
     ],
 )
