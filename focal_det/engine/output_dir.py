@@ -35,6 +35,7 @@ _ALL_FILES = (
     "inference/*_coco_format.json*",
     "curves.png",
     "detections.png",
+    "telemetry.png",
 )
 _LOCK_FILE = ".lock"
 # Keys that may change at a resume because they do not affect what is learnt; a key ending in "."

@@ -14,8 +14,13 @@ from focal_det.data.catalog import register_datasets
 from focal_det.env import load_config
 from focal_det.experiments.records import get_figures, read_metrics
 from focal_det.modeling.build import read_settings
+from focal_det.modeling.parts import ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS, get_value
+from focal_det.modeling.settings import read_stages
 
+from .detections import make_detections_figure
 from .page import Page
+from .telemetry import make_telemetry_figure
+from .training_curves import make_training_curves_figure
 
 _RESULTS = "inference/coco_instances_results.json"
 
@@ -82,18 +87,34 @@ def _find_dataset(cfg: CfgNode, config_file: Path) -> str:
     return names[-1]
 
 
+def make_figures(
+    run: FinishedRun, *, num_images: int = 12, score_thresh: float = 0.4
+) -> dict[str, Figure]:
+    """The figures of a run by name: "curves", "telemetry" if it has any, and "detections".
+
+    Raises:
+        ValueError: the detections are not those of the data set; see `make_detections_figure`.
+    """
+    figures = {"curves": make_training_curves_figure(run.metrics)}
+    telemetry = make_telemetry_figure(run.metrics)
+    if telemetry is not None:
+        figures["telemetry"] = telemetry
+    figures["detections"] = make_detections_figure(
+        run.dataset, run.results_file, num_images=num_images, score_thresh=score_thresh
+    )
+    return figures
+
+
 def make_run_page(
     run: FinishedRun,
+    figures: Mapping[str, Figure],
     *,
-    curves: Figure,
-    detections: Figure,
     record: Optional[Mapping[str, Any]] = None,
 ) -> Page:
     """A page with the origin of a run, its COCO metrics and its figures.
 
     Args:
-        curves: of `make_training_curves_figure`.
-        detections: of `make_detections_figure`.
+        figures: of `make_figures`.
         record: of `make_record`, where the command of the run is known.
     """
     page = Page(f"{run.folder.resolve().name}: {run.dataset}")
@@ -101,9 +122,12 @@ def make_run_page(
     page.add_heading("Results")
     page.add_table(["metric", "%"], _list_figures(run.metrics))
     page.add_heading("Training")
-    page.add_figure(curves, "losses, and average precision of each evaluation")
+    page.add_figure(figures["curves"], "losses, and average precision of each evaluation")
+    if "telemetry" in figures:
+        page.add_figure(figures["telemetry"], "what the classification loss is made of")
     page.add_heading("Detections")
     # A figure with a title has no detection to show, and the title says so.
+    detections = figures["detections"]
     caption = detections.get_suptitle() or "ground truth on the left, detections on the right"
     page.add_figure(detections, caption)
     return page
@@ -120,12 +144,10 @@ def _describe_origin(
     rows = [
         ("folder", str(run.folder.resolve())),
         ("data set", run.dataset),
-        ("architecture", cfg.MODEL.META_ARCHITECTURE),
+        ("architecture", "\n".join(_list_parts(cfg))),
         ("iterations", f"{iterations} of {cfg.SOLVER.IMS_PER_BATCH} images"),
     ]
-    # Two-stage detectors have other losses, whose names are not in this key.
-    if read_settings(cfg).is_dense:
-        rows.append(("classification loss", cfg.MODEL.FOCAL_DET.CLS_LOSS.NAME))
+    rows += _describe_losses(cfg)
     if record is None:
         return [*rows, ("device", cfg.MODEL.DEVICE)]
     versions = [f"{name} {version}" for name, version in record["versions"].items() if version]
@@ -137,6 +159,30 @@ def _describe_origin(
         ("device", record["device"]),
         ("minutes", str(record["minutes"])),
         ("versions", "\n".join(versions)),
+    ]
+
+
+def _list_parts(cfg: CfgNode) -> list[str]:
+    """The architecture, and the parts of one that has two stages."""
+    settings = read_settings(cfg)
+    part_keys = [ARCHITECTURE]
+    if settings.node_key and not settings.is_dense:
+        part_keys += [PROPOSAL_GENERATOR, ROI_HEADS]
+    return [get_value(cfg, key) for key in part_keys]
+
+
+def _describe_losses(cfg: CfgNode) -> list[tuple[str, str]]:
+    """Name and value of the classification losses, of both stages if there are two."""
+    settings = read_settings(cfg)
+    if settings.is_dense:
+        return [("classification loss", cfg.MODEL.FOCAL_DET.CLS_LOSS.NAME)]
+    # What another architecture reads is not known.
+    if not settings.node_key:
+        return []
+    return [
+        (f"classification loss of the {x.title}", f"{x.loss.cls_loss}, sampling: {x.sampling}")
+        for x in read_stages(cfg)
+        if x.loss is not None
     ]
 
 

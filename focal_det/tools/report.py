@@ -8,9 +8,7 @@ from typing import Optional
 
 from focal_det.experiments.records import make_record
 from focal_det.files import write_json
-from focal_det.report.detections import make_detections_figure
-from focal_det.report.run_page import make_run_page, read_run
-from focal_det.report.training_curves import make_training_curves_figure
+from focal_det.report.run_page import make_figures, make_run_page, read_run
 
 from ._arguments import add_output_argument
 from ._program import run_program
@@ -29,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="RUN",
         help="OUTPUT_DIR of a finished run that was evaluated with COCO metrics; "
-        "curves.png and detections.png are written there as well",
+        "its pictures are written there as well",
     )
     add_output_argument(
         parser, "page to write (default: RUN/report.html)", metavar="FILE.html", required=False
@@ -56,19 +54,16 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError("--command must be the whole command, with its --config-file")
     run = read_run(args.run)
     # Everything is read first, so that nothing is written if the results do not fit the run.
-    curves = make_training_curves_figure(run.metrics)
-    detections = make_detections_figure(
-        run.dataset, run.results_file, num_images=args.images, score_thresh=args.score_thresh
-    )
+    figures = make_figures(run, num_images=args.images, score_thresh=args.score_thresh)
     record = None
     if args.command:
         record = make_record(args.run, args.command, run.dataset)
-    curves.savefig(args.run / "curves.png")
-    detections.savefig(args.run / "detections.png")
+    for name, figure in figures.items():
+        figure.savefig(args.run / f"{name}.png")
     page_file = args.output or args.run / "report.html"
-    make_run_page(run, curves=curves, detections=detections, record=record).write(page_file)
-    if detections.get_suptitle():
-        print(detections.get_suptitle())
+    make_run_page(run, figures, record=record).write(page_file)
+    if figures["detections"].get_suptitle():
+        print(figures["detections"].get_suptitle())
     if args.record:
         write_json(args.record, record)
         print(f"record: {args.record}")

@@ -18,6 +18,7 @@ from tests.conftest import assert_same_detections
 from tests.data.make_data import write_coco
 
 DIGITS = "digits/focal_retinanet_tiny.yaml"
+FASTER = "digits/faster_rcnn_tiny.yaml"
 WITHOUT_DATA = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
 
 
@@ -26,9 +27,9 @@ def make_predictor(*opts, **options):
     return Predictor(load_config(DIGITS, opts), get_checkpoint_url(DIGITS), **options)
 
 
-def save_untrained(folder, opts=(), **content):
-    """A checkpoint of the digits config, not trained."""
-    cfg = load_config(DIGITS, opts)
+def save_untrained(folder, opts=(), config=DIGITS, **content):
+    """A checkpoint of a digits config, not trained."""
+    cfg = load_config(config, opts)
     DetectionCheckpointer(build_model(cfg), str(folder)).save("model", **content)
     return str(folder / "model.pth")
 
@@ -68,6 +69,32 @@ def test_threshold_replaces_that_of_the_config(records):
     assert low.scores.min() < 0.05 <= by_default.scores.min()
     assert (low.scores.diff() <= 0).all()
     assert cfg.dump() == before
+
+
+@pytest.mark.parametrize("cls_loss", ["SoftmaxFocalLoss", "FocalLoss"])
+def test_threshold_replaces_that_of_a_two_stage_detector(cls_loss, records, tmp_path):
+    """Not trained, it gives every class a score below the threshold of the config."""
+    stage = "MODEL.FOCAL_DET.ROI_BOX_HEAD"
+    opts = [f"{stage}.CLS_LOSS.NAME", cls_loss, f"{stage}.PRIOR_PROB", "0.02"]
+    cfg = load_config(FASTER, [*opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9"])
+    weights = save_untrained(tmp_path, opts, config=FASTER, class_names=list("abcdefghij"))
+    before = cfg.dump()
+    image = cv2.imread(records[0]["file_name"])
+    predictor = Predictor(cfg, weights, score_thresh=0.0)
+    (found,) = predictor([image])
+    assert predictor.class_names == list("abcdefghij")
+    assert len(found) == 100
+    assert 0 < found.scores.min() <= found.scores.max() < 0.9
+    assert (found.scores.diff() <= 0).all()
+    (by_default,) = Predictor(cfg, weights)([image])
+    assert len(by_default) == 0
+    assert cfg.dump() == before
+
+
+def test_class_names_of_another_number_than_a_two_stage_detector_has_are_refused(tmp_path):
+    weights = save_untrained(tmp_path, config=FASTER, class_names=["cat", "dog"])
+    with pytest.raises(ValueError, match=r"MODEL\.ROI_HEADS\.NUM_CLASSES is 10\. Set it to 2\."):
+        load_trained(load_config(FASTER), weights)
 
 
 @pytest.mark.parametrize("form", ["BGR", "RGB", "L"])

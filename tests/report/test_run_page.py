@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
+from focal_det.env import load_config
 from focal_det.experiments.records import get_figures, read_metrics
 from focal_det.report.detections import make_detections_figure
+from focal_det.report.telemetry import make_telemetry_figure
 from focal_det.report.training_curves import make_training_curves_figure
 from focal_det.tools.report import main
 from tests.data.make_data import write_coco
@@ -86,6 +88,69 @@ def test_page_holds_figures_and_pictures(run, capsys):
     assert page.count('<img src="data:image/png;base64,') == 2
     assert "ground truth on the left" in page
     assert f"page: {run / 'report.html'}\n" in capsys.readouterr().out
+
+
+def test_page_of_a_two_stage_run_has_both_stages(run):
+    cfg = load_config(run / "config.yaml")
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "FocalRPN"
+    cfg.MODEL.ROI_HEADS.NAME = "FocalROIHeads"
+    (run / "config.yaml").write_text(cfg.dump())
+    with open(run / "metrics.json", "a") as file:
+        file.write('\n{"iteration": 59, "total_loss": 1.0, "focal_det/rpn/max_abs_logit": 2.0}\n')
+    main([str(run)])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    rows = dict(x for x in read_cells(page) if len(x) == 2)
+    assert rows["architecture"].split() == ["GeneralizedRCNN", "FocalRPN", "FocalROIHeads"]
+    assert rows["classification loss of the RPN"].startswith("FocalLoss(")
+    assert rows["classification loss of the ROI head"] == (
+        "SoftmaxFocalLoss(alpha=-1.0, gamma=0.0), sampling: random"
+    )
+    assert page.count('<img src="data:image/png;base64,') == 3
+    assert (run / "telemetry.png").is_file()
+
+
+def get_labels(axes):
+    return [x.get_label() for x in axes.lines]
+
+
+def test_curves_show_all_losses_in_order():
+    names = ["loss_box_reg_stage1", "loss_cls_stage1", "loss_cls_stage0", "loss_box_reg_stage0"]
+    names += ["loss_mask", "loss_rpn_loc", "loss_rpn_cls", "loss_cls_stage2", "total_loss"]
+    (losses, _) = make_training_curves_figure([{"iteration": 0, **dict.fromkeys(names, 1.0)}]).axes
+    assert get_labels(losses) == [
+        "total",
+        *(f"classification, stage {i}" for i in range(3)),
+        *(f"box regression, stage {i}" for i in range(2)),
+        "RPN classification",
+        "RPN box regression",
+        "loss_mask",
+    ]
+    assert len({(x.get_color(), x.get_linestyle()) for x in losses.lines}) == 9
+
+
+def test_telemetry_has_a_line_for_each_stage():
+    stages = {f"stage{i}/focal_det/roi_head": f"ROI head, stage {i}" for i in range(3)}
+    stages = {"focal_det/rpn": "RPN", **stages}
+    names = ("normalizer", "max_abs_logit", "share_of_positives", "num_pos/0")
+    line = {f"{stage}/{name}": 1.0 for stage in stages for name in names}
+    # A loss of an RPN that ranks its anchors has no shares.
+    del line["focal_det/rpn/share_of_positives"]
+    figure = make_telemetry_figure([{"iteration": i, **line} for i in (19, 39)])
+    panels = {x.get_title(): x.lines for x in figure.axes}
+    colors = {x.get_label(): x.get_color() for x in panels["largest |logit|"]}
+    assert set(colors) == set(stages.values())
+    shares = {x.get_label(): x.get_color() for x in panels["share of the positives in the loss"]}
+    assert shares == {k: v for k, v in colors.items() if k != "RPN"}
+    assert not panels["mean score of the positives"]
+    assert [x.get_text() for x in figure.legends[0].texts] == list(stages.values())
+
+
+def test_telemetry_of_a_retinanet_has_one_line():
+    figure = make_telemetry_figure([{"iteration": 19, "focal_det/max_abs_logit": 2.0}])
+    (axes,) = [x for x in figure.axes if x.lines]
+    assert axes.get_title() == "largest |logit|"
+    assert not figure.legends
 
 
 def test_page_has_the_origin_if_the_command_is_known(run, tmp_path):

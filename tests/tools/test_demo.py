@@ -13,6 +13,7 @@ from focal_det.env import load_config
 from focal_det.tools.demo import main
 
 DIGITS = "digits/focal_retinanet_tiny.yaml"
+FASTER = "digits/faster_rcnn_tiny.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,23 @@ def test_picture_without_detections_shows_the_best_score(folder, tmp_path, capsy
     changed = np.abs(cv2.resize(image, drawn.shape[1::-1]).astype(int) - drawn).max(axis=2) > 100
     # A caption along the upper edge and nothing else.
     assert changed[:60].sum() > 500 and not changed[60:].any()
+
+
+def test_two_stage_detector_draws_its_best_scores(folder, tmp_path, capsys):
+    """Not trained: at the threshold of its config it finds nothing, and so has no best score."""
+    opts = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9"]
+    cfg = load_config(FASTER, opts)
+    DetectionCheckpointer(build_model(cfg), str(tmp_path)).save("model")
+    words = [str(folder), "--config-file", FASTER, "--weights", str(tmp_path / "model.pth")]
+    assert main([*words, "--output", str(tmp_path / "high"), "--score-thresh", "0.9", *opts]) == 0
+    assert re.search(
+        r"no detection with score >= 0.9; best score 0\.\d+\n", capsys.readouterr().out
+    )
+    assert main([*words, "--output", str(tmp_path / "low"), "--score-thresh", "0.01", *opts]) == 0
+    assert re.search(r"by class: \d: \d+, ", capsys.readouterr().out)
+    name = next(folder.iterdir()).name
+    low, high = (cv2.imread(str(tmp_path / x / "in" / name)) for x in ("low", "high"))
+    assert (low[60:] != high[60:]).any()
 
 
 def test_video_keeps_its_frames_and_its_rate(folder, tmp_path):
