@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
@@ -19,14 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from focal_det.losses import focal_loss_from_labels, focal_loss_per_anchor
-from focal_det.model_zoo import get_config_file
 from focal_det.modeling.assigners import IoUAssigner
 
+from .bench_models import FASTER_RCNN, OURS, RETINANET, STOCK, Detector, build_models
 from .records import make_origin
 from .timing import find_largest_batch, summarize, time_alternating
 
-OURS = "focal_det"
-STOCK = "Detectron2"
 # Reads each logit once and writes as much as the gradient: no loss can take less.
 COPY = "copy of the logits"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -237,11 +233,18 @@ def make_label_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
 
 
 def make_step_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
-    """A training step of RetinaNet R50-FPN without the optimizer, for few and for many boxes.
+    """Training steps without the optimizer, of each detector for few and for many boxes.
 
     There are 16 images on a GPU and 1 on a CPU.
     """
-    models = _build_models(device)
+    for detector in (RETINANET, FASTER_RCNN):
+        yield from _make_steps_of(detector, device, dtype, quick)
+
+
+def _make_steps_of(
+    detector: Detector, device: str, dtype: torch.dtype, quick: bool
+) -> Iterator[BenchCase]:
+    models = build_models(detector, device)
     size = _get_size(quick)
     num_images = 16 if device == "cuda" and not quick else 1
 
@@ -268,13 +271,13 @@ def make_step_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[Be
             for name, model in models.items()
         }
         sizes = f"{num_images} x {size[1]} x {size[0]}"
-        name = f"training step: R50-FPN, {sizes}, {num_boxes} boxes an image"
+        name = f"training step: {detector.title}, {sizes}, {num_boxes} boxes an image"
         yield BenchCase(name, contenders, shape)
 
 
 def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
     """Post-processing where many candidates pass, and the whole detection in an image."""
-    models = _build_models(device)
+    models = build_models(RETINANET, device)
     size = _get_size(quick)
     torch.manual_seed(0)
     anchors = _make_anchors(device, size)
@@ -301,25 +304,11 @@ def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
     parts = {"post-processing, many candidates": process, "detection in an image": detect}
     for name, function in parts.items():
         contenders = {key: functools.partial(function, model) for key, model in models.items()}
-        yield BenchCase(f"{name}: R50-FPN, {size[1]} x {size[0]}", contenders)
+        yield BenchCase(f"{name}: {RETINANET.title}, {size[1]} x {size[0]}", contenders)
 
 
 def _autocast(device: str, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def _build_models(device: str) -> dict[str, RetinaNet]:
-    """Ours and Detectron2's, with the same weights and 80 classes."""
-    models = {}
-    for name, architecture in ((OURS, "FocalRetinaNet"), (STOCK, "RetinaNet")):
-        cfg = get_cfg()
-        cfg.merge_from_file(get_config_file("COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"))
-        cfg.MODEL.META_ARCHITECTURE = architecture
-        cfg.MODEL.DEVICE = device
-        models[name] = build_model(cfg)
-    # Not strict: ours has buffers of loss and normalizer that Detectron2's lacks.
-    models[STOCK].load_state_dict(models[OURS].state_dict(), strict=False)
-    return models
 
 
 def _get_shape(what: str, quick: bool) -> str:

@@ -11,11 +11,11 @@ from focal_det.env import ensure_environment
 from focal_det.experiments.bench_cases import (
     BENCHMARKS,
     DTYPES,
-    OURS,
     get_file_name,
     make_benchmark,
     measure_cases,
 )
+from focal_det.experiments.bench_models import OURS
 from focal_det.files import write_json
 from focal_det.report.scaling import make_scaling_figure, make_timing_table
 

@@ -44,6 +44,11 @@ def test_each_benchmark_compares_ours_with_peers(what, tmp_path, capsys):
         assert result["contenders"]["focal_det"]["ratio"] == 1
         for contender in result["contenders"].values():
             assert "error" not in contender and contender["median_seconds"] > 0
+    if what == "step":
+        assert [x["case"].split(",")[0] for x in content["results"]] == [
+            "training step: R50-FPN",
+            "training step: Faster R-CNN R50-FPN",
+        ]
 
 
 def test_json_is_all_that_stdout_has(capsys):
