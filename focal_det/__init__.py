@@ -8,6 +8,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "FocalRetinaNet": "focal_det.modeling.retinanet",
     "FocalRetinaNetHead": "focal_det.modeling.retinanet_head",
+    "FocalRPN": "focal_det.modeling.rpn",
+    "FocalROIHeads": "focal_det.modeling.roi_heads",
+    "FocalRes5ROIHeads": "focal_det.modeling.roi_heads",
+    "FocalCascadeROIHeads": "focal_det.modeling.roi_heads",
+    "FocalFastRCNNOutputLayers": "focal_det.modeling.fast_rcnn",
     "Predictor": "focal_det.inference.predictor",
     "load_trained": "focal_det.inference.predictor",
     "CLS_LOSS_REGISTRY": "focal_det.registry",
