@@ -61,9 +61,10 @@ def compute_first_loss(
         records: a batch of Detectron2's dataset dicts; images may repeat.
 
     Returns:
-        None if the loss is not known, or counts the anchors that are hardest for a model.
+        None if the loss is not known, takes the value of the box loss, or counts the anchors that
+        are hardest for a model.
     """
-    if stage.loss is None or stage.sampling == "hard":
+    if stage.loss is None or stage.loss.cls_loss.scaled_to_box_loss or stage.sampling == "hard":
         return None
     # A batch repeats the images of a small set, and labelling is what takes time.
     sums_by_image: dict[int, _ImageSums] = {}
@@ -136,9 +137,10 @@ def compute_loss_per_box(stage: StageSettings) -> Optional[np.ndarray]:
         that the loss of a step says nothing about one of them.
     """
     loss = stage.loss
-    if loss is None or not loss.cls_loss.pointwise or "iou" in loss.cls_loss.needs:
+    if loss is None or not loss.normalizer.of_samples:
         return None
-    if not loss.normalizer.of_samples:
+    cls_loss = loss.cls_loss
+    if not cls_loss.pointwise or cls_loss.scaled_to_box_loss or "iou" in cls_loss.needs:
         return None
     # Each label in an image of its own.
     labels = torch.arange(stage.num_classes + 1)[:, None]

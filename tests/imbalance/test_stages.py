@@ -74,9 +74,12 @@ def test_expected_loss_of_an_rpn_is_that_of_the_first_step(name, config_file, tm
     assert 0 < first.background_share < 1
 
 
-# GHM-C takes its densities from the whole batch, so that image by image it is near only. OHEM drops
-# boxes that overlap, and which of equals it drops is a matter of chance in a sample.
-@pytest.mark.parametrize("loss", sorted(dict(CLS_LOSS_REGISTRY).keys() - {"GHMCLoss", "OHEMLoss"}))
+# GHM-C takes its densities and RS loss its ranks from the whole batch, so that image by image they
+# are near only. The sampling-free loss takes the value of the box loss.
+NOT_EXPECTED = {"GHMCLoss", "RankSortLoss", "SamplingFreeLoss"}
+
+
+@pytest.mark.parametrize("loss", sorted(dict(CLS_LOSS_REGISTRY).keys() - NOT_EXPECTED))
 def test_expected_loss_of_an_rpn_has_any_loss(loss, tmp_path):
     if CLS_LOSS_REGISTRY.build(loss, {}, num_classes=1).num_outputs(1) != 1:
         pytest.skip("an RPN has one logit per anchor")
@@ -156,6 +159,13 @@ def test_loss_of_proposals_lies_in_the_expected_range(tmp_path):
 def test_unknown_loss_of_proposals_is_left_out(keys):
     _, head = read_stages(make_cfg(keys))
     assert compute_loss_per_box(head) is None
+
+
+def test_loss_that_takes_the_value_of_another_is_left_out(tmp_path):
+    records = load_records(tmp_path)
+    keys = {f"{x}.CLS_LOSS.NAME": "SamplingFreeLoss" for x in (RPN, BOX)}
+    rpn, head = measure(make_cfg(keys, {f"{BOX}.PRIOR_PROB": 0.01}), records)
+    assert rpn.first_loss is None and head.loss_per_box is None
 
 
 def test_hardest_anchors_are_not_guessed(tmp_path):
