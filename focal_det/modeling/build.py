@@ -263,7 +263,7 @@ def _build_cls_loss(cfg: CfgNode, key: str, *, num_classes: int, **known: Any) -
     if key.startswith("RPN.") and num_outputs != 1:
         raise ValueError(
             f"MODEL.FOCAL_DET.{key}: {type(cls_loss).__name__} needs {num_outputs} logits per "
-            "anchor, and an RPN has one: choose a loss of sigmoids"
+            "anchor, but an RPN has only one: choose a loss of sigmoids"
         )
     return cls_loss
 

@@ -214,7 +214,7 @@ def test_other_first_losses_are_fine(words, config, capsys):
         ([f"{RPN}.PRIOR_PROB", "1.5"], f"{RPN}: prior must be in (0, 1), got 1.5"),
         (
             [f"{RPN}.CLS_LOSS.NAME", "SoftmaxFocalLoss"],
-            f"{RPN}.CLS_LOSS: SoftmaxFocalLoss needs 2 logits per anchor, and an RPN has one",
+            f"{RPN}.CLS_LOSS: SoftmaxFocalLoss needs 2 logits per anchor, but an RPN has only one",
         ),
         ([f"{BOX}.CLS_LOSS.NAME", "FocalLos"], f"{BOX}.CLS_LOSS: Unknown classification loss"),
         ([f"{BOX}.NORMALIZER.NAME", "Samples"], f"{BOX}.NORMALIZER: Unknown loss normalizer"),
