@@ -99,7 +99,8 @@ def start_precise_bn(digits, nth_update=1):
 
 
 # The second update is that after the last step.
-@pytest.mark.parametrize("nth_update", [1, pytest.param(2, marks=slow)])
+@slow
+@pytest.mark.parametrize("nth_update", [1, 2])
 def test_run_interrupted_in_precise_bn_ends_with_the_same_weights(
     nth_update, digits, whole_precise_bn
 ):

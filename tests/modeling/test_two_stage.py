@@ -78,7 +78,14 @@ def test_defaults_equal_the_stock_detector(config_file):
             torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("config_file", [FASTER, C4, CASCADE], ids=["FPN", "C4", "cascade"])
+@pytest.mark.parametrize(
+    "config_file",
+    [
+        pytest.param(FASTER, id="FPN"),
+        pytest.param(C4, marks=pytest.mark.slow, id="C4"),
+        pytest.param(CASCADE, id="cascade"),
+    ],
+)
 @pytest.mark.parametrize("sampling", ["none", "hard"])
 def test_focal_loss_in_both_stages_learns(config_file, sampling):
     keys = {**WITHOUT_SAMPLING, **FOCAL, f"{RPN}.SAMPLING": sampling, f"{BOX}.SAMPLING": sampling}
