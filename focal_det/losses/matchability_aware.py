@@ -24,15 +24,13 @@ def matchability_aware_loss_per_anchor(
 
     CE(x, q^gamma) for an anchor's own class, with q the IoU of the prediction, and
     neg_weight p^gamma CE(x, 0) for all other classes. Unlike in varifocal loss, the quality is not
-    a weight: a confident prediction whose box fits badly costs more, and one that misses its box,
-    q = 0, is a full negative.
+    a weight: a confident prediction whose box fits badly costs more.
 
     Args:
         logits, labels: see `focal_loss_from_labels`.
         iou: (...) in [0, 1], without gradient; read where the anchor has a class.
         gamma: power of the quality, and focusing parameter of the negatives, >= 0.
-        neg_weight: weight of the negatives, >= 0. The paper has none (1); its code calls it
-            mal_alpha and has no default.
+        neg_weight: weight of the negatives, >= 0; the paper has none (1).
         detach_weight: whether p^gamma is a weight without a gradient, as in the authors' code. In
             the paper's equation it is a part of the loss (False).
 

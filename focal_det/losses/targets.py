@@ -6,10 +6,12 @@ batch.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Optional, TypeVar
 
 import torch
 from torch import Tensor
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class DenseTargets:
 
         Args:
             gt_labels, gt_boxes, num_classes: see the attributes.
-            anchors: (R, 4) if all images have the same, or (N, R, 4) as of proposals.
-            needs: what the losses that will read the targets need: a subset of {"iou", "anchors"}.
+            anchors: (R, 4) if all images have the same, or (N, R, 4) for proposals.
+            needs: what the losses need: a subset of {"iou", "anchors"}.
             compute_iou: from targets without IoU to (N, R) IoU; called if "iou" is needed.
 
         Raises:
@@ -75,11 +77,15 @@ class DenseTargets:
         )
         # What no loss needs stays None, so that a loss that forgets to declare it fails at once.
         if "anchors" in needs:
-            if anchors is None:
-                raise ValueError("anchors are needed, got None")
-            targets = replace(targets, anchors=anchors.expand(*gt_labels.shape, 4))
+            # A view: the images of a dense detector share their anchors.
+            shared = _require("anchors", anchors).expand(*gt_labels.shape, 4)
+            targets = replace(targets, anchors=shared)
         if "iou" in needs:
-            if compute_iou is None:
-                raise ValueError("compute_iou is needed, got None")
-            targets = replace(targets, iou=compute_iou(targets))
+            targets = replace(targets, iou=_require("compute_iou", compute_iou)(targets))
         return targets
+
+
+def _require(name: str, value: Optional[_Value]) -> _Value:
+    if value is None:
+        raise ValueError(f"{name} is needed, got None")
+    return value

@@ -94,11 +94,15 @@ def compute_dense_losses(
         smooth_l1_beta=smooth_l1_beta,
     )
     loss_cls = normalize_cls_sums(cls_loss, cls_loss(pred_logits, targets), divisor)
-    loss_box = (box_sums / divisor).sum()
+    return _balance(cls_loss, loss_cls, (box_sums / divisor).sum())
+
+
+def _balance(cls_loss: ClsLoss, loss_cls: Tensor, loss_box: Tensor) -> tuple[Tensor, Tensor]:
+    """Both () losses, where a loss asks for it with the value of the other."""
     if cls_loss.scaled_to_box_loss:
-        loss_cls = _scale(loss_cls, loss_box)
+        return _scale(loss_cls, loss_box), loss_box
     if cls_loss.scales_box_loss:
-        loss_box = _scale(loss_box, loss_cls)
+        return loss_cls, _scale(loss_box, loss_cls)
     return loss_cls, loss_box
 
 

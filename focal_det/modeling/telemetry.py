@@ -104,8 +104,7 @@ def compute_telemetry(
         "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): shares of the loss in
         [0, 1]; only for pointwise losses. "max_abs_logit". "mean_p_t": mean score of the positives
         for their own class; left out if there are none. "prior_distance": log-odds of the mean
-        score over all anchors that are not
-        ignored, and all classes, minus those of the prior; close to 0 for a new head.
+        score, without ignored anchors, minus those of the prior; close to 0 for a new head.
         "normalizer": mean divisor. "num_pos/<level>" and "num_pos/<class>": positives of the batch.
     """
     totals = _Totals.start(logits[0].device)
