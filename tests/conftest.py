@@ -94,6 +94,23 @@ def loggers():
         logger.setLevel(level)
 
 
+# Of a small detector of any architecture.
+SMALL_MODEL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.PIXEL_STD": [58.0, 58.0, 58.0],
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "DATASETS.TRAIN": (),
+    "DATASETS.TEST": (),
+    "SEED": 1,
+}
+
+
 @pytest.fixture
 def make_cfg():
     """A function from KEY, VALUE, ... to the config of a small five-class FocalRetinaNet."""
@@ -105,20 +122,9 @@ def make_cfg():
         cfg = get_cfg()
         cfg.merge_from_file(get_config_file("Base-FocalRetinaNet.yaml"))
         small = {
-            "MODEL.DEVICE": "cpu",
-            "MODEL.WEIGHTS": "",
-            "MODEL.PIXEL_STD": [58.0, 58.0, 58.0],
-            "MODEL.BACKBONE.FREEZE_AT": 0,
-            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-            "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-            "MODEL.RESNETS.NORM": "BN",
-            "MODEL.FPN.OUT_CHANNELS": 32,
+            **SMALL_MODEL,
             "MODEL.RETINANET.NUM_CLASSES": 5,
             "MODEL.RETINANET.NUM_CONVS": 1,
-            "DATASETS.TRAIN": (),
-            "DATASETS.TEST": (),
-            "SEED": 1,
         }
         cfg.merge_from_list([x for pair in small.items() for x in pair])
         cfg.merge_from_list(list(overrides))

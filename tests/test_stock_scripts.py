@@ -15,7 +15,7 @@ import yaml
 
 from focal_det.model_zoo import get_config_file
 from tests.conftest import run_program, run_python
-from tests.data.make_data import CLASSES, write_coco, write_voc
+from tests.data.make_data import CLASSES, make_coco_block, write_coco, write_voc
 
 SHA256 = {
     "train_net.py": {
@@ -140,13 +140,8 @@ def test_focal_det_train_checks_first(tmp_path):
     """A damaged image stops a run before its first iteration, unless the check is not wanted."""
     write_coco(tmp_path)
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
-    block = {
-        "name": "shapes",
-        "format": "coco",
-        "json": str(tmp_path / "coco.json"),
-        "images": str(tmp_path / "images"),
-    }
-    model = {"RETINANET": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": [block]}}
+    datasets = [make_coco_block(tmp_path, "shapes")]
+    model = {"RETINANET": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": datasets}}
     config = make_config(tmp_path, MODEL=model, DATASETS={"TRAIN": ["shapes"], "TEST": []})
     command = ["train", "--config-file", config]
     code, output = run_program(*command, check=False)

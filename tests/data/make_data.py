@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
 CLASSES = ["circle", "square"]
 SIZE = 96
@@ -51,6 +52,36 @@ def write_coco(root: Path) -> None:
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "coco.json").write_text(json.dumps(content))
+
+
+def make_coco_block(root: Path, name: str) -> dict:
+    """The block of a config for the data set of `write_coco`."""
+    files = {"json": str(root / "coco.json"), "images": str(root / "images")}
+    return {"name": name, "format": "coco", **files}
+
+
+def write_two_stage_config(root: Path, *, test: list) -> Path:
+    """A Faster R-CNN that trains on the data set of `write_coco`, "cells"."""
+    from focal_det.model_zoo import get_config_file
+
+    datasets = [make_coco_block(root, "cells")]
+    content = {
+        "_BASE_": get_config_file("digits/faster_rcnn_tiny.yaml"),
+        "MODEL": {"ROI_HEADS": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": datasets}},
+        "DATASETS": {"TRAIN": ["cells"], "TEST": test},
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(content))
+    return root / "config.yaml"
+
+
+def shrink_squares(root: Path) -> None:
+    """Give the squares of `write_coco` boxes of 9 px, which no anchor reaches."""
+    file = root / "coco.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        if annotation["category_id"] == 2:
+            annotation.update(bbox=[*annotation["bbox"][:2], 9, 9], area=81)
+    file.write_text(json.dumps(content))
 
 
 def load_records(root: Path) -> list[dict]:

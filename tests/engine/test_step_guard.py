@@ -152,7 +152,7 @@ def skip_steps_in_process(rank, cfg, folder):
         if trainer.iter < 2:
             return
         if rank == 0:  # Detectron2 has gathered the losses
-            guard.stop_first_process()
+            guard.stop_for(FloatingPointError("of Detectron2"))
         if rank == 1:
             guard._losses["loss_cls"] = torch.tensor(float("nan"))
 

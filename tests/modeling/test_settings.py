@@ -54,7 +54,7 @@ def test_both_stages_are_known_whoever_built_them(config_file, is_ours):
         "SoftmaxFocalLoss(alpha=-1.0, gamma=0.0)",
     ]
     assert [type(x.loss.normalizer).__name__ for x in (rpn, head)] == ["SampleSize", "SampleCount"]
-    assert rpn.loss.normalizer.batch_size_per_image == 256
+    assert rpn.loss.normalizer.value == 256
     assert rpn.loss.bias.tolist() == [0] and head.loss.bias.tolist() == [0] * 6
     assert [x.key for x in (rpn, head)] == ([RPN_KEY, BOX] if is_ours else ["", ""])
 

@@ -290,7 +290,7 @@ def test_hard_sampling_keeps_the_largest_losses_after_nms():
         ({f"{RPN}.CLS_LOSS.NAME": "FocalLos"}, r"RPN\.CLS_LOSS: .*FocalLoss"),
         (
             {f"{RPN}.CLS_LOSS.NAME": "SoftmaxFocalLoss"},
-            "2 logits per anchor, but an RPN has only one",
+            "RPN: CLS_LOSS SoftmaxFocalLoss needs 2 logits, but the layer has only 1",
         ),
         ({f"{BOX}.NORMALIZER.NAME": "PosCount"}, r"ROI_BOX_HEAD\.NORMALIZER: .*GlobalPosCount"),
         (

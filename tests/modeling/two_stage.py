@@ -5,6 +5,8 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from tests.conftest import SMALL_MODEL
+
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 C4 = "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml"
 CASCADE = "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"
@@ -26,15 +28,7 @@ WITHOUT_SAMPLING = {
     f"{BOX}.PRIOR_PROB": 0.01,
 }
 _SMALL = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.WEIGHTS": "",
-    "MODEL.PIXEL_STD": [58.0, 58.0, 58.0],
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.FPN.OUT_CHANNELS": 32,
+    **SMALL_MODEL,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
     "MODEL.ROI_HEADS.NUM_CLASSES": 5,
@@ -43,9 +37,6 @@ _SMALL = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": 100,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
     "MODEL.MASK_ON": False,
-    "DATASETS.TRAIN": (),
-    "DATASETS.TEST": (),
-    "SEED": 1,
 }
 
 

@@ -29,7 +29,14 @@ from focal_det.report.detections import draw_boxes, make_ground_truth_figure
 from focal_det.tools.__main__ import main as focal_det_main
 from focal_det.tools.check import main
 from focal_det.tools.train import main as train
-from tests.data.make_data import CLASSES, load_records, write_annotation, write_coco, write_voc
+from tests.data.make_data import (
+    CLASSES,
+    load_records,
+    shrink_squares,
+    write_annotation,
+    write_coco,
+    write_voc,
+)
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
 
@@ -503,12 +510,7 @@ def test_failing_evaluation_is_found_before_training(config, tmp_path, capsys):
 @pytest.fixture
 def small_boxes(config):
     """The config with boxes of 9 px in place of the squares, which no anchor reaches."""
-    file = config.parent / "coco.json"
-    content = json.loads(file.read_text())
-    for annotation in content["annotations"]:
-        if annotation["category_id"] == 2:
-            annotation.update(bbox=[*annotation["bbox"][:2], 9, 9], area=81)
-    file.write_text(json.dumps(content))
+    shrink_squares(config.parent)
     return config
 
 

@@ -6,13 +6,11 @@ import logging
 import re
 
 import pytest
-import yaml
 from detectron2.modeling import build_model
 
 from focal_det.env import load_config
-from focal_det.model_zoo import get_config_file
 from focal_det.tools.check import main
-from tests.data.make_data import write_coco
+from tests.data.make_data import shrink_squares, write_coco, write_two_stage_config
 from tests.modeling.two_stage import BOX, RPN
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
@@ -27,28 +25,13 @@ PRECOMPUTED = ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals"]
 def config(tmp_path):
     """A Faster R-CNN that trains and tests on a correct COCO data set of two classes."""
     write_coco(tmp_path)
-    block = {
-        "name": "cells",
-        "format": "coco",
-        "json": str(tmp_path / "coco.json"),
-        "images": str(tmp_path / "images"),
-    }
-    model = {"ROI_HEADS": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": [block]}}
-    content = {"_BASE_": get_config_file("digits/faster_rcnn_tiny.yaml"), "MODEL": model}
-    content["DATASETS"] = {"TRAIN": ["cells"], "TEST": ["cells"]}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    return tmp_path / "config.yaml"
+    return write_two_stage_config(tmp_path, test=["cells"])
 
 
 @pytest.fixture
 def small_boxes(config):
     """The config with boxes of 9 px in place of the squares, which no anchor reaches."""
-    file = config.parent / "coco.json"
-    content = json.loads(file.read_text())
-    for annotation in content["annotations"]:
-        if annotation["category_id"] == 2:
-            annotation.update(bbox=[*annotation["bbox"][:2], 9, 9], area=81)
-    file.write_text(json.dumps(content))
+    shrink_squares(config.parent)
     return config
 
 
@@ -214,7 +197,7 @@ def test_other_first_losses_are_fine(words, config, capsys):
         ([f"{RPN}.PRIOR_PROB", "1.5"], f"{RPN}: prior must be in (0, 1), got 1.5"),
         (
             [f"{RPN}.CLS_LOSS.NAME", "SoftmaxFocalLoss"],
-            f"{RPN}.CLS_LOSS: SoftmaxFocalLoss needs 2 logits per anchor, but an RPN has only one",
+            f"{RPN}: CLS_LOSS SoftmaxFocalLoss needs 2 logits, but the layer has only 1",
         ),
         ([f"{BOX}.CLS_LOSS.NAME", "FocalLos"], f"{BOX}.CLS_LOSS: Unknown classification loss"),
         ([f"{BOX}.NORMALIZER.NAME", "Samples"], f"{BOX}.NORMALIZER: Unknown loss normalizer"),
@@ -245,3 +228,10 @@ def test_anchors_of_other_generators_are_not_measured(config, capsys):
     output = capsys.readouterr().out
     assert "CHK500 anchors not measured: MODEL.META_ARCHITECTURE GeneralizedRCNN" in output
     assert "training set:" not in output
+
+
+@pytest.mark.parametrize(("base_lr", "is_found"), [(0.01, False), (2.0, True)])
+def test_learning_rate_is_compared_with_that_of_two_stages(base_lr, is_found, config, capsys):
+    run(config, "SOLVER.BASE_LR", str(base_lr))
+    text = f"{base_lr} for 8 images. The linear rule (16 images at 0.02) gives about 0.01"
+    assert (text in capsys.readouterr().out) == is_found

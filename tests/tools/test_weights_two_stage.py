@@ -7,15 +7,13 @@ import re
 import cv2
 import pytest
 import torch
-import yaml
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from focal_det.model_zoo import get_config_file
 from focal_det.tools.weights import main
 from tests.conftest import make_batch
-from tests.data.make_data import write_coco
+from tests.data.make_data import write_coco, write_two_stage_config
 from tests.modeling.two_stage import BOX
 
 pytestmark = pytest.mark.usefixtures("clean_catalog")
@@ -32,18 +30,7 @@ def base(tmp_path):
     content = json.loads((tmp_path / "coco.json").read_text())
     del content["annotations"][1]
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    block = {
-        "name": "cells",
-        "format": "coco",
-        "json": str(tmp_path / "coco.json"),
-        "images": str(tmp_path / "images"),
-    }
-    model = {"ROI_HEADS": {"NUM_CLASSES": 2}, "FOCAL_DET": {"DATASETS": [block]}}
-    content = {"_BASE_": get_config_file("digits/faster_rcnn_tiny.yaml"), "MODEL": model}
-    content["DATASETS"] = {"TRAIN": ["cells"], "TEST": []}
-    file = tmp_path / "base.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
+    return write_two_stage_config(tmp_path, test=[])
 
 
 def run(base, *words):
