@@ -20,8 +20,8 @@ from focal_det.losses import PointwiseClsLoss
 from focal_det.losses.base import split_levels
 from focal_det.losses.targets import DenseTargets
 from focal_det.messages import describe_unknown
-from focal_det.modeling.build import build_cls_loss, read_settings
-from focal_det.modeling.parts import PROPOSAL_GENERATOR, ROI_HEADS, find_readers, get_value
+from focal_det.modeling.build import build_cls_loss, get_value, read_settings
+from focal_det.modeling.parts import PROPOSAL_GENERATOR, ROI_HEADS, find_readers
 from focal_det.modeling.settings import read_stages
 from focal_det.modeling.stage_outputs import STAGES, StageOutputs, compute_stage_outputs
 

@@ -69,6 +69,11 @@ class DetectorSettings:
         return self.node_key == _NODES[RetinaNet]
 
     @property
+    def has_two_stages(self) -> bool:
+        """Whether it is a GeneralizedRCNN, which classifies the proposals of another part."""
+        return self.node_key == _NODES[GeneralizedRCNN]
+
+    @property
     def num_classes_key(self) -> str:
         """Full key of the number of classes; empty if the architecture is not known."""
         if not self.node_key:
@@ -114,7 +119,7 @@ def read_settings(cfg: CfgNode) -> DetectorSettings:
     # By base class, so that an architecture of a project's own is recognized.
     for known, key in _NODES.items():
         if isinstance(architecture, type) and issubclass(architecture, known):
-            return DetectorSettings(key, reduce(getitem, key.split("."), cfg))
+            return DetectorSettings(key, get_value(cfg, key))
     return DetectorSettings("", {})
 
 
@@ -182,7 +187,7 @@ def build_stage(cfg: CfgNode, stage: str) -> dict[str, Any]:
 
     Returns:
         Arguments of FocalRPN and FocalFastRCNNOutputLayers: "cls_loss", "normalizer", "prior_prob",
-        "sampling", "batch_size_per_image", "dataset_names" and "telemetry_period".
+        "sampling", "batch_size_per_image" and "telemetry_period".
 
     Raises:
         ValueError: as for `build_cls_loss`, or settings that do not fit together; names the key.
@@ -191,10 +196,12 @@ def build_stage(cfg: CfgNode, stage: str) -> dict[str, Any]:
     node = cfg.MODEL.FOCAL_DET[stage]
     # An RPN tells objects from background, whatever their classes are.
     num_classes = 1
+    num_logits = 1
     batch_size_per_image = cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE
     prior_prob: Union[float, Sequence[float]] = node.PRIOR_PROB
     if stage == "ROI_BOX_HEAD":
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        num_logits = num_classes + 1
         batch_size_per_image = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
         prior_prob = cfg.MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS or prior_prob
     known = {"num_classes": num_classes, "batch_size_per_image": batch_size_per_image}
@@ -206,14 +213,15 @@ def build_stage(cfg: CfgNode, stage: str) -> dict[str, Any]:
         "batch_size_per_image": batch_size_per_image,
     }
     try:
-        check_stage(**args, num_classes=num_classes)
+        check_stage(**args, num_classes=num_classes, num_logits=num_logits)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-    return {
-        **args,
-        "dataset_names": (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST),
-        "telemetry_period": cfg.MODEL.FOCAL_DET.TELEMETRY_PERIOD,
-    }
+    return {**args, "telemetry_period": cfg.MODEL.FOCAL_DET.TELEMETRY_PERIOD}
+
+
+def get_value(cfg: CfgNode, key: str) -> Any:
+    """The value of a full key."""
+    return reduce(getitem, key.split("."), cfg)
 
 
 def flatten_config(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -256,15 +264,9 @@ def _build_cls_loss(cfg: CfgNode, key: str, *, num_classes: int, **known: Any) -
     cls_loss: ClsLoss = _build(CLS_LOSS_REGISTRY, key, cfg, num_classes=num_classes, **known)
     # A loss made for another K would fail in the head, without the key to change.
     try:
-        num_outputs = cls_loss.num_outputs(num_classes)
+        cls_loss.num_outputs(num_classes)
     except ValueError as error:
         raise ValueError(f"MODEL.FOCAL_DET.{key}: {error}") from error
-    # So would more logits than an RPN has.
-    if key.startswith("RPN.") and num_outputs != 1:
-        raise ValueError(
-            f"MODEL.FOCAL_DET.{key}: {type(cls_loss).__name__} needs {num_outputs} logits per "
-            "anchor, but an RPN has only one: choose a loss of sigmoids"
-        )
     return cls_loss
 
 
@@ -274,7 +276,7 @@ def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **known: Any) ->
     Args:
         key: of the node below MODEL.FOCAL_DET, such as "RPN.NORMALIZER".
     """
-    node = reduce(getitem, key.split("."), cfg.MODEL.FOCAL_DET)
+    node = get_value(cfg.MODEL.FOCAL_DET, key)
     # Also names of components that are not selected: a typo in one of them would never show.
     for name in node.ARGS:
         if name not in registry:

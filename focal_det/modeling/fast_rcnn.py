@@ -45,8 +45,8 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         layer_args: the other arguments of Detectron2's FastRCNNOutputLayers.
 
     Raises:
-        ValueError: settings that do not fit together, see `check_stage`; an unknown box loss; a
-            loss that needs too many logits; Detectron2's own sigmoid or federated loss is on.
+        ValueError: settings that do not fit together, see `check_stage`; an unknown box loss;
+            Detectron2's own sigmoid or federated loss is on.
     """
 
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
@@ -70,6 +70,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             cls_loss=cls_loss,
             normalizer=normalizer,
             num_classes=self.num_classes,
+            num_logits=self.num_classes + 1,
             sampling=sampling,
             batch_size_per_image=batch_size_per_image,
             prior_prob=prior_prob,
@@ -80,21 +81,18 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             dataset_names=dataset_names,
             telemetry_period=telemetry_period,
         )
-        num_outputs = self.stage_losses.num_outputs
-        if num_outputs > self.num_classes + 1:
-            raise ValueError(
-                f"{type(cls_loss).__name__} needs {num_outputs} logits, but a box head has only "
-                f"{self.num_classes + 1}: one for each class and one for background"
-            )
         with torch.no_grad():
-            self.cls_score.bias[:num_outputs] = self.stage_losses.prior_bias
+            self.cls_score.bias[: self.stage_losses.num_outputs] = self.stage_losses.prior_bias
         self._clear_unused_rows()
         self.register_load_state_dict_post_hook(_leave_out_background)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        stage = build_stage(cfg, "ROI_BOX_HEAD")
-        return {**super().from_config(cfg, input_shape), **stage}
+        return {
+            **build_stage(cfg, "ROI_BOX_HEAD"),
+            **super().from_config(cfg, input_shape),
+            "dataset_names": (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST),
+        }
 
     @torch.no_grad()
     def take_weights(self, layers: FastRCNNOutputLayers) -> None:

@@ -6,8 +6,6 @@ Detectron2's own parts read none.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,16 +13,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
-from .build import flatten_config, read_settings
+from .build import flatten_config, get_value, read_settings
 
-# What FocalRetinaNet reads below MODEL.FOCAL_DET: all but the stages of other detectors.
-RETINANET_KEYS = (
-    "ASSIGNER",
-    "CLS_LOSS",
-    "LOW_QUALITY_MATCHES",
-    "NORMALIZER",
-    "PRIOR_PROB_PER_CLASS",
-)
 # Of each part, the key that selects it and what from.
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -56,11 +46,6 @@ class UnreadSettings:
     readers: Sequence[str]
     part_key: str
     part: str
-
-
-def get_value(cfg: CfgNode, key: str) -> Any:
-    """The value of a full key."""
-    return reduce(getitem, key.split("."), cfg)
 
 
 def get_part(cfg: CfgNode, part_key: str) -> type:

@@ -30,7 +30,6 @@ from .dense_losses import build_targets, compute_dense_losses
 from .first_step import compute_loss_at_prior, get_prior_bias, report_first_loss
 from .ground_truth import check_training_batch, report_boxes_without_anchor
 from .memory_format import to_fast_layout
-from .parts import RETINANET_KEYS
 from .retinanet_head import FocalRetinaNetHead, without_head_norm
 from .scripting import make_scriptable
 from .telemetry import is_picture_due, is_telemetry_due, put_telemetry
@@ -58,7 +57,13 @@ class FocalRetinaNet(RetinaNet):
     """
 
     # Below MODEL.FOCAL_DET, see `parts.get_keys_read`.
-    focal_det_keys = RETINANET_KEYS
+    focal_det_keys = (
+        "ASSIGNER",
+        "CLS_LOSS",
+        "LOW_QUALITY_MATCHES",
+        "NORMALIZER",
+        "PRIOR_PROB_PER_CLASS",
+    )
 
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
     def __init__(

@@ -89,9 +89,10 @@ class _CheckedROIHeads(ROIHeads):
             # Not earlier: class names are known only after the data set has been loaded.
             check_metadata(self._dataset_names, self.num_classes, _NUM_CLASSES_KEY)
             self._is_first_step = False
-        for i, instances in enumerate(targets):
-            name = f"{i} of the batch"
-            check_gt_classes(instances.gt_classes, self.num_classes, name, _NUM_CLASSES_KEY)
+        # One wait for the device, not one for each image.
+        gt_classes = torch.cat([x.gt_classes for x in targets]).cpu()
+        for i, ids in enumerate(gt_classes.split([len(x) for x in targets])):
+            check_gt_classes(ids, self.num_classes, f"{i} of the batch", _NUM_CLASSES_KEY)
         labelled: list[Instances] = super().label_and_sample_proposals(proposals, targets)
         return labelled
 

@@ -6,7 +6,7 @@ background 1; see `_swap`.
 Shapes: N images, R anchors per image, Ri anchors of a level.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,6 @@ from .stage_losses import StageLosses
 from .stage_outputs import Record, StageOutputs, replaced
 
 _OBJECT = 0
-_BACKGROUND = 1
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -47,14 +46,12 @@ class FocalRPN(RPN):
             `positive_fraction` of them positive; "none" for all anchors; "hard" for the anchors
             with the largest losses.
         prior_prob: probability of an object at the start, in (0, 1); 0.5 as in Detectron2.
-        dataset_names: ignored, as an RPN has no class names.
         telemetry_period: see `StageLosses`.
         rpn_args: the other arguments of Detectron2's RPN.
 
     Raises:
         ValueError: settings that do not fit together, see `check_stage`; an unknown box loss; a
-            loss that needs more than one logit per anchor, or a head without the layer
-            `objectness_logits`.
+            head without the layer `objectness_logits`.
     """
 
     # Below MODEL.FOCAL_DET, see `parts.get_keys_read`.
@@ -68,7 +65,6 @@ class FocalRPN(RPN):
         normalizer: Normalizer,
         sampling: str = "random",
         prior_prob: float = 0.5,
-        dataset_names: Sequence[str] = (),
         telemetry_period: int = 0,
         **rpn_args: Any,
     ) -> None:
@@ -79,6 +75,7 @@ class FocalRPN(RPN):
             cls_loss=cls_loss,
             normalizer=normalizer,
             num_classes=1,
+            num_logits=1,
             sampling=sampling,
             batch_size_per_image=self.batch_size_per_image,
             prior_prob=prior_prob,
@@ -88,11 +85,6 @@ class FocalRPN(RPN):
             prefix="focal_det/rpn",
             telemetry_period=telemetry_period,
         )
-        if self.stage_losses.num_outputs != 1:
-            raise ValueError(
-                f"{type(cls_loss).__name__} needs {self.stage_losses.num_outputs} logits per "
-                "anchor, but an RPN has only one: choose a loss of sigmoids"
-            )
         if not hasattr(self.rpn_head, "objectness_logits"):
             raise ValueError(
                 f"MODEL.RPN.HEAD_NAME {type(self.rpn_head).__name__} has no layer "
@@ -179,8 +171,10 @@ class FocalRPN(RPN):
             {"loss_rpn_cls": (), "loss_rpn_loc": ()}.
         """
         labels = torch.stack(gt_labels)
-        put_scalar("rpn/num_pos_anchors", int((labels == 1).sum()) / len(labels))
-        put_scalar("rpn/num_neg_anchors", int((labels == 0).sum()) / len(labels))
+        # One wait for the device.
+        num_pos, num_neg = torch.stack([(labels == 1).sum(), (labels == 0).sum()]).tolist()
+        put_scalar("rpn/num_pos_anchors", num_pos / len(labels))
+        put_scalar("rpn/num_neg_anchors", num_neg / len(labels))
         bias = self.rpn_head.objectness_logits.bias
         outputs = StageOutputs(
             pred_logits=[x[..., None] for x in pred_objectness_logits],

@@ -43,6 +43,7 @@ def check_stage(
     prior_prob: Prior,
     batch_size_per_image: int,
     num_classes: int,
+    num_logits: int,
 ) -> None:
     """Refuse settings of a stage that do not fit together; see `StageLosses` for the arguments.
 
@@ -51,6 +52,12 @@ def check_stage(
     """
     if sampling not in SAMPLINGS:
         raise ValueError(describe_unknown("SAMPLING", sampling, SAMPLINGS))
+    num_outputs = cls_loss.num_outputs(num_classes)
+    if num_outputs > num_logits:
+        raise ValueError(
+            f"CLS_LOSS {type(cls_loss).__name__} needs {num_outputs} logits, but the layer has "
+            f"only {num_logits} for each anchor or proposal; choose another loss"
+        )
     name = type(normalizer).__name__
     if normalizer.of_samples and sampling == "none":
         raise ValueError(
@@ -94,6 +101,7 @@ class StageLosses(nn.Module):
         cls_loss: sums the classification loss per image.
         normalizer: supplies the divisor of both losses.
         num_classes: K.
+        num_logits: of the layer for each anchor or proposal; at least C.
         sampling: one of SAMPLINGS. "hard" keeps the anchors or proposals with the largest sums of
             both losses, after NMS at 0.7: OHEM of arXiv 1604.03540. "random" and "none" change
             nothing here, as the caller has drawn the sample.
@@ -121,6 +129,7 @@ class StageLosses(nn.Module):
         cls_loss: ClsLoss,
         normalizer: Normalizer,
         num_classes: int,
+        num_logits: int,
         sampling: str,
         batch_size_per_image: int,
         prior_prob: Prior,
@@ -139,6 +148,7 @@ class StageLosses(nn.Module):
             prior_prob=prior_prob,
             batch_size_per_image=batch_size_per_image,
             num_classes=num_classes,
+            num_logits=num_logits,
         )
         self.cls_loss = cls_loss
         self.normalizer = normalizer

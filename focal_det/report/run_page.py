@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from focal_det.data.catalog import register_datasets
 from focal_det.env import load_config
 from focal_det.experiments.records import get_figures, read_metrics
-from focal_det.modeling.build import read_settings
-from focal_det.modeling.parts import ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS, get_value
+from focal_det.modeling.build import get_value, read_settings
+from focal_det.modeling.parts import ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS
 from focal_det.modeling.settings import read_stages
 
 from .detections import make_detections_figure
@@ -166,7 +166,7 @@ def _list_parts(cfg: CfgNode) -> list[str]:
     """The architecture, and the parts of one that has two stages."""
     settings = read_settings(cfg)
     part_keys = [ARCHITECTURE]
-    if settings.node_key and not settings.is_dense:
+    if settings.has_two_stages:
         part_keys += [PROPOSAL_GENERATOR, ROI_HEADS]
     return [get_value(cfg, key) for key in part_keys]
 
