@@ -154,7 +154,7 @@ class Constant(Normalizer):
         return torch.full((), self.value * len(num_pos), device=num_pos.device)
 
 
-class SampleSize(Normalizer):
+class SampleSize(Constant):
     """The size that a sample should have, in each image: the divisor of Detectron2's RPN.
 
     Args:
@@ -168,14 +168,8 @@ class SampleSize(Normalizer):
     of_samples = True
 
     def __init__(self, *, batch_size_per_image: int = 256) -> None:
-        super().__init__()
         check_integer("batch_size_per_image", batch_size_per_image, "[1, inf)")
-        self.batch_size_per_image = batch_size_per_image
-
-    def forward(self, num_samples: Tensor) -> Tensor:
-        # Filled on the device: copying a number from the CPU would wait for the device.
-        size = float(self.batch_size_per_image * len(num_samples))
-        return torch.full((), size, device=num_samples.device)
+        super().__init__(value=batch_size_per_image)
 
 
 class SampleCount(Normalizer):
