@@ -218,14 +218,7 @@ class StepGuard(HookBase):
             # The forward pass of any process. The others wait for it in their backward pass, and
             # end with it.
             self.stop(f"the forward pass has stopped: {error}")
-        self.stop_first_process()
-
-    def stop_first_process(self) -> None:
-        """Stop because Detectron2 has found a non-finite loss; only the first process checks that.
-
-        Raises:
-            DivergedError: always.
-        """
+        # The first process, which alone checks the losses of all.
         if self._cfg.SOLVER.AMP.ENABLED:
             # The others skip this step, and their `after_step` waits for this agreement.
             agree_on(True)
