@@ -34,9 +34,9 @@ from .rules import (
 from .stages import Stage, register_check
 
 _EVALUATORS = ("coco", "lvis", "pascal_voc")
-# Detectron2's learning rates for 16 images, of RetinaNet and of the other detectors.
+# Detectron2's learning rates for 16 images: of dense detectors, and of those with two stages.
 _DENSE_LR = 0.01
-_OTHER_LR = 0.02
+_TWO_STAGE_LR = 0.02
 # Factors around that rate. Normalization, or a start from scratch, allows a wider range.
 _NARROW = 4
 _WIDE = 40
@@ -98,7 +98,7 @@ def _check_learning_rate(plan: Plan, findings: Findings) -> None:
     solver = plan.cfg.SOLVER
     has_weights = bool(plan.cfg.MODEL.WEIGHTS)
     is_normalized = bool(plan.cfg.MODEL.FPN.NORM or plan.settings.node.get("NORM"))
-    rate = _DENSE_LR if plan.settings.is_dense else _OTHER_LR
+    rate = _TWO_STAGE_LR if plan.settings.has_two_stages else _DENSE_LR
     expected = solver.IMS_PER_BATCH / 16 * rate
     most = _NARROW
     if is_normalized or not has_weights:
