@@ -85,6 +85,14 @@ FakeSlurm.of_environment().signal_tasks(15)
 """
 
 
+def _make_header() -> str:
+    """The start of a Python program: the shell runs the quoted line, and Python skips it.
+
+    A line with `#!` and the interpreter would not do where its path has a space.
+    """
+    return f"#!/bin/sh\n'''exec' '{sys.executable}' \"$0\" \"$@\"\n' '''\n"
+
+
 class FakeSlurm:
     """The commands, in a folder for the PATH, and the state of the only job."""
 
@@ -107,7 +115,7 @@ class FakeSlurm:
             "scancel": _SCANCEL.replace("ROOT", repr(root)),
         }
         for name, text in programs.items():
-            (self.bin / name).write_text(f"#!{sys.executable}\n{text}")
+            (self.bin / name).write_text(_make_header() + text)
             (self.bin / name).chmod(0o755)
         path = [self.bin, Path(sys.executable).parent, os.environ["PATH"]]
         monkeypatch.setenv("PATH", os.pathsep.join(map(str, path)))
