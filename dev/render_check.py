@@ -16,16 +16,18 @@ focal-det check --config-file digits/focal_retinanet_tiny.yaml --output output/c
 
 It reads a config and finds what would stop training or spoil its result: data sets that are missing
 or broken, settings that contradict each other, weights that do not fit, anchors that miss the
-objects. Each finding names its place and says what to do. `focal-det train` runs the same checks
-before it starts, on fewer images.
+objects. Each finding names its place, and says what follows from it or what to do.
+`focal-det train` runs the same checks before it starts, on fewer images.
 
 [data.md](data.md#check) lists the options. For example, `--ignore CHK133 CHK225` hides findings
 about empty training images kept as background (CHK133) and images of a single colour (CHK225).
-`--fix` fills in a missing iscrowd and a missing or invalid area, turns image ids, category ids and
-boxes that are stored as text into numbers, clips boxes to the image, renumbers annotations whose id
-is missing, repeated or not a whole number above 0, and removes repeated or unusable annotations. It
-writes nothing if it would have to remove more than a fifth of the annotations (and more than five),
-or if the file has a systematic fault (CHK320 to CHK323), such as boxes in another format.
+
+`--dataset NAME --fix OUT.json` writes a corrected copy of a COCO JSON. It fills in a missing
+iscrowd and a missing or invalid area, converts text to numbers (image ids, category ids, boxes),
+clips boxes to the image, renumbers annotations whose id is missing, repeated or not a whole number
+above 0, and removes repeated and unusable annotations. It writes nothing if more than five
+annotations would go and these are more than a fifth, or if the file has a systematic fault (CHK320
+to CHK323), such as boxes in another format.
 
 Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
 focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A

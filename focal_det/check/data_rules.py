@@ -55,8 +55,8 @@ UNREADABLE_DATASET = add_rule(
 INVALID_VOC_IMAGE = add_rule(
     "CHK111",
     "error",
-    "VOC image with a missing or invalid file",
-    "Correct the file, or remove the image from ImageSets/Main/<split>.txt.",
+    "VOC image whose file or XML is missing or invalid",
+    "Add or correct the file, or remove the image from ImageSets/Main/<split>.txt.",
 )
 
 # Annotation files: their categories.
@@ -88,7 +88,7 @@ NOTHING_TO_EVALUATE_ON = add_rule(
     "CHK131",
     "warning",
     "test set without a usable annotation",
-    "Detections are written, but no metrics are computed.",
+    "Detections are written, but the metrics are missing or NaN.",
 )
 # Detectron2's default.
 EMPTY_IMAGES_DROPPED = add_rule(
@@ -134,7 +134,7 @@ INVALID_IMAGE_SIZE = add_rule(
 IMPOSSIBLE_FILE_NAME = add_rule(
     "CHK204",
     "error",
-    "impossible file name",
+    "file name that no file can have",
     "Correct the name, or remove the image.",
 )
 # pycocotools keeps the last image of an id, without a message.
@@ -206,7 +206,7 @@ FLAT_IMAGE = add_rule(
     "note",
     "image of a single colour",
     "It shows nothing: look at the file.",
-    otherwise="warning if there are at least two, and over a tenth of the decoded images",
+    otherwise="warning if there are at least two, and they are over a tenth of the decoded images",
 )
 NOT_ALL_DECODED = add_rule(
     "CHK226",
@@ -246,7 +246,7 @@ NO_CROWD_OR_AREA = add_rule(
     "error",
     "annotation without iscrowd or area",
     "Evaluation crashes without them, after training has finished.",
-    otherwise="warning if the set is not evaluated on",
+    otherwise="warning if the set is not used for evaluation",
 )
 DUPLICATE_OBJECT = add_rule(
     "CHK303", "warning", "duplicate object", "It is trained on and counted twice."
@@ -284,8 +284,8 @@ BOX_NOT_FINITE = add_rule(
     "CHK310",
     "error",
     "box that is not four finite numbers",
-    "Depending on the value, training stops, leaves the box out or cuts it without a message; "
-    "evaluation may still count it.",
+    "Depending on the value, training stops, or it leaves the box out or clips it and says "
+    "nothing; evaluation may still count the box.",
 )
 BOX_WITHOUT_AREA = add_rule(
     "CHK311",

@@ -107,15 +107,15 @@ UNREGISTERED_ARCHITECTURE = add_rule(
 FOREIGN_KEY = add_rule(
     "CHK006",
     "warning",
-    "key of another architecture",
-    "RetinaNet does not read it. Set keys of {node_key} instead, such as {num_classes_key}.",
+    "key of a two-stage detector in the config of a RetinaNet",
+    "A RetinaNet does not read it. Set keys of {node_key} instead, such as {num_classes_key}.",
 )
 # Each detector has a part of the node, and Detectron2's own parts have none of it.
 UNREAD_KEY = add_rule(
     "CHK007",
     "warning",
     "key of MODEL.FOCAL_DET that the detector does not read",
-    "It has no effect: remove it, or choose a part that reads it.",
+    "It has no effect: remove it, or choose a model that reads it.",
 )
 
 # Config: numbers by themselves and against each other.
@@ -209,7 +209,7 @@ FAILING_EVALUATION = add_rule(
     "CHK410",
     "error",
     "test set whose evaluation fails",
-    "It would fail after training, too: correct the data set.",
+    "The evaluation after training would fail, too: correct the data set.",
 )
 # Detectron2 keeps the JSON that it converts VOC data to, and never renews it.
 STALE_CACHE = add_rule(
@@ -271,7 +271,7 @@ NO_POSITIVE_ANCHOR = add_rule(
 BACKGROUND_LOSS = add_rule(
     "CHK506",
     "warning",
-    "first loss dominated by background",
+    "loss of the first step dominated by background",
     "Training would start by learning that nothing is an object, or diverge: set {key}.PRIOR_PROB "
     "to about {prior}, the share of positives among the anchors.",
 )

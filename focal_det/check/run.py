@@ -60,7 +60,7 @@ def run_checks(
 
     Returns:
         The findings; and the measures of the training set, None if there are errors, if `dataset`
-        is given or if the model is not a RetinaNet.
+        is given or if the model has no anchors.
 
     Raises:
         ValueError: an unknown `dataset`, or an unknown id in `ignore`.

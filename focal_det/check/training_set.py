@@ -20,10 +20,10 @@ from .rules import (
 )
 from .stages import Stage, register_check
 
-LABELLED_IMAGES = 200  # whose anchors are labelled, unless fewer are decoded
-_LOST_SHARE = 0.1  # of the boxes unreached, above which it is a warning
+LABELLED_IMAGES = 200  # in which anchors are labelled; fewer if fewer are decoded
+_LOST_SHARE = 0.1  # of the boxes; if anchors miss more of them, that is a warning
 _RARE = 20  # times fewer objects than the most frequent class
-_BACKGROUND_SHARE = 0.9  # of the first loss, above which it says little of objects
+_BACKGROUND_SHARE = 0.9  # of the first loss; above it, the loss says little about objects
 
 
 @register_check(Stage.MODEL)
@@ -77,10 +77,10 @@ def _check_anchors(report: TrainingSetReport, findings: Findings) -> None:
 
 
 def _check_first_loss(report: TrainingSetReport, findings: Findings) -> None:
-    """Find an RPN without sampling that starts without a prior."""
+    """Find an RPN without sampling in which background dominates the first loss."""
     anchors = report.stages[0]
     stage = anchors.settings
-    # A sample, and the loss and the prior of a RetinaNet, are answers to it already.
+    # Samples have as many objects as background, and a RetinaNet has a prior by default.
     if not stage.key or stage.sampling != "none":
         return
     first = anchors.first_loss

@@ -1,7 +1,7 @@
 """The step at which a run stopped: kept in a file, and repeated from it.
 
-`nonfinite_step_<iteration>_rank<i>.pth` in OUTPUT_DIR holds what process i needs to repeat it:
-model, buffers and optimizer before the step, random generators, its batch and the config.
+`nonfinite_step_<iteration>_rank<i>.pth` in OUTPUT_DIR holds what process i needs to repeat
+the step: model, buffers and optimizer before the step, random generators, its batch and the config.
 """
 
 from collections import defaultdict
@@ -47,8 +47,8 @@ def save_step(
     """Keep a step, in types that can be read without running code.
 
     Args:
-        generators: of `get_torch_generators` before the step, which two-stage detectors draw their
-            samples from.
+        generators: what `get_torch_generators` returned before the step. Two-stage detectors draw
+            their samples from these generators.
 
     Raises:
         DiskFullError: the disk is full.
@@ -75,7 +75,7 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
 
     Returns:
         "iteration"; "images", their files or ids; "losses" by name, none if the forward pass stops
-        at a box that is infinite or NaN; "forward_error", its message, or else "";
+        at a non-finite box or score; "forward_error", the message of that error, or else "";
         "nonfinite_gradients", names of the parameters with one; "largest", |logit| and |delta| in
         evaluation mode.
 
@@ -106,11 +106,12 @@ def reproduce_step(file: Union[str, Path]) -> dict[str, Any]:
 def _compute_losses(
     model: nn.Module, batch: list[dict[str, Any]], content: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], str]:
-    """The losses of a kept step, with the random samples that it drew, and an empty error.
+    """Repeat the forward pass of a kept step with the random samples that it drew.
 
-    Or no losses, and the error of a forward pass that stops.
+    Returns:
+        The losses and ""; or no losses and the error's message if the forward pass stops.
     """
-    # Two-stage detectors put figures into the metrics, whether a trainer runs or not.
+    # Two-stage detectors log scalars while they train, and need an EventStorage for them.
     with kept_generators(), EventStorage(content["iteration"]):
         # Files of older versions have none.
         set_torch_generators(content.get("generators", {}))
@@ -192,7 +193,7 @@ def compute_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -
     """The largest "|logit|" and "|delta|" of a batch; NaN if any of them is NaN.
 
     A two-stage detector has them for each stage, as "|logit| of proposal_generator" and so on: for
-    each module with a method `get_prediction_head`. Empty for a model without one.
+    each module with a method `get_prediction_head`. Empty if the model has no such module.
 
     The model runs in evaluation mode, so that its buffers do not change and no process waits for
     another.
@@ -205,7 +206,7 @@ def compute_largest_outputs(model: nn.Module, batch: Sequence[dict[str, Any]]) -
             hooks.append(part.get_prediction_head().register_forward_hook(collect))
     if not hooks:
         return {}
-    # Without detections, where a model can leave them out.
+    # The outputs of the heads are enough: a model that can do so leaves out post-processing.
     predict = getattr(model, "predict", model)
     was_training = model.training
     model.eval()

@@ -46,12 +46,12 @@ def write_check_page(
 def _add_training_set(page: Page, report: TrainingSetReport) -> None:
     page.add_heading("Training set")
     page.add_text("\n".join(describe(report)))
-    # Of one stage, the text says everything.
+    # For a detector with one stage, the table would only repeat the text.
     if len(report.stages) > 1:
         page.add_table(*make_stage_table(report.stages, report.weights.counts))
     images = make_ground_truth_figure(report.sample, report.class_names)
     page.add_figure(images, "images with their boxes")
-    # Side by side, so that a suggestion shows which sizes of boxes it gains.
+    # Both in one figure, so that one sees which IoU the suggested anchors reach.
     fits = {"now": report.fit}
     if report.fit_after:
         fits["suggested"] = report.fit_after
@@ -67,5 +67,5 @@ def _add_classes(page: Page, weights: ClassWeights) -> None:
     caption = title
     if names:
         title = f"objects, {names} of each class"
-        caption += f", and the {names} they ask for"
+        caption += f", and {names} chosen from these counts"
     page.add_figure(make_class_weights_figure(weights, title), caption)

@@ -221,7 +221,7 @@ def test_only_a_test_set_may_have_no_annotations(is_train, coco):
         return
     (found,) = check(file, content, is_train=False)
     assert found.rule is data_rules.NOTHING_TO_EVALUATE_ON
-    assert found.severity == "warning" and "no metrics" in str(found)
+    assert found.severity == "warning" and "metrics are missing" in str(found)
 
 
 EMPTY = [
