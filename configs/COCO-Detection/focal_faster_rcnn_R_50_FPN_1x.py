@@ -34,3 +34,6 @@ for stage in (rpn, layers):
     stage.prior_prob = 0.01
     stage.sampling = "none"
 heads.sampling = "none"
+# Per positive, a box loss is about 10 (anchors) and 4 times (proposals) as large as per sample.
+rpn.loss_weight = {"loss_rpn_cls": 1.0, "loss_rpn_loc": 0.1}
+layers.loss_weight = {"loss_box_reg": 0.25}
