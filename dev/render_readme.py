@@ -13,6 +13,7 @@ from typing import Any
 
 from render_losses import render_losses
 from render_speed import render_headlines, render_speed, render_watch
+from render_two_stage import render_two_stage
 
 from focal_det.experiments.records import get_figure
 from focal_det.model_zoo import read_zoo
@@ -160,6 +161,8 @@ def find_tables(page: Path) -> dict[str, Callable[[], str]]:
         "watch": lambda: render_watch(ROOT / "benchmarks" / "watch" / "cpu.json"),
         "faults": lambda: render_faults(ROOT / "tests" / "faults" / "records"),
     }
+    for table in ("digits", "bccd"):
+        tables[f"two stage {table}"] = lambda table=table: render_two_stage(table)
     # Such as "digits 1b".
     for file in ROOT.glob("projects/PaperTables/results/*.json"):
         content = json.loads(file.read_text())

@@ -14,7 +14,7 @@ from focal_det.model_zoo import get_config_file
 from focal_det.modeling.build import read_settings
 from tests.conftest import ROOT, make_batch
 
-YAMLS = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")])
+YAMLS = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("projects/*/configs/**/*.yaml")])
 LAZY = sorted(ROOT.glob("configs/**/*.py"))
 ZOO = {"Base-FocalRetinaNet.yaml": "Base-RetinaNet.yaml"}
 for model in ("R_50_FPN_1x", "R_50_FPN_3x", "R_101_FPN_3x"):

@@ -1,0 +1,81 @@
+"""projects/TwoStage: its rows differ in their answer to imbalance alone, and train equally long."""
+
+import json
+import re
+
+import pytest
+
+from focal_det.experiments.sweep_rows import load_rows, read_rows
+from focal_det.modeling.build import flatten_config
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "projects" / "TwoStage"
+TABLES = {"digits": "rows.json", "bccd": "bccd_rows.json"}
+# Where rows of a table may differ: the detector, its losses and samples, and how long it trains.
+ANSWERS = (
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "MODEL.RETINANET.FOCAL_LOSS_",
+    "MODEL.RPN.",
+    "MODEL.ROI_HEADS.",
+    "MODEL.ROI_BOX_HEAD.",
+    "MODEL.FOCAL_DET.CLS_LOSS.",
+    "MODEL.FOCAL_DET.RPN.",
+    "MODEL.FOCAL_DET.ROI_BOX_HEAD.",
+    "SOLVER.BASE_LR",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.STEPS",
+    "SOLVER.MAX_ITER",
+)
+SECONDS = {"digits": 180, "bccd": 240}
+
+
+@pytest.fixture(params=TABLES)
+def configs(request, monkeypatch):
+    """A table, and the config of each of its rows."""
+    monkeypatch.chdir(ROOT)
+    (rows,) = read_rows(FOLDER / TABLES[request.param]).values()
+    return request.param, {row.name: cfg for row, cfg in load_rows(rows, ()).items()}
+
+
+def read_result(name):
+    return json.loads((FOLDER / "results" / f"{name}.json").read_text())
+
+
+def test_rows_differ_in_their_answer_and_length_alone(configs):
+    _, cfgs = configs
+    expected = flatten_config(cfgs["retinanet_focal"])
+    for cfg in cfgs.values():
+        differing = {k for k, v in flatten_config(cfg).items() if v != expected[k]}
+        assert [x for x in differing if not x.startswith(ANSWERS)] == []
+
+
+def test_rows_train_for_the_same_time(configs):
+    table, cfgs = configs
+    steps = read_result(f"{table}_steps")["rows"]
+    for name, cfg in cfgs.items():
+        seconds = steps[name]["seconds"] * cfg.SOLVER.MAX_ITER
+        assert seconds == pytest.approx(SECONDS[table], rel=0.05), name
+        # The same share of each run has a learning rate.
+        shares = [x / cfg.SOLVER.MAX_ITER for x in cfg.SOLVER.STEPS]
+        assert shares == pytest.approx([0.73, 0.9], abs=0.01), name
+
+
+def test_every_row_has_three_seeds_from_one_commit(configs):
+    table, cfgs = configs
+    rows = {row["row"]: row["runs"] for row in read_result(table)["rows"]}
+    assert rows.keys() == cfgs.keys()
+    runs = [run for of_row in rows.values() for run in of_row]
+    assert all([x["seed"] for x in of_row] == [1, 2, 3] for of_row in rows.values())
+    (commit,) = {run["commit"] for run in runs}
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    for name, of_row in rows.items():
+        assert {x["iterations"] for x in of_row} == {cfgs[name].SOLVER.MAX_ITER}
+
+
+def test_every_run_of_a_two_stage_detector_has_its_recall(configs):
+    table, cfgs = configs
+    recalls = read_result(f"{table}_recall")["runs"]
+    two_stage = [x for x, cfg in cfgs.items() if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"]
+    assert recalls.keys() == {f"{table}-{x}_seed{i}" for x in two_stage for i in (1, 2, 3)}
+    assert all(0 < x["AR@100"] <= x["AR@1000"] <= 100 for x in recalls.values())
