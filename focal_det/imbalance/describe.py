@@ -5,7 +5,7 @@ import numpy as np
 from focal_det.messages import shorten
 
 from .class_weights import ClassWeights
-from .describe_stages import describe_stages
+from .describe_stages import describe_stages, to_ratio
 from .measure import TrainingSetReport
 
 _MAX_CLASSES = 12  # classes listed with their object counts
@@ -13,19 +13,27 @@ _MAX_CLASSES = 12  # classes listed with their object counts
 
 def describe(report: TrainingSetReport) -> list[str]:
     """Human-readable lines."""
-    lines = [*_describe_objects(report), *_describe_positives(report), *_describe_boxes(report)]
+    lines = [_describe_imbalance(report), *_describe_objects(report)]
+    lines += [*_describe_positives(report), *_describe_boxes(report)]
     lines += describe_stages(report.stages, report.weights.counts, report.loss_after)
     if report.anchors:
         lines.append(f"  {describe_gain(report)}")
     return lines
 
 
+def _describe_imbalance(report: TrainingSetReport) -> str:
+    anchors = "no positive anchors"
+    balance = report.stages[0].balance
+    if balance is not None and balance.positives > 0:
+        anchors = f"{to_ratio(balance)} negative anchors per positive"
+    return f"imbalance: {anchors}; {describe_imbalance(report.weights)}"
+
+
 def _describe_objects(report: TrainingSetReport) -> list[str]:
     weights = report.weights
     objects = [f"{weights.labels[i]} {weights.counts[i]}" for i in weights.order]
     return [
-        f"training set: {report.num_images} images, {weights.counts.sum()} objects, "
-        f"{describe_imbalance(weights)}",
+        f"training set: {report.num_images} images, {weights.counts.sum()} objects",
         f"  objects: {shorten(objects, _MAX_CLASSES)}",
     ]
 
@@ -34,16 +42,11 @@ def _describe_positives(report: TrainingSetReport) -> list[str]:
     fit = report.fit
     num_images = len(report.sample)
     size = describe_size(report.size)
-    num_positive = fit.positives_per_image.sum()
-    share = "none of them positive"
-    if num_positive:
-        share = f"1 in {fit.num_anchors / num_positive:.0f} positive"
     low, median, high = np.quantile(fit.positives_per_image, (0.25, 0.5, 0.75))
     means = zip(report.level_names, fit.positives_per_level / num_images)
     levels = ", ".join(f"{name} {mean:.3g}" for name, mean in means)
     return [
-        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} per image, "
-        f"{share}",
+        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} per image",
         f"  positives per image: median {median:.0f}, middle half {low:.0f} to {high:.0f}; "
         f"mean per level: {levels}",
     ]
@@ -81,9 +84,13 @@ def describe_imbalance(weights: ClassWeights) -> str:
     order = [i for i in weights.order if weights.counts[i]]
     most = order[0]
     least = order[-1]
+    if len(weights.counts) == 1:
+        return "1 class"
     ratio = weights.counts[most] / weights.counts[least]
+    if ratio == 1:
+        return f"{len(weights.counts)} classes with equally many objects"
     return (
-        f"{len(weights.counts)} classes; {ratio:.4g} times as many objects of class "
+        f"{len(weights.counts)} classes, {ratio:.4g} times as many objects of class "
         f"{weights.labels[most]} as of class {weights.labels[least]}"
     )
 

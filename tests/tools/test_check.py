@@ -133,7 +133,7 @@ def test_correct_data_and_config_pass(config, capsys):
         ),
         (
             ["MODEL.ROI_HEADS.NUM_CLASSES", "2"],
-            "NUM_CLASSES 2. RetinaNet does not read it. Set keys of MODEL.RETINANET instead",
+            "NUM_CLASSES 2. A RetinaNet does not read it. Set keys of MODEL.RETINANET instead",
             1,
         ),
     ],
@@ -514,17 +514,17 @@ def small_boxes(config):
     return config
 
 
-def test_anchors_without_a_positive_are_said_to_have_none(config):
+def test_the_first_line_is_on_the_imbalance(config):
     cfg = load_checked_config(config, [], None)
     _, report = run_checks(cfg)
-    fit = report.fit
-    none = replace(
-        fit,
-        positives_per_image=fit.positives_per_image * 0,
-        positives_per_level=fit.positives_per_level * 0,
-    )
-    assert "per image, none of them positive" in "\n".join(describe(replace(report, fit=none)))
-    assert re.search(r" per image, 1 in \d+ positive\n", "\n".join(describe(report)))
+    (stage,) = report.stages
+    negatives = report.fit.negatives_per_image.sum()
+    ratio = negatives / report.fit.positives_per_image.sum()
+    first = describe(report)[0]
+    number = re.match(r"imbalance: ([\d.]+) negative anchors per positive; ", first)[1]
+    assert float(number) == pytest.approx(ratio, rel=0.01)
+    none = replace(stage, balance=replace(stage.balance, positives=0))
+    assert describe(replace(report, stages=[none]))[0].startswith("imbalance: no positive anchors;")
 
 
 def test_suggested_anchors_reach_more_boxes(small_boxes, tmp_path, capsys):

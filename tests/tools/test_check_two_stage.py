@@ -47,7 +47,7 @@ def test_both_stages_are_measured_whoever_built_them(words, config, tmp_path, ca
     assert run(config, "--output", str(page), *thresholds, *words) == 0
     output = capsys.readouterr().out
     assert "no errors, no warnings, 3 notes\n" in output and "CHK500" not in output
-    assert re.search(r" per image, 1 in \d+ positive\n", output)
+    assert re.search(r"^imbalance: \d+ negative anchors per positive; 2 classes", output, re.M)
     assert "boxes that an anchor overlaps with IoU >= 0.5: 4 of 4 (100.0 %)" in output
     assert "boxes with a positive anchor of IoU >= 0.7" in output
     assert re.search(r"\nRPN: [\d.]+ negatives per positive; random samples of 256", output)
@@ -153,7 +153,7 @@ def test_key_that_no_part_reads_is_a_warning(words, place, config, capsys):
     assert run(config, *words) == 1
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "CHK007" in x]
     assert line.startswith("warning CHK007 key of MODEL.FOCAL_DET that the detector does not read")
-    assert place in line and line.endswith("remove it, or choose a part that reads it.")
+    assert place in line and line.endswith("remove it, or choose a model that reads it.")
 
 
 def test_stage_of_another_detector_is_a_warning(capsys):

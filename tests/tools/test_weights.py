@@ -161,7 +161,7 @@ def test_comment_says_how_the_file_was_made(base):
     command = f"focal-det weights --config-file {base} --output {file}"
     assert f"{command} --method effective --beta 0.9 --max-alpha 0.5" in comment
     assert (
-        "cells: 5 images, 5 objects, 2 classes; 1.5 times as many objects of class circle as of "
+        "cells: 5 images, 5 objects, 2 classes, 1.5 times as many objects of class circle as of "
         "class square" in comment
     )
     assert (
@@ -299,7 +299,7 @@ def test_objects_of_several_training_sets_are_added(base):
     folder = base.parent.parent
     text = run(write_base(folder, coco_block(folder), block, train=("cells", "more"))).read_text()
     assert (
-        "cells + more: 9 images, 9 objects, 2 classes; 1.25 times as many objects of class circle"
+        "cells + more: 9 images, 9 objects, 2 classes, 1.25 times as many objects of class circle"
         in text
     )
 
