@@ -38,7 +38,15 @@ from detectron2.data.datasets import load_coco_json
 from focal_det.messages import describe_unknown, shorten
 
 from .boxes import is_usable
-from .digits import DIGITS_CLASSES, DIGITS_SPLITS, build_digits, get_digits_root
+from .digits import (
+    ANNOTATIONS,
+    DIGITS_CLASSES,
+    DIGITS_SPLITS,
+    ONE_CLASS,
+    ONE_CLASS_ANNOTATIONS,
+    build_digits,
+    get_digits_root,
+)
 from .voc import load_voc, report_boxes_without_area
 
 _REQUIRED_KEYS = {"coco": ("json", "images"), "voc": ("root", "split", "classes")}
@@ -196,20 +204,21 @@ def sample_evenly(records: Sequence[Any], num: int) -> list[Any]:
 
 def register_digits() -> None:
     """Register the generated sets `digits_*`; their images are drawn when first read."""
-    for split in DIGITS_SPLITS:
-        folder = get_digits_root() / split
-        spec = {
-            "name": f"digits_{split}",
-            "format": "digits",
-            "classes": DIGITS_CLASSES,
-            "split": split,
-        }
-        _add(
-            spec,
-            evaluator_type="coco",
-            json_file=str(folder / "annotations.json"),
-            image_root=str(folder / "images"),
-        )
+    for name, split in DIGITS_SPLITS.items():
+        _add_digits(f"digits_{name}", name, DIGITS_CLASSES, ANNOTATIONS)
+        if split.has_one_class:
+            _add_digits(f"digits_{name}_one_class", name, ONE_CLASS, ONE_CLASS_ANNOTATIONS)
+
+
+def _add_digits(name: str, split: str, classes: Sequence[str], annotations: str) -> None:
+    folder = get_digits_root() / split
+    spec = {"name": name, "format": "digits", "classes": list(classes), "split": split}
+    _add(
+        spec,
+        evaluator_type="coco",
+        json_file=str(folder / annotations),
+        image_root=str(folder / "images"),
+    )
 
 
 def _resolve(block: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The objects are scikit-learn's 1797 real 8x8 scans, enlarged, tilted and inked. The background is a
 colour gradient with strokes, arcs, blobs and scrambled scans, which look like digits but are not.
-Nothing is downloaded.
+Nothing is downloaded. Sparse splits have one to three digits on large canvases, whose clutter grows
+with their area, so that nearly all anchors are background.
 
 Every canvas has its own random generator, seeded by (version, split, image id), so canvases do not
 depend on their order. The bytes are the same wherever NumPy, OpenCV and scikit-learn have the same
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -26,18 +28,15 @@ from tqdm import tqdm
 
 DIGITS_VERSION: int = 1
 DIGITS_CLASSES: list[str] = [str(digit) for digit in range(10)]
-# Number of canvases.
-DIGITS_SPLITS: dict[str, int] = {"train": 2000, "val": 400, "longtail_train": 2000}
+ONE_CLASS: list[str] = ["digit"]
+# Files in the folder of a split.
+ANNOTATIONS = "annotations.json"
+ONE_CLASS_ANNOTATIONS = "one_class.json"
 
 Box = tuple[int, int, int, int]  # XYWH
 
-_SIDE = 128
-# Range of the ink's longer side in pixels; rounding makes it 24 to 52.
-_LONG_SIDE = (25, 51)
-_MAX_DIGITS = 6
-_MAX_FRAGMENTS = 3
+_TILE = 128  # side in pixels of the smallest canvas, and the reach of a stroke
 _NO_DIGIT = -1
-_EMPTY_FRACTION = 0.03
 _LONGTAIL_RATIO = 100.0
 _TRAIN_FRACTION = 0.8
 # Largest covered share of the smaller of two boxes; keeps their IoU below 0.15 / 1.85 = 0.08.
@@ -46,6 +45,60 @@ _MAX_TRIES = 40
 # The ink's soft edge reaches beyond its tight box.
 _MARGIN = 2
 _LUMA = np.array([0.114, 0.587, 0.299])  # of BGR
+
+
+@dataclass(frozen=True)
+class DigitsSplit:
+    """What the canvases of a split have.
+
+    Attributes:
+        num_images: canvases.
+        is_val: whether its scans are in no other split.
+        is_longtail: whether class frequencies fall 100:1 from 0 to 9, or are equal.
+        side: of a canvas in pixels, a multiple of 128.
+        long_side: range of the ink's longer side in pixels; rounding adds 1 to either end.
+        max_digits: there are 1 to so many on a canvas that is not empty.
+        empty_fraction: share of canvases without a digit.
+        has_one_class: whether there is a second json, in which all digits are of one class.
+    """
+
+    num_images: int
+    is_val: bool = False
+    is_longtail: bool = False
+    side: int = _TILE
+    long_side: tuple[int, int] = (25, 51)
+    max_digits: int = 6
+    empty_fraction: float = 0.03
+    has_one_class: bool = False
+
+    @property
+    def num_tiles(self) -> int:
+        """The area of a canvas, in those of the smallest."""
+        return (self.side // _TILE) ** 2
+
+
+def _make_splits() -> dict[str, DigitsSplit]:
+    splits = {
+        "train": DigitsSplit(2000),
+        "val": DigitsSplit(400, is_val=True),
+        "longtail_train": DigitsSplit(2000, is_longtail=True),
+    }
+    sparse = DigitsSplit(1000, max_digits=3, empty_fraction=0.1, has_one_class=True)
+    variants = {
+        "sparse_256": replace(sparse, side=256),
+        "sparse_512": replace(sparse, side=512),
+        "sparse_768": replace(sparse, side=768),
+        "sparse_512_small": replace(sparse, side=512, long_side=(12, 24)),
+    }
+    for name, split in variants.items():
+        splits[f"{name}_train"] = split
+        splits[f"{name}_val"] = replace(split, num_images=200, is_val=True)
+    splits["sparse_512_longtail_train"] = replace(variants["sparse_512"], is_longtail=True)
+    return splits
+
+
+# Add new splits at the end: the position of a split is part of its seed.
+DIGITS_SPLITS: dict[str, DigitsSplit] = _make_splits()
 
 
 def get_digits_root() -> Path:
@@ -61,8 +114,7 @@ def build_digits(split: str, root: Optional[Union[str, Path]] = None) -> tuple[P
     nothing under the final name, and two processes that build at the same time keep one result.
 
     Args:
-        split: "train"; "val", without any scan of the others; or "longtail_train", whose class
-            frequencies fall 100:1 from 0 to 9.
+        split: a name in `DIGITS_SPLITS`.
         root: folder that holds the splits; None is `get_digits_root()`.
 
     Returns:
@@ -76,12 +128,12 @@ def build_digits(split: str, root: Optional[Union[str, Path]] = None) -> tuple[P
     if split not in DIGITS_SPLITS:
         raise ValueError(f"split must be one of {', '.join(DIGITS_SPLITS)}; got {split!r}")
     folder = get_digits_root() if root is None else Path(root)
-    return _build(split, folder, DIGITS_SPLITS[split])
+    return _build(split, folder, DIGITS_SPLITS[split].num_images)
 
 
 def _build(split: str, root: Path, num_images: int) -> tuple[Path, Path]:
     final = root / split
-    paths = (final / "annotations.json", final / "images")
+    paths = (final / ANNOTATIONS, final / "images")
     if _is_complete(final, num_images):
         return paths
     root.mkdir(parents=True, exist_ok=True)
@@ -102,10 +154,15 @@ def _is_complete(folder: Path, num_images: int) -> bool:
     if not folder.exists():
         return False
     found = sum(1 for _ in (folder / "images").glob("*.png"))
-    if found != num_images or not (folder / "annotations.json").is_file():
+    files = [ANNOTATIONS]
+    if DIGITS_SPLITS[folder.name].has_one_class:
+        files.append(ONE_CLASS_ANNOTATIONS)
+    lost = [name for name in files if not (folder / name).is_file()]
+    if found != num_images or lost:
         raise FileExistsError(
-            f"{folder} lacks annotations.json or some of its {num_images} images (has {found}): "
-            "delete the folder"
+            f"{folder} has {found} of {num_images} images"
+            + (f", and lacks {' and '.join(lost)}" if lost else "")
+            + ": delete the folder"
         )
     return True
 
@@ -120,11 +177,12 @@ def _write_split(folder: Path, split: str, num_images: int) -> None:
     title = f"digits_{split}: drawing {num_images} canvases"
     for image_id in tqdm(range(1, num_images + 1), desc=title, unit=" images"):
         rng = np.random.default_rng(_get_seed(split, image_id))
-        image, boxes, labels = _draw_canvas(rng, scans, probs)
+        image, boxes, labels = _draw_canvas(rng, scans, probs, DIGITS_SPLITS[split])
         file = folder / "images" / f"{image_id:06d}.png"
         if not cv2.imwrite(str(file), image):
             raise OSError(f"could not write {file}")
-        images.append({"id": image_id, "file_name": file.name, "width": _SIDE, "height": _SIDE})
+        height, width, _ = image.shape
+        images.append({"id": image_id, "file_name": file.name, "width": width, "height": height})
         for (x, y, w, h), label in zip(boxes, labels):
             ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1}
             annotations.append({**ids, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
@@ -132,9 +190,17 @@ def _write_split(folder: Path, split: str, num_images: int) -> None:
         "info": _describe_split(split),
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(DIGITS_CLASSES, start=1)],
+        "categories": _make_categories(DIGITS_CLASSES),
     }
-    (folder / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
+    (folder / ANNOTATIONS).write_text(json.dumps(coco), encoding="utf-8")
+    if DIGITS_SPLITS[split].has_one_class:
+        coco["annotations"] = [{**x, "category_id": 1} for x in annotations]
+        coco["categories"] = _make_categories(ONE_CLASS)
+        (folder / ONE_CLASS_ANNOTATIONS).write_text(json.dumps(coco), encoding="utf-8")
+
+
+def _make_categories(names: list[str]) -> list[dict[str, Any]]:
+    return [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
 
 
 def _describe_split(split: str) -> dict[str, Any]:
@@ -165,8 +231,8 @@ def _load_scans(split: str) -> list[np.ndarray]:
     for label in range(len(DIGITS_CLASSES)):
         of_class = rng.permutation(data.images[data.target == label].astype(np.float32))
         num_train = round(_TRAIN_FRACTION * len(of_class))
-        # No scan of "val" is in another split: a model cannot have seen it.
-        part = slice(num_train, None) if split == "val" else slice(num_train)
+        # No scan of a val split is in a training split: a model cannot have seen it.
+        part = slice(num_train, None) if DIGITS_SPLITS[split].is_val else slice(num_train)
         scans.append(of_class[part])
     return scans
 
@@ -174,21 +240,21 @@ def _load_scans(split: str) -> list[np.ndarray]:
 def _get_class_probs(split: str) -> np.ndarray:
     """(K,) probability of each class; sums to 1."""
     weights = np.ones(len(DIGITS_CLASSES))
-    if split == "longtail_train":
+    if DIGITS_SPLITS[split].is_longtail:
         weights = _LONGTAIL_RATIO ** -np.linspace(0.0, 1.0, len(DIGITS_CLASSES))
     return weights / weights.sum()
 
 
-def _sample_labels(rng: np.random.Generator, probs: np.ndarray) -> list[int]:
-    """Draw 0 to 6 classes in 0..K-1, before anything else of a canvas is drawn."""
+def _sample_labels(rng: np.random.Generator, probs: np.ndarray, split: DigitsSplit) -> list[int]:
+    """Draw the classes of a canvas, in 0..K-1, before anything else of it is drawn."""
     num_digits = 0
-    if rng.random() >= _EMPTY_FRACTION:
-        num_digits = int(rng.integers(1, _MAX_DIGITS + 1))
+    if rng.random() >= split.empty_fraction:
+        num_digits = int(rng.integers(1, split.max_digits + 1))
     return rng.choice(len(probs), size=num_digits, p=probs).tolist()
 
 
 def _draw_canvas(
-    rng: np.random.Generator, scans: list[np.ndarray], probs: np.ndarray
+    rng: np.random.Generator, scans: list[np.ndarray], probs: np.ndarray, split: DigitsSplit
 ) -> tuple[np.ndarray, list[Box], list[int]]:
     """Draw one canvas.
 
@@ -197,9 +263,9 @@ def _draw_canvas(
     Returns:
         (S, S, 3) uint8 image, its M tight boxes and their M labels in 0..K-1.
     """
-    labels = _sample_labels(rng, probs)
-    num_fragments = int(rng.integers(_MAX_FRAGMENTS + 1))
-    image = _draw_background(rng).astype(np.float32)
+    labels = _sample_labels(rng, probs, split)
+    num_fragments = int(rng.integers(3 * split.num_tiles + 1))
+    image = _draw_background(rng, split).astype(np.float32)
     boxes: list[Box] = []
     kept: list[int] = []
     for label in labels + [_NO_DIGIT] * num_fragments:
@@ -207,14 +273,15 @@ def _draw_canvas(
             scan = _scramble(rng, scans)
         else:
             scan = rng.choice(scans[label])
-        long_side = int(rng.integers(*_LONG_SIDE, endpoint=True))
+        long_side = int(rng.integers(*split.long_side, endpoint=True))
         alpha = _render_alpha(scan, long_side=long_side, angle=rng.uniform(-10.0, 10.0))
-        box = _find_place(rng, alpha, boxes)
+        box = _find_place(rng, alpha, boxes, split.side)
         if box is not None:
             _paint(rng, image, alpha, box)
             boxes.append(box)
             kept.append(label)
-    image += rng.uniform(2.0, 9.0) * rng.standard_normal((_SIDE, _SIDE, 1), dtype=np.float32)
+    noise = rng.uniform(2.0, 9.0)
+    image += noise * rng.standard_normal((split.side, split.side, 1), dtype=np.float32)
     # Digits were placed before fragments, so theirs are the first boxes.
     num_digits = len(kept) - kept.count(_NO_DIGIT)
     return image.round().clip(0, 255).astype(np.uint8), boxes[:num_digits], kept[:num_digits]
@@ -230,27 +297,32 @@ def _scramble(rng: np.random.Generator, scans: list[np.ndarray]) -> np.ndarray:
     return np.block([turned[:2], turned[2:]])
 
 
-def _draw_background(rng: np.random.Generator) -> np.ndarray:
+def _draw_background(rng: np.random.Generator, split: DigitsSplit) -> np.ndarray:
     """(S, S, 3) uint8 smooth gradient with strokes, arcs and blobs blended in."""
     grid = rng.uniform(50, 205, 3) + rng.normal(0, 22, (3, 3, 3))
-    gradient = cv2.resize(grid, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
+    gradient = cv2.resize(grid, (split.side, split.side), interpolation=cv2.INTER_CUBIC)
     image: np.ndarray = gradient.clip(0, 255).astype(np.uint8)
-    for _ in range(rng.integers(4, 13)):
+    for _ in range(rng.integers(4 * split.num_tiles, 12 * split.num_tiles + 1)):
         shape = rng.choice(["stroke", "arc", "blob"], p=[0.45, 0.35, 0.2])
-        layer = image.copy()
+        x = y = 0
+        if split.side > _TILE:
+            x, y = rng.integers(0, split.side - _TILE + 1, 2).tolist()
+        # A view: only one tile of a large canvas is copied and blended.
+        tile = image[y : y + _TILE, x : x + _TILE]
+        layer = tile.copy()
         _draw_shape(rng, layer, shape)
         # A blob is filled: as opaque as a line, it would hide what is below it.
         opacity = rng.uniform(0.2, 0.5) if shape == "blob" else rng.uniform(0.4, 0.9)
-        image = cv2.addWeighted(layer, opacity, image, 1.0 - opacity, 0.0)
+        tile[:] = cv2.addWeighted(layer, opacity, tile, 1.0 - opacity, 0.0)
     return image
 
 
 def _draw_shape(rng: np.random.Generator, layer: np.ndarray, shape: str) -> None:
-    """Draw a "stroke", "arc" or "blob" of a random form into layer, (S, S, 3) uint8, in place."""
+    """Draw a "stroke", "arc" or "blob" of a random form into layer, a tile (uint8), in place."""
     filled = -1  # OpenCV's thickness
     thickness = filled if shape == "blob" else int(rng.integers(1, 5))
     colour = tuple(rng.uniform(20, 235, 3).tolist())
-    start, end = map(tuple, rng.integers(0, _SIDE, (2, 2)).tolist())
+    start, end = map(tuple, rng.integers(0, _TILE, (2, 2)).tolist())
     if shape == "stroke":
         cv2.line(layer, start, end, colour, thickness, cv2.LINE_AA)
         return
@@ -291,11 +363,13 @@ def _get_tight_box(alpha: np.ndarray) -> Box:
     return int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)
 
 
-def _find_place(rng: np.random.Generator, alpha: np.ndarray, taken: list[Box]) -> Optional[Box]:
+def _find_place(
+    rng: np.random.Generator, alpha: np.ndarray, taken: list[Box], canvas_side: int
+) -> Optional[Box]:
     """Place ink on the canvas where it hardly overlaps the `taken` boxes; None if no try does."""
     h, w = (side - 2 * _MARGIN for side in alpha.shape)
     for _ in range(_MAX_TRIES):
-        x, y = (int(rng.integers(_MARGIN, _SIDE - _MARGIN - side + 1)) for side in (w, h))
+        x, y = (int(rng.integers(_MARGIN, canvas_side - _MARGIN - side + 1)) for side in (w, h))
         box = (x, y, w, h)
         if not any(_overlaps(box, other) for other in taken):
             return box

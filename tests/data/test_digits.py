@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,21 @@ from focal_det.data import digits  # noqa: E402
 from tests.conftest import get_forkserver  # noqa: E402
 
 NUM_IMAGES = 40
+DENSE = [name for name, split in digits.DIGITS_SPLITS.items() if not split.has_one_class]
+SPARSE = [name for name in digits.DIGITS_SPLITS if name not in DENSE]
 LEFTOVERS = ".*"  # names of temporary folders
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Folder with a short build of every split."""
+    """Folder with a short build of every split of small canvases."""
     folder = tmp_path_factory.mktemp("digits")
-    for split in digits.DIGITS_SPLITS:
+    for split in DENSE:
         digits._build(split, folder, NUM_IMAGES)
     return folder
 
 
-@pytest.fixture(params=list(digits.DIGITS_SPLITS))
+@pytest.fixture(params=DENSE)
 def coco(request, root):
     return json.loads((root / request.param / "annotations.json").read_text())
 
@@ -51,7 +54,7 @@ def get_iou(*boxes):
 # Files
 
 
-@pytest.mark.parametrize("split", digits.DIGITS_SPLITS)
+@pytest.mark.parametrize("split", DENSE)
 def test_same_seed_gives_same_bytes(split, root, tmp_path):
     digits._build(split, tmp_path, NUM_IMAGES)
     assert read_files(tmp_path / split) == read_files(root / split)
@@ -73,7 +76,7 @@ def test_global_random_state_is_neither_used_nor_changed(root, tmp_path):
 
 
 def test_splits_differ(root):
-    pictures = [read_files(root / split / "images") for split in digits.DIGITS_SPLITS]
+    pictures = [read_files(root / split / "images") for split in DENSE]
     assert all(len({files[name] for files in pictures}) == len(pictures) for name in pictures[0])
 
 
@@ -86,7 +89,7 @@ def test_coco_ids_and_categories(coco):
     assert coco["info"].keys() >= {"version", "seed", "description"}
 
 
-@pytest.mark.parametrize("split", digits.DIGITS_SPLITS)
+@pytest.mark.parametrize("split", DENSE)
 def test_images_are_where_json_says(split, root):
     coco = json.loads((root / split / "annotations.json").read_text())
     names = [image["file_name"] for image in coco["images"]]
@@ -106,8 +109,9 @@ def test_no_scan_is_in_train_and_val():
         split: {scan.tobytes() for of_class in digits._load_scans(split) for scan in of_class}
         for split in digits.DIGITS_SPLITS
     }
+    for name, split in digits.DIGITS_SPLITS.items():
+        assert used[name] == used["val" if split.is_val else "train"]
     assert not used["train"] & used["val"]
-    assert used["longtail_train"] == used["train"]
     assert len(used["train"] | used["val"]) == 1797
 
 
@@ -140,12 +144,12 @@ def test_long_side_is_24_to_52(coco):
     assert all(24 <= max(a["bbox"][2:]) <= 52 for a in coco["annotations"])
 
 
-@pytest.mark.parametrize("long_side", digits._LONG_SIDE)
+@pytest.mark.parametrize("long_side", [12, 24, 25, 51])
 @pytest.mark.parametrize("angle", [-10.0, -3.3, 0.0, 10.0])
-def test_long_side_is_24_to_52_for_every_scan(long_side, angle):
+def test_rounding_changes_the_long_side_by_one_pixel(long_side, angle):
     for scan in np.concatenate(digits._load_scans("val")):
         alpha = digits._render_alpha(scan, long_side=long_side, angle=angle)
-        assert 24 <= max(alpha.shape) - 2 * digits._MARGIN <= 52
+        assert abs(max(alpha.shape) - 2 * digits._MARGIN - long_side) <= 1
 
 
 def test_boxes_hardly_overlap(coco):
@@ -168,20 +172,88 @@ def test_rendered_ink_touches_all_four_sides_of_its_box():
 def test_boxes_are_tight_on_the_ink_of_the_picture(monkeypatch):
     """Of digits on plain grey, the box is where half the ink's strength is reached."""
     monkeypatch.setattr(
-        digits, "_draw_background", lambda rng: np.full((128, 128, 3), 128, np.uint8)
+        digits, "_draw_background", lambda *args: np.full((128, 128, 3), 128, np.uint8)
     )
-    monkeypatch.setattr(digits, "_MAX_FRAGMENTS", 0)
-    monkeypatch.setattr(digits, "_MAX_DIGITS", 1)
-    monkeypatch.setattr(digits, "_EMPTY_FRACTION", 0.0)
+    find_place = digits._find_place
+    # Scrambled scans come after the digit, and find no place.
+    monkeypatch.setattr(
+        digits,
+        "_find_place",
+        lambda rng, alpha, taken, side: None if taken else find_place(rng, alpha, taken, side),
+    )
+    split = replace(digits.DIGITS_SPLITS["train"], max_digits=1, empty_fraction=0.0)
     scans, probs = digits._load_scans("train"), digits._get_class_probs("train")
     for seed in range(30):
-        image, boxes, labels = digits._draw_canvas(np.random.default_rng(seed), scans, probs)
+        rng = np.random.default_rng(seed)
+        image, boxes, labels = digits._draw_canvas(rng, scans, probs, split)
         assert len(boxes) == len(labels) == 1
         difference = np.abs(cv2.medianBlur(image, 3).astype(float) - 128.0).max(axis=2)
         x, y, w, h = digits._get_tight_box(difference / np.quantile(difference, 0.99))
         found, said = np.array([x, y, x + w, y + h]), np.array(boxes[0])
         said[2:] += said[:2]
         assert np.abs(found - said).max() <= 2
+
+
+# Sparse splits
+
+
+@pytest.fixture(scope="module", params=SPARSE)
+def sparse(request, tmp_path_factory):
+    """A sparse split, and the folder of a short build of it."""
+    folder = tmp_path_factory.mktemp("sparse")
+    digits._build(request.param, folder, 3)
+    return digits.DIGITS_SPLITS[request.param], folder / request.param
+
+
+def test_large_canvases_have_the_size_that_json_says(sparse):
+    split, folder = sparse
+    coco = json.loads((folder / "annotations.json").read_text())
+    low, high = split.long_side
+    for image in coco["images"]:
+        picture = cv2.imread(str(folder / "images" / image["file_name"]), cv2.IMREAD_UNCHANGED)
+        assert picture.shape == (image["height"], image["width"], 3) == (split.side, split.side, 3)
+    for annotation in coco["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        assert min(x, y) >= 0 and max(x + w, y + h) <= split.side
+        assert low - 1 <= max(w, h) <= high + 1
+
+
+def test_json_of_one_class_has_the_same_boxes(sparse):
+    _, folder = sparse
+    ten = json.loads((folder / "annotations.json").read_text())
+    one = json.loads((folder / "one_class.json").read_text())
+    assert one["categories"] == [{"id": 1, "name": "digit"}]
+    assert one["annotations"] == [{**x, "category_id": 1} for x in ten["annotations"]]
+    assert one["images"] == ten["images"]
+
+
+def test_clutter_grows_with_the_area(monkeypatch):
+    """Counted by calls: a canvas of 512 px has 16 times the shapes and scrambled scans."""
+    numbers = {"_draw_shape": [], "_scramble": []}
+    for name, calls in numbers.items():
+        original = getattr(digits, name)
+        monkeypatch.setattr(digits, name, count_calls(original, calls))
+    scans = digits._load_scans("train")
+    means = []
+    for split in ("train", "sparse_512_train"):
+        probs = digits._get_class_probs(split)
+        for seed in range(30):
+            rng = np.random.default_rng(seed)
+            digits._draw_canvas(rng, scans, probs, digits.DIGITS_SPLITS[split])
+        means.append([len(calls) / 30 for calls in numbers.values()])
+        for calls in numbers.values():
+            calls.clear()
+    (shapes, scrambled), (more_shapes, more_scrambled) = means
+    assert more_shapes / shapes == pytest.approx(16, rel=0.25)
+    assert more_scrambled / scrambled == pytest.approx(16, rel=0.4)
+
+
+def count_calls(function, calls):
+    def counting(*args):
+        calls.append(1)
+        return function(*args)
+
+    return counting
 
 
 # Class frequencies and numbers of objects
@@ -191,9 +263,10 @@ def count_labels(split):
     """Number of each class that the full split asks for, and number of digits per canvas."""
     probs = digits._get_class_probs(split)
     labels_per_image = []
-    for image_id in range(1, digits.DIGITS_SPLITS[split] + 1):
+    settings = digits.DIGITS_SPLITS[split]
+    for image_id in range(1, settings.num_images + 1):
         rng = np.random.default_rng(digits._get_seed(split, image_id))
-        labels_per_image.append(digits._sample_labels(rng, probs))
+        labels_per_image.append(digits._sample_labels(rng, probs, settings))
     counts = np.bincount(np.concatenate(labels_per_image).astype(int), minlength=10)
     return counts, [len(x) for x in labels_per_image]
 
@@ -220,10 +293,11 @@ def test_other_splits_are_balanced(split):
 
 
 @pytest.mark.parametrize("split", digits.DIGITS_SPLITS)
-def test_images_have_0_to_6_digits_and_3_percent_have_none(split):
+def test_number_of_digits_and_share_of_empty_canvases(split):
+    most, empty = (3, 0.1) if split in SPARSE else (6, 0.03)
     _, numbers = count_labels(split)
-    assert set(numbers) == set(range(7))
-    assert numbers.count(0) / len(numbers) == pytest.approx(0.03, abs=0.015)
+    assert set(numbers) == set(range(most + 1))
+    assert numbers.count(0) / len(numbers) == pytest.approx(empty, abs=empty / 2)
 
 
 def test_images_without_objects_are_listed(root):
@@ -253,7 +327,7 @@ def test_root_follows_the_environment(monkeypatch, tmp_path):
 
 def test_build_digits_uses_root_and_number_of_the_split(monkeypatch, tmp_path):
     monkeypatch.setenv("FOCAL_DET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(digits.DIGITS_SPLITS, "val", 3)
+    monkeypatch.setitem(digits.DIGITS_SPLITS, "val", digits.DigitsSplit(3, is_val=True))
     for given, root in (
         (None, digits.get_digits_root()),
         (str(tmp_path / "mine"), tmp_path / "mine"),
@@ -266,7 +340,7 @@ def test_build_digits_uses_root_and_number_of_the_split(monkeypatch, tmp_path):
 
 
 def test_unknown_split_names_the_choices(tmp_path):
-    with pytest.raises(ValueError, match="train, val, longtail_train; got 'test'"):
+    with pytest.raises(ValueError, match=r"train, val, longtail_train, .*; got 'test'"):
         digits.build_digits("test", tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -305,12 +379,12 @@ def test_interrupted_build_leaves_nothing(error, monkeypatch, tmp_path):
     assert len(os.listdir(tmp_path / "val" / "images")) == 5
 
 
-@pytest.mark.parametrize("lost", ["annotations.json", "images/000002.png"])
+@pytest.mark.parametrize("lost", ["annotations.json", "one_class.json", "images/000002.png"])
 def test_folder_with_lost_files_is_reported(lost, tmp_path):
-    digits._build("val", tmp_path, 3)
-    (tmp_path / "val" / lost).unlink()
+    digits._build("sparse_256_val", tmp_path, 3)
+    (tmp_path / "sparse_256_val" / lost).unlink()
     with pytest.raises(FileExistsError, match="delete the folder"):
-        digits._build("val", tmp_path, 3)
+        digits._build("sparse_256_val", tmp_path, 3)
 
 
 def test_slower_build_keeps_the_result_of_the_faster(monkeypatch, tmp_path):
