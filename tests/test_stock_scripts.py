@@ -110,6 +110,7 @@ def test_it_trains_checkpoints_resumes_and_evaluates(data, tmp_path):
     assert final["model"]["normalizer.average"] != 100
 
 
+@pytest.mark.slow
 def test_focal_det_train_takes_the_same_flags(data, tmp_path):
     env = {"FOCAL_DET_DATASETS": str(data / "sets.yaml"), "DETECTRON2_ENV_MODULE": None}
     config, out = make_config(tmp_path), tmp_path / "out"
@@ -151,6 +152,7 @@ def test_focal_det_train_checks_first(tmp_path):
     assert "Starting training from iteration 0" in output
 
 
+@pytest.mark.slow
 @needs_tools
 def test_data_sets_in_the_config_itself(data, tmp_path):
     block = {
@@ -176,6 +178,7 @@ def test_data_sets_in_the_config_itself(data, tmp_path):
     assert "not found in the checkpoint" not in output
 
 
+@pytest.mark.slow
 @needs_tools
 def test_the_lazy_twin_runs_under_the_stock_lazy_script(data, tmp_path):
     config = tmp_path / "lazy.py"

@@ -29,21 +29,22 @@ from tests.faults.copies import DigitsCopy
 slow = pytest.mark.slow
 
 
+@slow
 @pytest.mark.parametrize(
     "num_processes, num_workers, number",
     [
         (1, 2, signal.SIGTERM),
-        pytest.param(2, 0, signal.SIGINT, marks=slow),
-        pytest.param(1, 0, signal.SIGKILL, marks=slow),
-        pytest.param(1, 0, signal.SIGTERM, marks=slow),
-        pytest.param(1, 0, signal.SIGINT, marks=slow),
-        pytest.param(1, 2, signal.SIGKILL, marks=slow),
-        pytest.param(1, 2, signal.SIGINT, marks=slow),
-        pytest.param(2, 0, signal.SIGKILL, marks=slow),
-        pytest.param(2, 0, signal.SIGTERM, marks=slow),
-        pytest.param(2, 2, signal.SIGKILL, marks=slow),
-        pytest.param(2, 2, signal.SIGTERM, marks=slow),
-        pytest.param(2, 2, signal.SIGINT, marks=slow),
+        (2, 0, signal.SIGINT),
+        (1, 0, signal.SIGKILL),
+        (1, 0, signal.SIGTERM),
+        (1, 0, signal.SIGINT),
+        (1, 2, signal.SIGKILL),
+        (1, 2, signal.SIGINT),
+        (2, 0, signal.SIGKILL),
+        (2, 0, signal.SIGTERM),
+        (2, 2, signal.SIGKILL),
+        (2, 2, signal.SIGTERM),
+        (2, 2, signal.SIGINT),
     ],
 )
 def test_interrupted_run_ends_with_the_same_weights(

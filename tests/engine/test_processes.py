@@ -94,6 +94,7 @@ def test_all_processes_end_with_the_first(number, run):
     assert run.wait_for_end() == expected
 
 
+@pytest.mark.slow
 def test_signal_to_one_process_stops_all(run):
     run.start(*TWO)
     wait_for_checkpoint(run.out, run.process)
@@ -283,6 +284,7 @@ def test_killed_process_of_two(run):
     assert "of this run was killed by SIGKILL" in last and "Continue with --resume" in last
 
 
+@pytest.mark.slow
 def test_error_of_a_process_reaches_the_first(run):
     file = run.digits.folder / "w.pth"
     file.write_text("no weights")

@@ -13,7 +13,7 @@ def get_image_ids(trainer, num):
     return [[x["image_id"] for x in next(trainer._trainer._data_loader_iter)] for _ in range(num)]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
     """Two runs without a seed see different orders; a resumed run continues where it was."""
     seeds, orders = [], []

@@ -3,9 +3,12 @@
 import shutil
 import zipfile
 
+import pytest
+
 from tests.conftest import ROOT, run_python
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_configs_and_finds_them(tmp_path):
     # What other tests write into the repository meanwhile may vanish under the copy.
     written = ("output", "build", ".hypothesis", "__pycache__", "*.egg-info")

@@ -14,6 +14,8 @@ from tests.conftest import ROOT, run_python
 
 from .pages import CONTRIBUTING, read_blocks, read_commands
 
+pytestmark = pytest.mark.slow
+
 COPIED = ("focal_det", "configs", "docs", "tests")
 # The one file that a block is added to; all others are new.
 EXTENDED = "tests/losses/cases.py"

@@ -116,7 +116,7 @@ def test_largest_batch_is_found_by_bisection():
     assert find_largest_batch(lambda images: step(38), limit=100) == 0
 
 
-@pytest.mark.parametrize("what", ["loss", "step"])
+@pytest.mark.parametrize("what", ["loss", pytest.param("step", marks=pytest.mark.slow)])
 def test_benchmarks_run_in_half_precision(what, capsys):
     """The inference is in the same autocast as the step."""
     assert main([what, "--quick", "--dtype", "bfloat16"]) == 0

@@ -340,6 +340,7 @@ def test_without_triton_only_this_module_fails():
     assert "refused" in run_python("-c", code, cwd=ROOT)[1]
 
 
+@pytest.mark.slow
 @once
 @pytest.mark.skipif(
     VERSION < (3, 2), reason="the interpreter of older Triton does not write CPU tensors"
