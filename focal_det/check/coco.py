@@ -44,20 +44,25 @@ def check_coco(
         file: where it is from, for messages.
 
     Returns:
-        The images that have a name and a size.
+        The images with a valid id, name and size, one for each id.
     """
     annotations = content["annotations"]
     images = check_coco_images(content["images"], file, findings)
     names = check_coco_categories(content["categories"], file, findings)
     checked = drop_of_broken_images(content, images)
     num_usable = check_annotations(checked, images, names, file, findings, is_test=use.is_test)
-    # If all annotations belong to broken images, those images have findings already.
+    # If all annotations belong to broken images, the findings about those images are enough.
     if checked or not annotations:
         counts = f"{len(content['images'])} images, {len(annotations)} annotations"
-        place = f"{file}: {counts}, {num_usable} of them usable and no crowd"
+        place = f"{file}: {counts}, {num_usable} of them usable and not crowds"
         check_not_empty(num_usable, place, findings, use)
     if annotations:
-        with_object = {x["image_id"] for x in annotations if is_id(x.get("image_id"))}
+        # An image with crowds alone is empty to Detectron2.
+        with_object = {
+            x["image_id"]
+            for x in annotations
+            if is_id(x.get("image_id")) and not x.get("iscrowd", 0)
+        }
         num_empty = len(images.keys() - with_object)
         note_empty_images(num_empty, len(images), str(file), findings, use)
     return list(images.values())
@@ -66,8 +71,9 @@ def check_coco(
 def drop_of_broken_images(
     content: dict[str, Any], images: dict[Any, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The annotations without those of images that have a finding already."""
-    broken = {x["id"] for x in content["images"] if is_id(x.get("id"))} - images.keys()
+    """The annotations of valid images, whose ids are not those of other images, too."""
+    counts = Counter(x["id"] for x in content["images"] if is_id(x.get("id")))
+    broken = {x for x, count in counts.items() if count > 1 or x not in images}
     return [
         x
         for x in content["annotations"]
@@ -142,7 +148,7 @@ def check_coco_categories(
         if is_whole(x.get("id")) and isinstance(x.get("name"), str)
     }
     if len(names) < len(categories) or not names:
-        # Of entries with the same id and name, no single one is wrong; all are shown.
+        # If two entries have the same id and name, neither alone is wrong: show all categories.
         wrong = [x for x in categories if x.get("name") not in names.values()] or categories
         shown = shorten([json.dumps(x)[:_MAX_SHOWN_CATEGORY] for x in wrong])
         findings.add(INVALID_CATEGORY, f"{file}: {shown or 'no categories'}")
@@ -150,7 +156,7 @@ def check_coco_categories(
     if twice:
         findings.add(DUPLICATE_CATEGORY_NAME, f"{file}: {shorten(twice)}")
     ids = sorted(names)
-    # Detectron2 numbers other ids anew, and says so in a warning among many.
+    # Detectron2 renumbers ids other than 1 to K, and says so in one warning among many.
     if ids != list(range(1, len(ids) + 1)):
         mapping = [f"{old} ({names[old]}) -> {new}" for new, old in enumerate(ids)]
         findings.add(CATEGORY_ID_GAPS, str(file), mapping=shorten(mapping))

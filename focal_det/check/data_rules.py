@@ -162,8 +162,8 @@ FILE_OUTSIDE_FOLDER = add_rule(
 INCOMPLETE_RECORD = add_rule(
     "CHK210",
     "error",
-    "dataset dict without a required field",
-    "Add it in the code that loads the data set.",
+    "dataset dict with a missing or invalid field",
+    "Correct it in the code that loads the data set.",
 )
 INVALID_RECORD_ID = add_rule(
     "CHK211",

@@ -21,7 +21,7 @@ from .findings import Findings
 from .json_file import read_coco
 from .values import is_id, is_whole
 
-# Largest share and number of annotations a correction may remove.
+# A correction may remove at most this share of the annotations, or this number if that is more.
 _MAX_REMOVED_SHARE = 0.2
 _MAX_REMOVED = 5
 
@@ -55,10 +55,10 @@ class _Changes:
 
 
 def write_fixed(name: str, out_file: Path) -> str:
-    """Write a corrected copy of a data set's COCO JSON; return its name and what was changed.
+    """Write a corrected copy of a data set's COCO JSON; return a text that says what was changed.
 
     Raises:
-        ValueError: there is no JSON, it cannot be read or corrected, or `out_file` is that file.
+        ValueError: there is no JSON, it cannot be read or corrected, or it is `out_file` itself.
     """
     file = Path(MetadataCatalog.get(name).get("json_file", ""))
     if not file.is_file():
@@ -91,7 +91,7 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     fixed = copy.deepcopy(content)
     annotations = fixed["annotations"]
     changes = _Changes()
-    # Only what is good counts here; findings about the rest are for the check to report.
+    # Only the valid images and categories are used here; the check reports the others.
     images = check_coco_images(fixed["images"], Path(), Findings())
     names = check_coco_categories(fixed["categories"], Path(), Findings())
     for annotation in annotations:
@@ -111,7 +111,7 @@ def fix_coco(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _convert(annotation: dict[str, Any], images: dict, names: dict, changes: _Changes) -> None:
-    """Make numbers of text that is a number: boxes, and ids unless the text is a known id."""
+    """Convert numbers written as text: in boxes, and in ids unless the text is a known id."""
     for key, known in (("image_id", images), ("category_id", names)):
         value = annotation.get(key)
         if not isinstance(value, str) or value in known:
@@ -129,7 +129,7 @@ def _convert(annotation: dict[str, Any], images: dict, names: dict, changes: _Ch
 
 
 def _fill_in(annotation: dict[str, Any], images: dict, changes: _Changes) -> None:
-    """Add what is certain: an id to be renumbered, iscrowd 0, the area of the box."""
+    """Fill in an id and the area of the box unless they are valid, and a missing iscrowd as 0."""
     if not is_whole(annotation.get("id")):
         # `_number` gives it a free id at the end.
         annotation["id"] = 0
@@ -148,8 +148,8 @@ def _fill_in(annotation: dict[str, Any], images: dict, changes: _Changes) -> Non
 def _keep_usable(
     content: dict[str, Any], images: dict, names: dict, changes: _Changes
 ) -> list[dict[str, Any]]:
-    """The annotations without duplicates and faulty ones; boxes are cut at their images."""
-    # Those of broken images stay: the images must be corrected, by a person.
+    """The annotations without duplicates and faulty ones, and with boxes cut to their images."""
+    # Annotations of broken images stay: a person must correct the images.
     checked = {id(x) for x in drop_of_broken_images(content, images)}
     kept = []
     seen = set()
@@ -160,7 +160,7 @@ def _keep_usable(
         fault = find_annotation_fault(annotation, images, names)
         if not is_crowd and key in seen:
             rule = DUPLICATE_OBJECT
-        elif fault and (fault[0] is BOX_CUT or id(annotation) in checked):
+        elif fault and id(annotation) in checked:
             rule, _ = fault
         if rule is BOX_CUT:
             _cut(annotation, images[annotation["image_id"]])
@@ -175,7 +175,7 @@ def _keep_usable(
 
 
 def _cut(annotation: dict[str, Any], image: dict[str, Any]) -> None:
-    """Cut a box at the edges of its image; an outline keeps its area unless the box is smaller."""
+    """Cut a box at the edges of its image; `area` is kept unless the cut box is smaller."""
     x, y, width, height = annotation["bbox"]
     left = max(x, 0)
     top = max(y, 0)
@@ -197,7 +197,7 @@ def _refuse_large_losses(changes: _Changes, num_annotations: int) -> None:
 
 
 def _number(annotations: list[dict[str, Any]], changes: _Changes) -> None:
-    """Give new ids to annotations with a duplicate id, or with none above 0."""
+    """Give new ids to annotations with a duplicate id, or with an id of 0 or less."""
     ids = Counter(x["id"] for x in annotations)
     # Ids above all others cannot collide, and start at 1 in a file without any.
     free = int(max((*ids, 0)))

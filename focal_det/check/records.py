@@ -1,4 +1,4 @@
-"""Checks of Detectron2's dataset dicts, of VOC folders and of data sets registered by code."""
+"""Checks of Detectron2's dataset dicts, from VOC folders or data sets registered by code."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -6,7 +6,7 @@ from typing import Any, Optional
 import numpy as np
 from detectron2.structures import BoxMode
 
-from focal_det.data.boxes import find_box_fault
+from focal_det.data.boxes import find_box_fault, is_number
 
 from .annotations import BOX_RULES
 from .data_rules import (
@@ -53,7 +53,7 @@ def _check_ids(records: Sequence[Mapping[str, Any]], name: str, findings: Findin
     for record in records:
         image_id = record.get("image_id")
         file = str(record.get("file_name"))
-        # All evaluators use them as keys of a dict.
+        # All evaluators use image ids as keys of a dict.
         if not isinstance(image_id, (int, str)):
             kind = type(image_id).__name__
             findings.add(INVALID_RECORD_ID, f"{name}: {file}: {image_id!r} is a {kind}")
@@ -69,12 +69,15 @@ def _check_record(
 ) -> int:
     """Number of objects that can be trained on."""
     where = f"{name}: {record.get('file_name')}"
-    missing = [x for x in _FIELDS if record.get(x) is None]
-    if missing:
-        findings.add(INCOMPLETE_RECORD, f"{where} has no {', '.join(missing)}")
-        return 0
+    for field in _FIELDS:
+        value: Any = record.get(field)
+        is_valid = bool(value) if field == "file_name" else is_number(value) and value > 0
+        if not is_valid:
+            what = f"has no {field}" if value is None else f"has {field} {value!r}"
+            findings.add(INCOMPLETE_RECORD, f"{where} {what}")
+            return 0
     num_usable = 0
-    for index, annotation in enumerate(record.get("annotations", ())):
+    for index, annotation in enumerate(record.get("annotations") or ()):
         fault = _find_fault(annotation, record, num_classes)
         if fault is None:
             num_usable += not annotation.get("iscrowd", 0)

@@ -250,6 +250,31 @@ def test_duplicates_are_neither_outlines_nor_crowds(coco):
     assert len(fixed["annotations"]) == len(content["annotations"])
 
 
+def test_image_with_crowds_alone_is_empty(coco):
+    """As Detectron2 counts, which leaves it out of training."""
+    file, content = coco
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(annotation["image_id"] == 1)
+    (found,) = check(file, content)
+    assert found.rule is data_rules.EMPTY_IMAGES_DROPPED and "2 of 4" in str(found)
+
+
+def test_annotations_of_a_duplicate_image_id_stay_as_they_are(coco):
+    """Nobody knows which of the images they belong to, so which size they have to fit."""
+    file, content = coco
+    content["images"][1].update(id=1, width=960, height=960)
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] == 1]
+    beyond_the_first = [[80, 10, 90, 40], [500, 500, 40, 40]]
+    first = content["annotations"][0]
+    content["annotations"] += [
+        {**first, "id": 11 + i, "bbox": box, "area": box[2] * box[3]}
+        for i, box in enumerate(beyond_the_first)
+    ]
+    assert get_rules(check(file, content), "error", "warning") == [data_rules.DUPLICATE_IMAGE_ID]
+    fixed, _ = fix_coco(content)
+    assert fixed["annotations"] == content["annotations"]
+
+
 def test_crowd_with_a_cut_box_is_not_trained_on(coco):
     file, content = coco
     for annotation in content["annotations"]:

@@ -38,6 +38,31 @@ def test_faulty_object_of_code_is_found(changes, rule):
     assert get_rules(findings, "error", "warning") == ([rule] if rule else [])
 
 
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"width": None}, "own: a.png has no width"),
+        ({"width": "96"}, "own: a.png has width '96'"),
+        ({"height": 0}, "own: a.png has height 0"),
+        ({"file_name": None}, "own: None has no file_name"),
+    ],
+)
+def test_faulty_image_of_code_is_found(changes, place):
+    findings = Findings()
+    records = [make_record(ANNOTATION, **changes), make_record(ANNOTATION)]
+    check_records(records, "own", 2, findings, Use(is_test=False))
+    (found,) = findings.get("error")
+    assert found.rule is data_rules.INCOMPLETE_RECORD and place in str(found)
+
+
+def test_record_without_a_list_of_objects_is_empty():
+    findings = Findings()
+    record = make_record(ANNOTATION)
+    records = [{**record, "annotations": None}, record]
+    check_records(records, "own", 2, findings, Use(is_test=False))
+    assert findings.get("error") == []
+
+
 def test_image_ids_matter_in_test_sets_only():
     """Listing an image twice is a way to show it more often."""
     record = make_record(ANNOTATION)
