@@ -91,7 +91,7 @@ _SUBSTITUTIONS = tuple(
         ("model_zoo/model_zoo.py", _ZOO_FOLDER, _ZOO_FOLDER_BY_FILE, 1),
         # torch is about to require the argument that says how meshgrid orders its result.
         ("modeling/anchor_generator.py", _MESHGRID, _MESHGRID_IJ, 1),
-        # torch 2 swapped the roles of these classes: the state of its own schedulers was not saved.
+        # torch 2 made LRScheduler the base: the state of its own schedulers would not be saved.
         ("engine/hooks.py", _SCHEDULER + "_LRScheduler", _SCHEDULER + "LRScheduler", 2),
         # torch 2 has no caffe2: what does not need it can be imported, as in newer Detectron2.
         ("export/__init__.py", "from .api import *\n", _TRY_API, 1),
@@ -191,7 +191,7 @@ def find_installed() -> Optional[str]:
     spec = importlib.util.find_spec("detectron2")
     if spec is None or spec.origin is None:
         return None
-    # Read, not imported: a broken Detectron2 is one that is to be replaced.
+    # Read, not imported: the import of a broken Detectron2, which --force may replace, would fail.
     source = Path(spec.origin).read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.*)"', source, re.MULTILINE)
     version = found.group(1) if found else "(version unknown)"

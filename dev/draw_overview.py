@@ -1,6 +1,6 @@
 """Draw docs/overview.png: detections of the shipped digits model, and its cumulative loss.
 
-The shares of the loss that the README quotes are kept beside it, in docs/overview.json.
+The shares of the loss that the README quotes are kept beside the picture, in docs/overview.json.
 
     focal-det loss-cdf --config-file configs/digits/focal_retinanet_tiny.yaml \\
         --weights focal_det/model_zoo/digits_focal_retinanet_tiny.pth --output output/loss_cdf.png
@@ -37,7 +37,7 @@ def main() -> int:
     draw_detections(left)
     draw_negatives(right, [x for x in curves if x["side"] == "negative"])
     figure.savefig(ROOT / "docs" / "overview.png", dpi=110)
-    # Thousands of points are in the picture; a record needs only the figures.
+    # The record needs only the figures that sum up a curve, not its thousands of points.
     for curve in curves:
         del curve["fractions"], curve["shares"]
     write_json(ROOT / "docs" / "overview.json", content)

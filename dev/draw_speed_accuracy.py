@@ -1,4 +1,4 @@
-"""Speed against accuracy, figure 2 of the paper: its table 1e, and the zoo's models on COCO."""
+"""Speed against accuracy, as in the paper's figure 2: its table 1e, and the zoo models on COCO."""
 
 import json
 import sys

@@ -27,7 +27,7 @@ MAX_LINES_OF_FUNCTION = 40
 MAX_LINES_OF_PROGRAM = 80
 # Comments that speak to a tool and not to a reader.
 TOOL_COMMENTS = ("#!", "# noqa", "# type:", "# fmt:", "# pragma:", "# ruff:", "# isort:")
-MAX_SHOWN = 20  # places listed of a measure
+MAX_SHOWN = 20  # places listed per measure
 
 Function = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 FUNCTION_TYPES = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -206,7 +206,7 @@ def find_circles(sources: Sequence[Source]) -> list[str]:
     """Groups of modules of `focal_det` that import each other, directly or through others."""
     sources = [x for x in sources if x.path.startswith("focal_det/")]
     modules = {x.module for x in sources}
-    # What each module imports grows to what it reaches through others.
+    # Starts as what each module imports, and grows to all that it reaches through others.
     reached = {x.module: {*find_imports(x, modules)} - {x.module} for x in sources}
     is_growing = True
     while is_growing:

@@ -47,7 +47,7 @@ def measure_in_turn(calls: Mapping[str, Callable[[], Any]]) -> dict[str, list[fl
         for name in np.roll(list(calls), index).tolist():
             seconds[name].append(time_call(calls[name]))
         print({name: round(times[-1], 4) for name, times in seconds.items()}, flush=True)
-    # The first round has warmed up.
+    # The first round was the warm-up.
     return {name: times[1:] for name, times in seconds.items()}
 
 
@@ -77,7 +77,7 @@ def measure_saves() -> dict[str, Any]:
         file = Path(folder) / "ours" / "model_0000000.pth"
 
         def examine() -> None:
-            os.utime(file)  # what has been examined is remembered by its time
+            os.utime(file)  # an examined file is not read again while its time is the same
             find_last_checkpoint(file.parent)
 
         seconds.update(
@@ -93,7 +93,7 @@ def measure_saves() -> dict[str, Any]:
 
 
 def measure_iterations() -> dict[str, Any]:
-    """Iterations without a save: our data and stop checks against Detectron2's loop."""
+    """Iterations without a save: with our data stream and stop checks, and in Detectron2's loop."""
     folder = tempfile.mkdtemp()
     config = get_config_file("digits/focal_retinanet_tiny.yaml")
     cfg = load_config(config, ["OUTPUT_DIR", folder, "MODEL.FOCAL_DET.TELEMETRY_PERIOD", 0])

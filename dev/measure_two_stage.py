@@ -1,11 +1,11 @@
-"""The figures of projects/TwoStage that no training run has, written into its results:
+"""Figures for projects/TwoStage that no training run records, written to its results folder:
 
     python dev/measure_two_stage.py steps digits
     python dev/measure_two_stage.py recall digits
 
-"steps" are seconds and memory of a training step of each config of a table, in turn in one process.
-The rows train for the same time: their iterations follow from these figures. "recall" is that of
-the proposals of each run in output/sweep/TwoStage.
+"steps" measures seconds and memory of a training step of each config of a table, in turn in one
+process. All rows train for the same time, so their iterations follow from these figures. "recall"
+measures the recall of the proposals of each run in output/sweep/TwoStage.
 """
 
 import json
@@ -68,7 +68,7 @@ def measure_recall(table: str) -> dict[str, Any]:
 def evaluate_proposals(cfg: CfgNode, weights: Path) -> dict[str, float]:
     """Average recall in percent over IoU 0.5 to 0.95 of a run's proposals, on its test set."""
     cfg = cfg.clone()
-    # Detectron2's, with the backbone and the RPN of any two-stage detector.
+    # Detectron2's architecture that has only the backbone and the RPN of a two-stage detector.
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = MAX_PROPOSALS
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = MAX_PROPOSALS

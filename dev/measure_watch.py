@@ -49,7 +49,7 @@ def measure_steps(rounds: int = 15, iterations: int = 40) -> dict[str, Any]:
                 for mode in np.roll(MODES, index).tolist():
                     seconds[mode].append(measure_mode(trainer, mode, iterations))
                     print(f"{mode}: {seconds[mode][-1]:.4f} s/it", flush=True)
-    # The first round has warmed up.
+    # The first round was the warm-up.
     seconds = {mode: times[1:] for mode, times in seconds.items()}
     return {
         "seconds_per_iteration": seconds,
@@ -77,7 +77,7 @@ def measure_mode(trainer: Trainer, mode: str, iterations: int) -> float:
 
 
 def compute_ratio(seconds: Mapping[str, Sequence[float]], mode: str, reference: str) -> float:
-    """Median of the quotients within a round."""
+    """Median over the rounds of the quotient within each round."""
     return median(x / y for x, y in zip(seconds[mode], seconds[reference]))
 
 
@@ -124,7 +124,7 @@ def measure_check(num_images: int = NUM_IMAGES) -> dict[str, Any]:
         command = write_check(Path(folder), num_images)
         start = time.perf_counter()
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        # Unlike `Popen.wait`, it says how much memory this process has had.
+        # Unlike `Popen.wait`, this says how much memory the process has used.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
     return {

@@ -64,7 +64,7 @@ FOCAL_DET_ENV_MODULE=my_checks.py focal-det check --config-file digits/focal_ret
 
 def render_check() -> str:
     """The whole page."""
-    # Rules register when the file of their check is imported.
+    # Rules are registered when the file of their check is imported.
     load_checks()
     parts = [INTRODUCTION]
     for prefix, title in TOPICS.items():
@@ -83,7 +83,7 @@ def render_rule(rule: Rule) -> str:
     severity = rule.severity
     if rule.otherwise:
         severity += f"; {rule.otherwise}"
-    # A cell would end at an upright stroke, and a tag start at `<`.
+    # Without a backslash, `|` would end the cell, and `<` would start a tag.
     cells = [
         re.sub(r"([|<])", r"\\\1", cell) for cell in (rule.id, severity, rule.title, rule.advice)
     ]

@@ -1,7 +1,7 @@
 """The table of projects/Losses: every recorded loss on balanced and on long-tailed digits.
 
 A standard error is that of a mean over seeds, with the spread pooled over all rows of a data set:
-two or three runs of one row say little about it. A difference to the focal loss is marked where it
+two or three runs of one row say little about it. A difference from the focal loss is marked if it
 exceeds two standard errors of the difference.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-# Thirds of the classes by their frequency in digits_longtail_train, which falls from 0 to 9.
+# Thirds of the classes by their frequency in digits_longtail_train, which falls from class 0 to 9.
 THIRDS = {"frequent": "012", "common": "3456", "rare": "789"}
 COLUMNS = {"digits_train": ("AP", "AP50"), "digits_longtail_train": ("AP", "AP50", *THIRDS)}
 TITLES = {"digits_train": "digits", "digits_longtail_train": "long-tailed"}
@@ -26,7 +26,7 @@ def render_losses(files: Sequence[Path]) -> str:
     """One row per loss that has runs: mean ± standard error over seeds, seconds per iteration.
 
     Args:
-        files: results of `focal-det sweep`, one per data set, which is the name of the table.
+        files: results of `focal-det sweep`, one per data set, which its "table" names.
     """
     runs = read_runs(files)
     of_dataset = {x: {k: v for k, v in runs.items() if k[1] == x} for x in COLUMNS}
@@ -60,9 +60,9 @@ def read_runs(files: Sequence[Path]) -> dict[tuple[str, str], list[Values]]:
 
 
 def sort_names(runs: dict[tuple[str, str], list[Values]]) -> list[str]:
-    """The baseline first, then by name; rows that are on the long tail alone come last."""
+    """The baseline first, then by name; losses with runs on long-tailed digits alone come last."""
     names = {name for name, _ in runs}
-    # The remedies of the long tail share no column with the others' first two.
+    # Their cells in the first two columns, of balanced digits, are empty.
     return sorted(names, key=lambda x: (x != BASELINE, (x, "digits_train") not in runs, x))
 
 
@@ -79,7 +79,7 @@ def get_values(run: dict) -> Values:
 def render_cell(
     name: str, runs: dict[tuple[str, str], list[Values]], dataset: str, column: str
 ) -> str:
-    """A loss's column on a data set; empty without runs."""
+    """A loss's cell in a column of a data set; empty without runs."""
     groups = {key: [x[column] for x in values] for key, values in runs.items()}
     if (name, dataset) not in groups:
         return ""
@@ -98,7 +98,7 @@ def pool_spread(groups: Sequence[Sequence[float]]) -> float:
 
 
 def compare(values: Sequence[float], baseline: Optional[Sequence[float]], spread: float) -> str:
-    """The mean, its standard error, and an arrow where it is two errors from the baseline."""
+    """The mean, its standard error, and an arrow if it is over two errors from the baseline."""
     mean = statistics.mean(values)
     text = f"{mean:.1f} ± {spread / math.sqrt(len(values)):.1f}"
     if not baseline:

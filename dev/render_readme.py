@@ -109,7 +109,7 @@ def render_faults(folder: Path) -> str:
     rows = {}
     hosts = []
     soaks = []
-    for file in sorted(folder.glob("*.json")):  # named by the Detectron2
+    for file in sorted(folder.glob("*.json")):  # named after the Detectron2 version
         content = json.loads(file.read_text())
         rows.update({x["row"]: x for x in content["rows"]})
         hosts.append(f"{file.stem.replace('_', ' ')} ({len(content['rows'])} rows)")
@@ -141,8 +141,8 @@ def _describe_soak(soak: dict[str, Any]) -> str:
 def find_tables(page: Path) -> dict[str, Callable[[], str]]:
     """What renders each table, by the name in its comments `<!-- name -->` ... `<!-- /name -->`.
 
-    "results" and "classes" are of the records of the page's own project, elsewhere of all projects;
-    "accuracy" is of all records and the model zoo.
+    On a project's page, "results", "classes" and "accuracy" cover the records of that project, on
+    other pages those of all projects; "accuracy" also covers the model zoo.
     """
     is_project = page.parent.parent == ROOT / "projects"
     records = sorted(page.parent.glob("records/*.json"))

@@ -19,7 +19,7 @@ WATCHED = {
 def render_speed(files: Sequence[Path], page: Path) -> str:
     """One row per case: ours, and the fastest peer of the same run.
 
-    The ratio is the median of the quotients of a round, with their quartiles.
+    The ratio is the median of the quotients of all rounds, with their quartiles.
     """
     lines = [
         "| what | focal_det time | fastest peer | speed-up | quartiles | memory | peer's memory "
@@ -33,7 +33,7 @@ def render_speed(files: Sequence[Path], page: Path) -> str:
 
 
 def render_headlines(files: Sequence[Path]) -> str:
-    """Five cases for the README, without spread; as many boxes as an image of COCO has."""
+    """The cases for the README, without quartiles; with about as many boxes as a COCO image has."""
     lines = [
         "| what | focal_det time | fastest peer | speed-up | memory | peer's memory |",
         "|---" * 6 + "|",
@@ -46,7 +46,7 @@ def render_headlines(files: Sequence[Path]) -> str:
 
 
 def _read_cases(files: Sequence[Path]) -> list[tuple[Path, dict]]:
-    """All cases that are no part of a scaling, which has a picture instead."""
+    """All cases that are not part of a scaling, which has a picture instead."""
     contents = [(file, json.loads(file.read_text())) for file in files]
     # From the smallest part to the whole model, not by file name.
     contents.sort(key=lambda x: ORDER.index(x[1]["benchmark"]))
@@ -81,7 +81,7 @@ def _format_seconds(seconds: float) -> str:
 
 
 def _format_memory(contender: dict) -> str:
-    # Bytes mean little without the size of the input, where that has a natural unit.
+    # In units of the input where it has one, as bytes mean little without its size.
     if contender["peak_units"] is not None:
         return f"{contender['peak_units']:.2f} x logits"
     return f"{contender['peak_bytes'] / 1e6:.1f} MB"

@@ -32,8 +32,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'focal_det' has no attribute {name!r}")
     module = _EXPORTS[name]
     if module not in _LIGHT:
-        # Detectron2 as a whole comes first: where focal_det.env is its environment module, it
-        # imports parts of focal_det while it is being imported itself.
+        # All of Detectron2 comes first: where DETECTRON2_ENV_MODULE is focal_det.env, Detectron2
+        # imports parts of focal_det during its own import.
         import_module("focal_det.host").require_detectron2()
     return getattr(import_module(module), name)
 

@@ -31,20 +31,20 @@ _CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def add_focal_det_config(cfg: CfgNode) -> None:
-    """Add `MODEL.FOCAL_DET` with its defaults, and make FocalRetinaNet known to Detectron2.
+    """Add `MODEL.FOCAL_DET` with its defaults, and make focal_det's models known to Detectron2.
 
-    A component's `ARGS.<its name>` holds its constructor's arguments, so that a file or a command
-    line can set them; only the entry of `NAME` is read. Components registered before this call are
-    included.
+    In a node such as CLS_LOSS, `NAME` selects a component, and `ARGS.<component>` holds constructor
+    arguments, so that a file or a command line can set them; only the entry of `NAME` is read.
+    Components registered before this call are included.
     """
-    # Their import registers the architectures; nothing of them is used here.
+    # Importing these modules registers the models; nothing else of them is used here.
     for name in ("retinanet", "rpn", "roi_heads"):
         importlib.import_module(f"focal_det.modeling.{name}")
     node = type(cfg)()
     # Classification loss: a name of CLS_LOSS_REGISTRY.
     node.CLS_LOSS = _make_component_node(cfg, "FocalLoss", CLS_LOSS_REGISTRY)
-    # Foreground probability pi at the start, per class; if empty, MODEL.RETINANET.PRIOR_PROB holds
-    # for all classes.
+    # Foreground probability pi at the start, per class; if empty, MODEL.RETINANET.PRIOR_PROB (for
+    # ROI heads, ROI_BOX_HEAD.PRIOR_PROB below) holds for all classes.
     node.PRIOR_PROB_PER_CLASS = []
     # What decides the label of each anchor: a name of ASSIGNER_REGISTRY.
     node.ASSIGNER = _make_component_node(cfg, "IoUAssigner", ASSIGNER_REGISTRY)
@@ -53,11 +53,11 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node.LOW_QUALITY_MATCHES = True
     # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
     node.NORMALIZER = _make_component_node(cfg, "EMAPosCount", NORMALIZER_REGISTRY)
-    # Iterations between figures of the classification loss in the metrics, `focal_det/...`; 0 for
-    # none.
+    # Iterations between statistics of the classification loss in the metrics, `focal_det/...`; 0
+    # for none.
     node.TELEMETRY_PERIOD = 20
-    # The stages of a two-stage detector with FocalRPN and FocalROIHeads, FocalRes5ROIHeads or
-    # FocalCascadeROIHeads. The defaults are Detectron2's own detector: cross entropy of a sample.
+    # The stages of a two-stage detector: RPN for FocalRPN, ROI_BOX_HEAD for Focal*ROIHeads. The
+    # defaults are Detectron2's own classification losses: cross entropy on a sample.
     node.RPN = _make_stage_node(cfg, "FocalLoss", "SampleSize")
     node.RPN.PRIOR_PROB = 0.5
     node.ROI_BOX_HEAD = _make_stage_node(cfg, "SoftmaxFocalLoss", "SampleCount")
@@ -118,7 +118,7 @@ class _UnsafeYamlError(ValueError):
 
 
 class _SafeYaml(CfgNode):
-    """Reads a yaml file and its bases, of which only Detectron2's own may run code.
+    """Reads a yaml file and its bases; only Detectron2's own files may run code.
 
     Detectron2's Base-RetinaNet.yaml computes its anchor sizes with `!!python/object/apply:eval`.
     """
@@ -126,7 +126,7 @@ class _SafeYaml(CfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         package = Path(importlib.import_module("detectron2").__path__[0])
-        # The folder of the configs is a link in an editable install.
+        # In an editable install, the folder of the configs is a link out of the package.
         own = {package.resolve(), (package / "model_zoo" / "configs").resolve()}
         is_detectron2s = not own.isdisjoint(Path(filename).resolve().parents)
         try:
@@ -247,18 +247,18 @@ def _explain_type(error: ValueError) -> str:
 
 
 def _make_stage_node(cfg: CfgNode, cls_loss: str, normalizer: str) -> CfgNode:
-    """Settings of a stage: the loss and its divisor, the prior, the sample.
+    """Settings of a stage, without its prior: the loss, its divisor and the sampling.
 
     Args:
-        cls_loss: name of a loss with alpha and gamma; its default here is cross entropy.
+        cls_loss: name of a loss with alpha and gamma, whose defaults here make it cross entropy.
     """
     node = type(cfg)()
     node.CLS_LOSS = _make_component_node(cfg, cls_loss, CLS_LOSS_REGISTRY, STAGE_ARGS)
     node.CLS_LOSS.ARGS[cls_loss].alpha = -1.0
     node.CLS_LOSS.ARGS[cls_loss].gamma = 0.0
     node.NORMALIZER = _make_component_node(cfg, normalizer, NORMALIZER_REGISTRY, STAGE_ARGS)
-    # What the loss is computed of: "random", a sample in the ratio of POSITIVE_FRACTION; "none",
-    # all anchors or proposals; "hard", those with the largest losses.
+    # What the loss is computed on: "random", a sample of which up to POSITIVE_FRACTION is
+    # positive; "none", all anchors or proposals; "hard", those with the largest losses.
     node.SAMPLING = "random"
     return node
 
@@ -271,10 +271,10 @@ def _make_component_node(
 ) -> CfgNode:
     """A node of the type of `cfg` with NAME, and with ARGS for each registered component.
 
-    Unknown keys are let in, so that the component itself can name the nearest match.
+    Unknown keys are let in: `ComponentRegistry.build` refuses them and names the nearest match.
 
     Args:
-        known_args: arguments that have another key.
+        known_args: arguments that have a key elsewhere in the config.
     """
     make_node = type(cfg)
     node = make_node()

@@ -16,7 +16,7 @@ _DETECTRON2_SCRIPTS = ("train_net.py", "lazyconfig_train_net.py", "plain_train_n
 
 
 def setup_environment() -> None:
-    """Register focal_det's config node, architecture and data sets with Detectron2.
+    """Register focal_det's config node, models and data sets with Detectron2.
 
     Reads two environment variables:
         FOCAL_DET_ENV_MODULE: your own environment module (a module name or a .py file with a
@@ -31,7 +31,7 @@ def setup_environment() -> None:
     from detectron2.config import defaults
     from detectron2.utils.env import setup_custom_environment
 
-    # Before the config is built, so that it has the components registered there.
+    # Before the config node is added, so that the node includes the user's components.
     own_module = os.environ.get("FOCAL_DET_ENV_MODULE")
     if own_module:
         setup_custom_environment(own_module)
@@ -60,10 +60,10 @@ def _refuse_independent_runs() -> None:
     if os.environ.get("RANK") != "0":
         raise SystemExit(2)
     print(
-        f"{script} of Detectron2 does not know torchrun: its {num_processes} processes would be as "
-        "many runs in one OUTPUT_DIR. Start it without torchrun, with --num-gpus "
-        f"{num_processes}; or start focal_det's: torchrun ... -m focal_det.tools.train, with the "
-        "same arguments",
+        f"Detectron2's {script} does not support torchrun: its {num_processes} processes would be "
+        "separate runs in one OUTPUT_DIR. Start it without torchrun, with --num-gpus and "
+        "--num-machines; or start focal_det's script with the same arguments: torchrun ... -m "
+        "focal_det.tools.train",
         file=sys.stderr,
     )
     raise SystemExit(2)

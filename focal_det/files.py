@@ -33,7 +33,7 @@ def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
 
     Args:
         file: the final name.
-        num_bytes: expected size, such as that of the file before; 0 if it is not known.
+        num_bytes: expected size, such as that of the previous file; 0 if it is not known.
 
     Raises:
         DiskFullError: the disk is full, or has less room than `num_bytes`.
@@ -54,7 +54,7 @@ def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
             # Renamed within the block, so that it is locked until it has its final name.
             if fcntl is None:
-                stream.close()  # Windows renames no open file
+                stream.close()  # Windows cannot rename an open file
             part.replace(file)
         _sync_folder(file.parent)
     except BaseException as error:
@@ -128,7 +128,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file in UTF-8 whole or not at all, its folder included.
+    """Write a UTF-8 text file whole or not at all; a missing folder is made.
 
     Raises:
         DiskFullError, OSError: see `open_to_replace`.
@@ -139,7 +139,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all, its folder included.
+    """Write a JSON file whole or not at all; a missing folder is made.
 
     Raises:
         DiskFullError, OSError: see `open_to_replace`.

@@ -1,4 +1,4 @@
-"""The installed Detectron2: one clear error without it, and the differences from 0.5 to main."""
+"""The installed Detectron2: one clear error if it is missing, and what differs from 0.5 to main."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ _COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 def has_event_storage() -> bool:
     """Whether a trainer, or a user's `EventStorage`, receives scalars.
 
-    Detectron2's main has this function, 0.5 and 0.6 do not.
+    Detectron2's main has this function; 0.5 and 0.6 do not.
     """
     from detectron2.utils import events
 
@@ -40,7 +40,7 @@ def put_scalar(name: str, value: float) -> None:
 
 
 def get_head_norm(norm: Norm) -> Norm:
-    """Norm for Detectron2's RetinaNetHead that works with "GN" in 0.6, too.
+    """Norm to give to Detectron2's RetinaNetHead, so that "GN" works in 0.6, too.
 
     To see the type of the norm, 0.6 first makes one with a single channel, and since 1.11 torch
     refuses a GroupNorm of 32 groups and one channel. Main makes one with 32 channels.
@@ -62,7 +62,7 @@ def get_head_norm(norm: Norm) -> Norm:
 def create_local_group(num_local: int) -> None:
     """Make the process group of this machine, which `comm.get_local_rank` needs.
 
-    Detectron2's main has a function for it, 0.5 and 0.6 do it in their launcher, for GPUs only.
+    Detectron2's main has a function for it; 0.5 and 0.6 do it in their launcher, for GPUs only.
 
     Args:
         num_local: processes on each machine.
@@ -82,9 +82,9 @@ def create_local_group(num_local: int) -> None:
 
 @contextmanager
 def parallelize_on_cpu(device: str) -> Iterator[None]:
-    """Let Detectron2's trainers wrap a model that is on the CPU for several processes.
+    """Let Detectron2's trainers wrap a model on the CPU in DistributedDataParallel.
 
-    They name a GPU for each process, which torch refuses for such a model.
+    They pass it a GPU for each process, which torch refuses for such a model.
 
     Args:
         device: MODEL.DEVICE; on a GPU nothing changes.
@@ -149,12 +149,12 @@ def require_detectron2() -> None:
         import detectron2  # noqa: F401
     except ImportError as error:
         if "partially initialized module 'focal_det." in str(error):
-            # Detectron2's own import has called focal_det.env, which needs what is being imported.
+            # Detectron2's import has called focal_det.env, which needs the half-imported module.
             raise ImportError(
                 "With DETECTRON2_ENV_MODULE=focal_det.env, import detectron2 before "
                 "focal_det.config"
             ) from error
-        # Another missing module, or a broken build, is not helped by the advice.
+        # The advice does not help with another missing module or a broken build.
         if error.name != "detectron2" or not isinstance(error, ModuleNotFoundError):
             raise
         raise ImportError(_HOW_TO_GET_IT) from None

@@ -1,4 +1,4 @@
-"""Words for people and from them: the nearest known name, safe text, a command, a value of one."""
+"""Text for users and from them: nearest known names, safe text, commands and their values."""
 
 import ast
 import difflib
@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_NAME = 80  # characters of a class name, or of one value among several
 _MAX_LINE = 2000  # characters of a whole text
-_MAX_KNOWN = 20  # known names that are all listed
+_MAX_KNOWN = 20  # up to this number, all known names are listed
 _NUM_NEAREST = 8  # names listed if there are more
 # Environment variables without which a command may find another data set or loss, or none.
 _VARIABLES = ("FOCAL_DET_DATASETS", "FOCAL_DET_ENV_MODULE")
@@ -124,5 +124,6 @@ def parse_value(word: str) -> Any:
     """The value of a word of a command: a Python literal, or the word itself."""
     try:
         return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
+    # TypeError and the others: brackets that are no literal, or too many of them.
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return word

@@ -99,7 +99,7 @@ class ComponentRegistry(Registry):
             self.register(component)
 
     def _refuse_taken_names(self, components: Iterable[type]) -> None:
-        """Refuse taken names before any is registered; half a registry would hide the rest."""
+        """Refuse taken names before any component is registered: all are registered, or none."""
         for component in components:
             if component.__name__ in self._obj_map:
                 raise ValueError(

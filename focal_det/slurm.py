@@ -1,7 +1,7 @@
 """Jobs of a Slurm cluster, through submitit; a training run continues when its job is requeued.
 
 This file imports neither torch nor Detectron2: the process that waits for a training run must start
-fast, because a signal that comes before it listens ends the job.
+fast, because a signal ends the job if it comes before the handlers are set.
 """
 
 import os
@@ -18,8 +18,8 @@ from typing import Any, Optional
 
 from .messages import parse_value
 
-# How often a training run may reach its time limit: each time, it has made progress. submitit's
-# default is 3.
+# How often a training run may reach its time limit; high, as it makes progress each time.
+# submitit's default is 3.
 _MAX_TIMEOUTS = 1000
 _TRAIN_PARAMETERS = {
     "name": "focal-det",
@@ -112,9 +112,9 @@ class TrainJob:
             self._ask_to_stop()
             _wait(self._process)
         if code in (128 + signal.SIGTERM, -signal.SIGTERM):
-            # A job that ended by itself now would not be requeued. After a preemption, Slurm does
-            # that at the end of the grace time; a task after the first waits until `checkpoint` of
-            # the first one has done it.
+            # A job that ended by itself now would not be requeued. After a preemption, Slurm
+            # requeues it at the end of the grace time; tasks other than the first wait until
+            # `checkpoint` of the first one has requeued it.
             print("waiting for the cluster to end this job", flush=True)
             time.sleep(self.seconds_to_end)
         if code:
@@ -135,7 +135,7 @@ class TrainJob:
 
     def _get_flags(self) -> tuple[str, ...]:
         """The flags with which the run starts now."""
-        # More restarts: without submitit's signal, such as after the failure of a machine.
+        # More restarts: the job was requeued without submitit's signal, as when a machine failed.
         return self._continue() if _count_restarts() > self.num_restarts else self.flags
 
     def _continue(self) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _get_signal() -> int:
 def _held_signals() -> Iterator[None]:
     """Hold back signals to this process until the end of the block.
 
-    While a process is being started, a handler could run in that process, too, or not know of it.
+    While a child is being started, a handler could run in the child, too, or not know of it yet.
     """
     numbers = {_get_signal(), signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -205,7 +205,7 @@ def _wait(process: subprocess.Popen) -> int:
     end.
     """
     end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert end is not None  # None needs WNOHANG
+    assert end is not None  # None only with WNOHANG
     return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 

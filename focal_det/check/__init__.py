@@ -7,5 +7,5 @@ from .stages import Stage, register_check
 
 __all__ = ["Stage", "add_rule", "register_check"]
 
-# After the names above, as Detectron2's import may run a file with a check of your own.
+# Last, as importing Detectron2 may run a file of yours that imports the names above.
 require_detectron2()

@@ -60,7 +60,7 @@ def check_annotations(
         images: images by id, with "file_name", and "width" and "height" in pixels.
         category_names: names of categories by id.
         file: the file that holds the annotations, for messages.
-        is_test: whether the data set is evaluated on, which needs `iscrowd` and `area`.
+        is_test: whether the data set is used for evaluation, which needs `iscrowd` and `area`.
 
     Returns:
         Number of annotations usable for training.
@@ -148,7 +148,7 @@ def _check_annotation(
     if rule is UNKNOWN_CATEGORY:
         fields["known"] = shorten([f"{key} ({name})" for key, name in category_names.items()])
     findings.add(rule, f"{place}: {value}", **fields)
-    # A box that reaches beyond the image is still trained on; any other fault costs the object.
+    # A box that extends beyond the image is still trained on; other faults make it unusable.
     return rule is BOX_CUT and is_object
 
 

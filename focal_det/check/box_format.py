@@ -17,17 +17,18 @@ from .findings import Findings
 from .values import is_id, is_whole
 
 _MIN_BOXES = 10  # fewer do not show their format
-# Shares of boxes that extend beyond their image. From the first on, another format is suspected;
-# from the second on, it is certain.
+# Shares of boxes that extend beyond their image. With at least the first, another format is
+# suspected; with at least the second, it is certain.
 _MANY_OUT = 0.25
 _MOST_OUT = 0.5
-# From this share of boxes outside their image on, the boxes belong to other images.
+# If at least this share of boxes lies outside their image, they belong to other images.
 _MANY_OUTSIDE = 0.2
-# Fewer unknown categories than the larger of these are reported one by one, not as a shift.
+# A shift is reported only if at least this many annotations, and at least this share of them, have
+# unknown categories.
 _FEW_SHIFTED = 5
 _FEW_SHIFTED_SHARE = 0.02
-_ALL_FIT_WITH = {1: "1 more", -1: "1 less"}
-# Formats of a box other than COCO's, and the corners of a box in them.
+_ALL_FIT_WITH = {1: "1 added", -1: "1 subtracted"}
+# Box formats other than COCO's, each with a function from its values to the corners.
 _FORMS: dict[str, Callable[..., tuple[float, float, float, float]]] = {
     "x0, y0, x1, y1": lambda x0, y0, x1, y1: (x0, y0, x1, y1),
     "centre x, centre y, width, height": lambda x, y, w, h: (
@@ -73,7 +74,7 @@ def check_form(
 def _check_fractions(
     boxes: Sequence[tuple[Sequence[float], Size]], file: Path, findings: Findings
 ) -> None:
-    # Boxes of a pixel at the origin are small as well, but whole numbers.
+    # Boxes of one pixel at the origin are small, too, but consist of whole numbers.
     is_small = all(max(box) <= 1 for box, _ in boxes)
     if is_small and not all(is_whole(x) for box, _ in boxes for x in box):
         first, _ = boxes[0]
@@ -87,7 +88,7 @@ def _check_format(
     file: Path,
     findings: Findings,
 ) -> None:
-    """Find the format in which no box extends beyond its image, where many do in COCO's."""
+    """If many boxes extend beyond their image, find a format in which none does."""
     num_outside = faults.count(BoxFault.OUTSIDE)
     num_out = num_outside + faults.count(BoxFault.CUT)
     if num_out < _MANY_OUT * len(boxes):
@@ -97,7 +98,7 @@ def _check_format(
         if all(is_within(to_corners(*box), size) for box, size in boxes):
             out = f"{num_out} of {len(boxes)} extend beyond their image, such as {first}"
             severity = "error" if num_out >= _MOST_OUT * len(boxes) else "warning"
-            place = f"{file}: {out}; none do as {form}"
+            place = f"{file}: {out}; read as {form}, none do"
             findings.add(OTHER_BOX_FORMAT, place, severity=severity, form=form)
             return
     # No known format explains them.

@@ -25,7 +25,7 @@ def check_classes(plan: Plan, findings: Findings) -> None:
         findings.add(OTHER_CLASSES, _describe_difference(first, classes, name, known[name]))
     key = plan.settings.num_classes_key
     num_classes = plan.settings.num_classes
-    # While the data sets disagree, following one and then another would go round in a circle.
+    # While the data sets disagree, a number that is right for one may be wrong for another.
     if not different and key and len(classes) != num_classes:
         found = f"{len(classes)} classes ({shorten(classes)})"
         place = f"{', '.join(known)}: {found}, {key} is {num_classes}"
@@ -35,7 +35,7 @@ def check_classes(plan: Plan, findings: Findings) -> None:
 def _describe_difference(
     first: str, classes: Sequence[str], name: str, others: Sequence[str]
 ) -> str:
-    """The first class that differs, and names that one data set alone has, with the nearest."""
+    """The first class that differs, and names that only one set has, each with the nearest."""
     index = min(len(classes), len(others))
     for i, (one, other) in enumerate(zip(classes, others)):
         if one != other:

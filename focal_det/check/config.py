@@ -37,7 +37,8 @@ _EVALUATORS = ("coco", "lvis", "pascal_voc")
 # Detectron2's learning rates for 16 images: of dense detectors, and of those with two stages.
 _DENSE_LR = 0.01
 _TWO_STAGE_LR = 0.02
-# Factors around that rate. Normalization, or a start from scratch, allows a wider range.
+# BASE_LR may be _WIDE times lower and _NARROW times higher than expected; with normalization or
+# without MODEL.WEIGHTS, also _WIDE times higher.
 _NARROW = 4
 _WIDE = 40
 _SHORT_WARMUP = 100  # iterations
@@ -70,13 +71,13 @@ def _check_evaluator(name: str, findings: Findings) -> None:
 
 @register_check(Stage.CONFIG)
 def check_numbers(plan: Plan, findings: Findings) -> None:
-    """Check that all numbers are finite, and those of the solver by themselves and together."""
+    """Check that all numbers are finite, and that the solver's are positive and fit together."""
     for key, value in find_not_finite(plan.cfg).items():
         findings.add(NON_FINITE_NUMBER, f"{key}: {value}")
     solver = plan.cfg.SOLVER
     for key in ("BASE_LR", "IMS_PER_BATCH", "MAX_ITER"):
         if solver[key] <= 0:
-            # The other checks divide by these numbers.
+            # The checks below assume that these numbers are positive.
             findings.add(NUMBER_NOT_POSITIVE, f"SOLVER.{key} {solver[key]}")
             return
     _check_schedule(plan, findings)
@@ -113,7 +114,7 @@ def _check_learning_rate(plan: Plan, findings: Findings) -> None:
 
 @register_check(Stage.CONFIG)
 def check_other_architectures(plan: Plan, findings: Findings) -> None:
-    """Find keys that were changed for another architecture, which a RetinaNet does not read."""
+    """Find changed keys of other architectures, which a RetinaNet does not read."""
     if not plan.settings.is_dense:
         return
     defaults = flatten_config(get_cfg())
@@ -143,7 +144,7 @@ def check_unread_keys(plan: Plan, findings: Findings) -> None:
 
 @register_check(Stage.CONFIG)
 def check_pixel_mean(plan: Plan, findings: Findings) -> None:
-    """Find a mean of images from 0 to 1, which other libraries have."""
+    """Find a pixel mean for values from 0 to 1, the range that other libraries use."""
     mean = list(plan.cfg.MODEL.PIXEL_MEAN)
     if any(mean) and max(mean) <= 1:
         findings.add(SMALL_PIXEL_MEAN, f"MODEL.PIXEL_MEAN {mean}")

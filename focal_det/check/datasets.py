@@ -25,9 +25,9 @@ from .values import is_whole
 
 @register_check(Stage.ANNOTATIONS)
 def check_datasets(plan: Plan, findings: Findings) -> None:
-    """Check all annotations; leaves images and names of the classes in the data sets."""
+    """Check all annotations; leaves the images and class names in each `DataSet`."""
     for dataset in plan.datasets:
-        # Drawn when they are first needed.
+        # The digits are drawn when they are first needed.
         if dataset.spec.get("format") == "digits":
             build_digits(dataset.spec["split"])
         if dataset.metadata.get("json_file"):
@@ -57,7 +57,7 @@ def _check_json(dataset: DataSet, findings: Findings) -> None:
 
 
 def _fill_in_lvis(content: dict[str, Any]) -> None:
-    """Fill in file names, the last two parts of LVIS's URLs, and iscrowd, which LVIS lacks."""
+    """Fill in what LVIS lacks: file names (the last two parts of the URLs) and iscrowd."""
     for image in content["images"]:
         if isinstance(image.get("coco_url"), str):
             image.setdefault("file_name", "/".join(image["coco_url"].split("/")[-2:]))

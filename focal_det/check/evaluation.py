@@ -40,7 +40,7 @@ def _try_evaluation(plan: Plan, dataset: DataSet, findings: Findings) -> None:
         message = str(error) or "without a message"
         findings.add(FAILING_EVALUATION, f"{dataset.name}: {type(error).__name__}: {message}")
     finally:
-        # The evaluator has set it to a file in the temporary folder, which no longer exists.
+        # The evaluator has set json_file to a file in the temporary folder, which no longer exists.
         if not has_json and "json_file" in dataset.metadata.as_dict():
             del dataset.metadata.json_file
 
@@ -50,7 +50,7 @@ def _evaluate(name: str, records: list[dict[str, Any]]) -> None:
         evaluator = build_evaluator(name, folder)
         evaluator.reset()
         evaluator.process(records, [{"instances": _make_detections(x)} for x in records])
-        # Otherwise it would count all other images as missed, which takes long.
+        # Without img_ids, it would count all other images as missed, which is slow.
         if isinstance(evaluator, COCOEvaluator):
             evaluator.evaluate(img_ids=[x["image_id"] for x in records])
         else:

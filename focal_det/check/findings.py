@@ -1,4 +1,4 @@
-"""What a check found: by rule, how often, and the first few places."""
+"""What the checks found: which rules are broken, how often, and the first few places."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ class Findings:
     def add(self, rule: Rule, place: str, *, severity: Optional[str] = None, **fields: Any) -> None:
         """Count one place that breaks a rule.
 
-        Place and fields may hold names from files: what is kept of them is safe to print.
+        Place and fields may hold text from files: they are made safe to print.
 
         Args:
             severity: replaces that of the rule.
@@ -97,7 +97,7 @@ class Findings:
             if severity == "error":
                 self.ignored_errors.add(rule.id)
             return
-        # The same fault may be an error of one data set and a warning of another.
+        # The same fault may be an error in one data set and a warning in another.
         finding = self._findings.get((severity, rule.id))
         if finding is None:
             finding = Finding(rule, severity, to_line(rule.advice.format(**fields)))
@@ -116,7 +116,7 @@ class Findings:
     @property
     def exit_code(self) -> int:
         """0 without errors and warnings, 1 with warnings, 2 with errors."""
-        # The codes of shell programs: a script can go on with warnings alone.
+        # Warnings have their own code, so that a script can go on if there is nothing worse.
         if self.get("error"):
             return 2
         return int(bool(self.get("warning")))

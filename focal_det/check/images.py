@@ -130,7 +130,7 @@ def _look_at(record: Mapping[str, Any], is_decoded: bool) -> _Outcome:
         return _Outcome()
     try:
         return _decode(record)
-    except Exception as error:  # Pillow has many ways to say it
+    except Exception as error:  # Pillow raises many kinds of errors
         return _Outcome([(UNDECODABLE_IMAGE, f"{file}: {error}")])
 
 
@@ -164,7 +164,7 @@ def _find_size_fault(image: Image.Image, record: Mapping[str, Any]) -> Optional[
     if (width, height) == (said_width, said_height):
         return None
     file = record["file_name"]
-    place = f"{file} is {width} x {height}, the annotations say {said_width} x {said_height}"
+    place = f"{file} is {width} x {height}, but the annotations say {said_width} x {said_height}"
     return OTHER_IMAGE_SIZE, place
 
 
@@ -212,5 +212,5 @@ def check_overlap(
         for train_name, train_files in train.items():
             common = {test_files[x]: train_files[x] for x in test_files.keys() & train_files.keys()}
             for file, other in sorted(common.items()):
-                place = f"{file} ({test_name}) is {other} ({train_name})"
+                place = f"{file} ({test_name}) is the same as {other} ({train_name})"
                 findings.add(TEST_IMAGE_TRAINED_ON, place)

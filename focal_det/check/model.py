@@ -1,4 +1,4 @@
-"""Check of the model: whether it can be built, and how much of it MODEL.WEIGHTS fit."""
+"""Check of the model: whether it can be built, and how many of its tensors MODEL.WEIGHTS fills."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _FEW_WEIGHTS = 0.25
 def check_model(plan: Plan, findings: Findings) -> None:
     """Build the model, load MODEL.WEIGHTS and count what fits.
 
-    Weights at a URL are left to training, which loads them once.
+    Weights at a URL are not checked; training downloads them.
     """
     copy = plan.cfg.clone()
     copy.MODEL.DEVICE = "cpu"  # nothing is computed, and the GPU may be elsewhere

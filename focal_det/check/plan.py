@@ -54,7 +54,7 @@ class DataSet:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The block that focal_det registered it from; empty for others."""
+        """The block it was registered from (see `focal_det.data.catalog`); empty without one."""
         return self.metadata.get("focal_det_spec", {})
 
 
@@ -62,9 +62,9 @@ class Plan:
     """What is checked, and what earlier checks leave for later ones.
 
     Args:
-        cfg: Detectron2's config, whose data sets are registered.
+        cfg: Detectron2's config; the data sets in MODEL.FOCAL_DET.DATASETS must be registered.
         num_decoded: images of each data set to decode, at even distances; 0 for all.
-        only: name of the data set that alone is checked; None for those of the config.
+        only: name of the only data set to check; None for those of the config.
         suggest: whether to look for anchors that fit better.
         is_training: whether this machine is about to train.
 
@@ -96,11 +96,11 @@ class Plan:
         self._records: dict[str, list[dict[str, Any]]] = {}
 
     def get_names(self, key: str) -> list[str]:
-        """Names in DATASETS.TRAIN or TEST, of all data sets or of the one that is checked."""
+        """Names in DATASETS.TRAIN or TEST; if `only` is given, at most that one."""
         return [x for x in self.cfg.DATASETS[key] if self.only in (None, x)]
 
     def get_records(self, name: str) -> list[dict[str, Any]]:
-        """Detectron2's dicts of a data set, loaded once, as a large JSON takes long."""
+        """Detectron2's dicts of a data set; loaded only once, as a large JSON is slow to load."""
         if name not in self._records:
             with silence():
                 self._records[name] = DatasetCatalog.get(name)

@@ -19,7 +19,7 @@ from .stages import Stage, get_checks, load_checks
 def load_checked_config(
     file: str, opts: Sequence[str], dataset: Optional[str], *, unsafe_yaml: bool = False
 ) -> CfgNode:
-    """The config to check, in spite of a wrong block of FOCAL_DET_DATASETS for another data set.
+    """Load the config; if `dataset` is registered, errors in FOCAL_DET_DATASETS do not matter.
 
     Args:
         opts: KEY VALUE pairs.
@@ -32,7 +32,7 @@ def load_checked_config(
     try:
         return load_config(file, opts, unsafe_yaml=unsafe_yaml)
     except (OSError, ValueError):
-        # All other blocks are registered by now.
+        # All correct blocks are registered by now.
         if dataset not in DatasetCatalog.list():
             raise
     return load_config(file, opts, unsafe_yaml=unsafe_yaml)
@@ -51,7 +51,8 @@ def run_checks(
     """Check a config, its data sets, its model and its weights.
 
     Args:
-        images: how many of each data set to decode and to label, at even distances; 0 for all.
+        images: how many of each data set to decode, at even distances; 0 for all. Anchors are
+            labelled in no more than that, and in LABELLED_IMAGES at most.
         dataset: check only the config and this data set.
         suggest: also look for anchors that fit better.
         is_training: whether this machine is about to train.
@@ -91,7 +92,7 @@ def _register_datasets(
     try:
         register_datasets(blocks, source="MODEL.FOCAL_DET.DATASETS")
     except (OSError, ValueError) as error:
-        # A wrong block does not matter where another data set alone is checked.
+        # A wrong block does not matter if only another data set is checked.
         if dataset not in DatasetCatalog.list():
             findings.add(INVALID_DATASET_BLOCK, str(error))
             return False
@@ -110,6 +111,6 @@ def _run_stage(stage: Stage, plan: Plan, findings: Findings) -> None:
             # Not a bug of the check: it may rely on what an ignored error makes unreliable.
             ids = ", ".join(sorted(findings.ignored_errors))
             raise ValueError(
-                f"{check.__name__} failed ({type(error).__name__}: {error}), perhaps at an error "
-                f"that is ignored ({ids})"
+                f"{check.__name__} failed ({type(error).__name__}: {error}), perhaps because "
+                f"of an ignored error ({ids})"
             ) from error

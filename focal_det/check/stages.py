@@ -1,6 +1,6 @@
 """The list of checks, and when each of them runs.
 
-A check is a function of a `Plan` and `Findings`. A new one is a new file: in this package, or one
+A check is a function of a `Plan` and `Findings`. To add one, write a file in this package, or one
 that FOCAL_DET_ENV_MODULE names:
 
     from focal_det.check import Stage, add_rule, register_check
@@ -32,8 +32,8 @@ class Stage(enum.IntEnum):
     CONFIG = 1  # the config by itself
     ANNOTATIONS = 2  # each data set; leaves its images and classes in the plan
     DATA = 3  # image files, and the data sets together
-    MODEL = 4  # model and evaluation; only without errors so far, not for one data set
-    TRAINING_SET = 5  # measures of the training set; under the same conditions
+    MODEL = 4  # model and evaluation; skipped after errors, or if only one data set is checked
+    TRAINING_SET = 5  # measures of the training set; skipped in the same cases
 
 
 CHECKS: list[tuple[Stage, "Check"]] = []

@@ -37,10 +37,9 @@ class HealthyCheckpointer(DetectionCheckpointer):
         divergence: its last result.
         extra: saved in each checkpoint besides the model, such as "class_names".
         requires_all: whether weights that lack a part of the model are refused.
-        loaded: what the checkpoint that a run was resumed from holds besides the model, such as
-            "class_names".
+        loaded: what a resumed run's checkpoint holds besides the model, such as "class_names".
         num_tensors: number of parameter tensors of the model.
-        num_matched: how many of them the weights loaded last contain.
+        num_matched: how many of them were in the weights loaded last.
     """
 
     find_divergence: Optional[Callable[[], Optional[str]]] = None
@@ -62,7 +61,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
         if self.divergence:
             self._report_divergence(name)
             name = f"diverged_{name}"
-        # In the layout of Detectron2's checkpoints, so that each can resume from the other's.
+        # In Detectron2's layout, so that it and focal_det can resume from each other's checkpoints.
         content = {"model": self.model.state_dict()}
         for key, value in self.checkpointables.items():
             content[key] = value.state_dict()
@@ -76,7 +75,7 @@ class HealthyCheckpointer(DetectionCheckpointer):
 
     def _report_divergence(self, name: str) -> None:
         resume = "there is no healthy checkpoint yet"
-        # This run has read or written the file, so it need not be examined.
+        # This run has read or written the tagged checkpoint, so it need not be examined.
         if Path(self.save_dir, "last_checkpoint").is_file():
             resume = "--resume continues from the healthy checkpoint before it"
         logging.getLogger(LOGGER_NAME).error(
@@ -180,7 +179,7 @@ def load_all_weights(model: nn.Module, weights: str) -> dict[str, Any]:
         The other entries of a checkpoint, such as "class_names".
 
     Raises:
-        WeightsError: the file holds no weights, or lacks some of the model's; names it.
+        WeightsError: the file holds no weights, or lacks some of the model's; names the file.
     """
     checkpointer = HealthyCheckpointer(model)
     checkpointer.requires_all = True

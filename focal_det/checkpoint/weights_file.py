@@ -12,7 +12,7 @@ from torch import Tensor
 
 from focal_det.messages import shorten
 
-# Everything that a pickle of numpy arrays by name calls. The model zoos of Detectron2 and Detectron
+# Everything that unpickling named numpy arrays calls. The model zoos of Detectron2 and Detectron
 # are such pickles. numpy 2 renamed `numpy.core` to `numpy._core`, and files of both are in use.
 _ALLOWED = {
     ("_codecs", "encode"),
@@ -30,8 +30,8 @@ _SAFE_FORM = (
     "torch.save({'model': model.state_dict()}, 'weights.pth') writes a file that can be read"
 )
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, the limit of the format
-# Assumed for the modules of a safetensors file, which records no versions. No module of torch or
-# Detectron2 that has weights has a newer one.
+# `_version` assumed for the modules of a safetensors file, which records none. No module of torch
+# or Detectron2 that has weights has a higher one.
 _MODULE_VERSION = 3
 _MAX_NAMES = 3
 _MAX_LINE = 200  # characters of an error message from another library
@@ -118,7 +118,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _describe_kind(file: Path) -> str:
-    """The kind of a file that cannot hold weights, from its first bytes; empty if it may."""
+    """Why a file cannot hold weights, judged by its first bytes; empty if it may."""
     with open(file, "rb") as stream:
         start = stream.read(512)
     if not start:
@@ -147,9 +147,9 @@ def _read_safetensors(file: str) -> dict[str, Tensor]:
     data = Path(file).read_bytes()
     try:
         model = OrderedDict(load_safetensors(data))
-    except Exception as error:  # of the library, or of torch for a type that it lacks
+    except Exception as error:  # from the library, or from torch for a dtype it lacks
         raise WeightsError(_describe_damage(error)) from None
-    # torch and Detectron2 take weights without versions for old ones, and fill in missing norm
+    # torch and Detectron2 treat weights without versions as old ones, and fill in missing norm
     # statistics, which would hide a damaged name.
     modules = {name.rpartition(".")[0] for name in model}
     versions = {x: {"version": _MODULE_VERSION} for x in modules}
@@ -199,7 +199,7 @@ def _check_archive(file: str) -> None:
             is_packed = any(x.compress_type != zipfile.ZIP_STORED for x in members)
             is_packed |= sum(x.file_size for x in members) > Path(file).stat().st_size
             damaged = None if is_packed else archive.testzip()
-    except Exception as error:  # a damaged directory can raise errors of any type
+    except Exception as error:  # a damaged zip index can raise errors of any type
         raise WeightsError(_describe_damage(error)) from None
     if is_packed:
         raise WeightsError(
@@ -207,8 +207,9 @@ def _check_archive(file: str) -> None:
         )
     if damaged is not None:
         raise WeightsError(
-            f"it is damaged: the checksum of {damaged} is wrong. Get it again, or, if it was saved "
-            "without checksums (torch.serialization.set_crc32_options), save it with them"
+            f"it is damaged: the checksum of {damaged} is wrong. Download or copy "
+            "it again; if it was saved without checksums (torch.serialization.set_crc32_options), "
+            "save it again with them"
         )
 
 

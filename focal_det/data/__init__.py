@@ -1,4 +1,4 @@
-"""What goes in: data sets declared in a few lines of yaml, and how they are evaluated."""
+"""Data sets: how a few lines of yaml declare them, and how they are evaluated."""
 
 from focal_det.host import require_detectron2
 

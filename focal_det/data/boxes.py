@@ -11,7 +11,7 @@ _SLACK = 1  # pixel beyond the image, allowed for rounding
 
 
 class BoxFault(enum.Enum):
-    """Faults of a box. One that is CUT, at the edge of the image, is still usable."""
+    """Faults of a box. A CUT box, which reaches beyond the image, is still usable."""
 
     NOT_FINITE = "not four finite numbers between -MAX_SIDE and MAX_SIDE"
     NO_AREA = "width or height of 0 or less"

@@ -195,7 +195,7 @@ def read_class_names(name: str) -> list[str]:
 
 
 def sample_evenly(records: Sequence[Any], num: int) -> list[Any]:
-    """Choose `num` records at even distances; all if `num` is 0 or there are no more."""
+    """Choose `num` records at even distances; all if `num` is 0 or larger than their number."""
     if num == 0 or num >= len(records):
         return list(records)
     step = (len(records) - 1) / max(1, num - 1)

@@ -2,8 +2,8 @@
 
 The objects are scikit-learn's 1797 real 8x8 scans, enlarged, tilted and inked. The background is a
 colour gradient with strokes, arcs, blobs and scrambled scans, which look like digits but are not.
-Nothing is downloaded. Sparse splits have one to three digits on large canvases, whose clutter grows
-with their area, so that nearly all anchors are background.
+Nothing is downloaded. Sparse splits have at most three digits on large canvases, whose clutter
+grows with their area, so that nearly all anchors are background.
 
 Every canvas has its own random generator, seeded by (version, split, image id), so canvases do not
 depend on their order. The bytes are the same wherever NumPy, OpenCV and scikit-learn have the same
@@ -53,11 +53,11 @@ class DigitsSplit:
 
     Attributes:
         num_images: canvases.
-        is_val: whether its scans are in no other split.
-        is_longtail: whether class frequencies fall 100:1 from 0 to 9, or are equal.
+        is_val: whether it uses the scans that no training split uses.
+        is_longtail: whether class frequencies fall 100:1 from 0 to 9; else they are equal.
         side: of a canvas in pixels, a multiple of 128.
-        long_side: range of the ink's longer side in pixels; rounding adds 1 to either end.
-        max_digits: there are 1 to so many on a canvas that is not empty.
+        long_side: range of the ink's longer side in pixels; rounding can add 1 at either end.
+        max_digits: a canvas that is not empty has 1 to this many.
         empty_fraction: share of canvases without a digit.
         has_one_class: whether there is a second json, in which all digits are of one class.
     """
@@ -73,7 +73,7 @@ class DigitsSplit:
 
     @property
     def num_tiles(self) -> int:
-        """The area of a canvas, in those of the smallest."""
+        """The area of a canvas, in areas of the smallest canvas."""
         return (self.side // _TILE) ** 2
 
 
@@ -246,7 +246,7 @@ def _get_class_probs(split: str) -> np.ndarray:
 
 
 def _sample_labels(rng: np.random.Generator, probs: np.ndarray, split: DigitsSplit) -> list[int]:
-    """Draw the classes of a canvas, in 0..K-1, before anything else of it is drawn."""
+    """Sample the classes of a canvas, in 0..K-1; these are the first draws from its `rng`."""
     num_digits = 0
     if rng.random() >= split.empty_fraction:
         num_digits = int(rng.integers(1, split.max_digits + 1))
@@ -311,7 +311,7 @@ def _draw_background(rng: np.random.Generator, split: DigitsSplit) -> np.ndarray
         tile = image[y : y + _TILE, x : x + _TILE]
         layer = tile.copy()
         _draw_shape(rng, layer, shape)
-        # A blob is filled: as opaque as a line, it would hide what is below it.
+        # A blob is filled: if it were as opaque as a line, it would hide what is below it.
         opacity = rng.uniform(0.2, 0.5) if shape == "blob" else rng.uniform(0.4, 0.9)
         tile[:] = cv2.addWeighted(layer, opacity, tile, 1.0 - opacity, 0.0)
     return image
@@ -366,7 +366,7 @@ def _get_tight_box(alpha: np.ndarray) -> Box:
 def _find_place(
     rng: np.random.Generator, alpha: np.ndarray, taken: list[Box], canvas_side: int
 ) -> Optional[Box]:
-    """Place ink on the canvas where it hardly overlaps the `taken` boxes; None if no try does."""
+    """Find a box on the canvas that hardly overlaps the `taken` ones; None if no try succeeds."""
     h, w = (side - 2 * _MARGIN for side in alpha.shape)
     for _ in range(_MAX_TRIES):
         x, y = (int(rng.integers(_MARGIN, canvas_side - _MARGIN - side + 1)) for side in (w, h))

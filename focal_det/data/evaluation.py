@@ -1,4 +1,4 @@
-"""How data sets are evaluated, never on a cache of old annotations."""
+"""How data sets are evaluated, never against a cache of outdated annotations."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def find_stale_cache(name: str, folder: Path) -> Optional[Path]:
         cached = json.loads(file.read_text())
     except json.JSONDecodeError:
         return file
-    # Through json, as the cache went: tuples become lists.
+    # Through json, like the cache: tuples become lists.
     current = json.loads(json.dumps(convert_to_coco_dict(name)))
     # The rest of the file, "info", has the date it was written.
     for part in ("images", "annotations", "categories"):
@@ -71,7 +71,7 @@ def build_evaluator(dataset_name: str, output_folder: str) -> DatasetEvaluator:
         raise ValueError(f"Data set {dataset_name}: {message}")
     if kind == "coco" and comm.is_main_process():
         _remove_stale_cache(dataset_name, Path(output_folder))
-    # The others must not read the cache before it is removed.
+    # The other processes must not read the cache before it is removed.
     comm.synchronize()
     return evaluators[kind]()
 
@@ -81,6 +81,6 @@ def _remove_stale_cache(name: str, folder: Path) -> None:
     if stale is None:
         return
     logging.getLogger(LOGGER_NAME).warning(
-        f"{stale} has other annotations than data set {name} has now; it is removed and made anew"
+        f"{stale} has not the present annotations of data set {name}; it is made again"
     )
     stale.unlink()

@@ -1,4 +1,4 @@
-"""PASCAL VOC folders with any classes and image type, to Detectron2's dataset dicts.
+"""From PASCAL VOC folders, with any classes and image types, to Detectron2's dataset dicts.
 
 Detectron2's `load_voc_instances` gives the same dicts for correct `.jpg` data. This reader also
 names the file, the class and the fix where the data is not correct. It leaves out and logs boxes
@@ -96,7 +96,7 @@ def find_evaluation_faults(root: Path, split: str) -> Iterator[str]:
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if len(line.split()) != 1:
             yield f"{path}, line {number}: {line!r} is not just a name"
             continue
@@ -152,7 +152,7 @@ def _read_split(root: Path, split: str, name: str) -> list[str]:
             f"Data set {name}: {path} does not exist. {describe_unknown('split', split, known)}"
         )
     image_ids = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         words = line.split()
         if not words:
             continue

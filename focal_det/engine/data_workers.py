@@ -1,7 +1,7 @@
 """Data workers that outlive a signal to the whole run, and end with the run.
 
-Ctrl+C, or a signal from a cluster, also reaches the workers, as they belong to the same group of
-processes. They ignore it because the run still needs them to complete its step.
+Ctrl+C, or a signal from a cluster, also reaches the workers, as they are in the run's process
+group. They ignore it because the run still needs them to complete its step.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ class DataWorkers:
         except (OSError, EOFError):  # a broken pipe: wait until its worker is dead
             ending = wait([x.sentinel for x in self._processes], _SECONDS_TO_DIE)
             for process in self._processes:
-                # A process that ends closes its files, sentinel included, before it has ended.
+                # A dying process closes its files, sentinel included, before it has an exit code.
                 if process.sentinel in ending:
                     process.join(_SECONDS_TO_DIE)
             self._check()
@@ -104,7 +104,7 @@ def start_worker(worker: int) -> None:
 
 
 def _end_by_parent_only() -> None:
-    """Obey SIGTERM only from the parent, where torch sends it to a worker that hangs."""
+    """Obey SIGTERM only from the parent process, where torch uses it to end a hung worker."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # a worker has one
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -120,7 +120,7 @@ def _end_by_parent_only() -> None:
 def end_when_parent_dies() -> None:
     """Have the system kill this process when its parent dies, however that happens.
 
-    Only Linux can. It acts when the thread that started this process ends.
+    Works on Linux only, where the system acts once the thread that started this process ends.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

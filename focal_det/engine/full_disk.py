@@ -40,7 +40,7 @@ def report_full_disk_once(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
-        # Probably metrics.json, which Detectron2 keeps open: checkpoints raise a DiskFullError.
+        # Probably metrics.json, which Detectron2 keeps open; a checkpoint raises DiskFullError.
         raise DiskFullError(describe_full_disk(folder / "metrics.json")) from None
     finally:
         logger.removeFilter(_is_about_something_else)

@@ -1,4 +1,4 @@
-"""The start of a run: what is refused before it, and how its errors are explained."""
+"""The start of a run: the checks that may refuse it, and how its errors are explained."""
 
 import argparse
 import contextlib
@@ -62,7 +62,7 @@ def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> Non
         ValueError: names the flag, key or folder that must change.
         WeightsError: the weights cannot be read, or do not fit.
         StoppedError: the run stopped for any other reason.
-        SystemExit: `check` has refused it, or a signal has stopped it.
+        SystemExit: `check` has refused the run, or a signal has stopped it.
     """
     args.allow_changes = [x for x in args.allow_changes.split(",") if x]
     args.num_processes = _count_processes(args)
@@ -74,7 +74,7 @@ def start_run(args: argparse.Namespace, check: Callable[[RunPlan], None]) -> Non
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_when_parent_dies()
     with joined(place, _guess_gpus(args)) as is_restart:
-        # torchrun repeats the command that started the run, which need not say --resume.
+        # torchrun repeats the original command, which may lack --resume.
         if is_restart and not args.eval_only:
             args.resume = True
             args.overwrite = False
@@ -108,7 +108,7 @@ def _count_processes(args: argparse.Namespace) -> int:
     """Number of processes on all machines.
 
     Raises:
-        ValueError: the flags contradict each other, or this machine has fewer GPUs.
+        ValueError: the flags contradict each other, or ask for more GPUs than this machine has.
     """
     num_gpus = torch.cuda.device_count()
     if args.num_gpus > max(1, num_gpus):
@@ -131,7 +131,7 @@ def _prepare(
     """Check everything that can be refused before the first iteration.
 
     Args:
-        lock: takes over the lock of OUTPUT_DIR, and holds it until it is closed.
+        lock: stack that takes over the lock of OUTPUT_DIR; closing the stack releases it.
     """
     check_arguments(args)
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
@@ -204,12 +204,12 @@ def check_arguments(args: argparse.Namespace) -> None:
 def _find_evaluated_weights(cfg: CfgNode, args: argparse.Namespace, earlier: dict[str, Any]) -> str:
     """The weights that --eval-only evaluates.
 
-    They are the last checkpoint of the run in OUTPUT_DIR. Without one, or if the config names other
-    weights than those the run started from, they are MODEL.WEIGHTS; with --resume, never.
+    They are the last checkpoint of the run in OUTPUT_DIR. Without --resume, they are MODEL.WEIGHTS
+    instead if there is no checkpoint, or if it is set and the run started from other weights.
 
     Raises:
         ValueError: there are none, and evaluating random weights is pointless; or the command line
-            names the weights that the run started from, so that either could be meant.
+            names the weights that the run started from, and may mean these or the checkpoint.
     """
     weights = cfg.MODEL.WEIGHTS
     last = find_last_checkpoint(Path(cfg.OUTPUT_DIR))
@@ -249,7 +249,7 @@ def _warn_of_another_model(cfg: CfgNode, earlier: dict[str, Any]) -> None:
         if key.startswith(("MODEL.", "INPUT.FORMAT")) and not key.startswith("MODEL.FOCAL_DET.")
     ]
     if lines:
-        print("\n  ".join(["warning: the run had another model than this config", *lines]))
+        print("\n  ".join(["warning: this config has another model than the run", *lines]))
 
 
 def _run(args: argparse.Namespace, plan: RunPlan, *, has_launcher: bool) -> None:

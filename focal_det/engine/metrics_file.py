@@ -25,7 +25,7 @@ def drop_later_metrics(file: Path, start_iter: int) -> None:
 
 
 def _read_iteration(line: str) -> float:
-    """The iteration of a line; infinity if it has none, such as half a line before a kill."""
+    """The iteration of a line; infinity if it has none, such as a line cut off by a kill."""
     try:
         return float(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):

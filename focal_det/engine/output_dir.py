@@ -16,7 +16,7 @@ from focal_det.files import lock_for_process
 from focal_det.messages import shorten
 from focal_det.modeling.build import INFERENCE_KEYS, flatten_config
 
-# Patterns of files that only a run that has trained leaves. config.yaml and log.txt are not among
+# Patterns of files that a run leaves only if it has trained. config.yaml and log.txt are not among
 # them, as they are written before the first iteration.
 _RUN_FILES = (
     "last_checkpoint",
@@ -75,7 +75,7 @@ def lock_output_dir(folder: Path, seconds: float = 0.0) -> Iterator[None]:
     except OSError:
         if os.access(folder, os.W_OK):
             raise
-        # No run can write here, so no lock is needed; `focal-det check` and Detectron2 say why.
+        # No run can write here, so no lock is needed; `focal-det check` or Detectron2 reports it.
         yield
         return
     deadline = time.monotonic() + seconds
@@ -162,7 +162,7 @@ def refuse_changes(cfg: CfgNode, before: dict[str, Any], allowed: Sequence[str])
 
 
 def read_earlier_config(folder: Path) -> dict[str, Any]:
-    """The config, by full keys, that the run in a folder was trained with; empty if unknown.
+    """The flattened config that the run in a folder was trained with; empty if unknown.
 
     It comes from the last checkpoint, or from config.yaml for a run of Detectron2's own script. A
     run without a checkpoint has nothing to continue, and its config counts as unknown.
@@ -210,7 +210,7 @@ def find_changes(cfg: CfgNode, before: dict[str, Any]) -> dict[str, tuple[Any, A
 
 
 def _is_own_arg(key: str, declared: dict[str, Any]) -> bool:
-    """Whether a key is a component's argument without a default in the config, such as gamma.
+    """Whether a key is a component's argument that has no config default, such as a loss's gamma.
 
     Any other key that only one of two configs has is due to another version of Detectron2 or
     focal_det.
@@ -227,11 +227,11 @@ def _simplify(key: str, values: dict[str, Any]) -> Any:
 
 
 def _is_free(key: str, before: Any, now: Any, values: dict[str, Any]) -> bool:
-    """Whether a resume allows this change of a key; `values` is all of the config now."""
+    """Whether a resume allows this change of a key; `values` is the whole new config."""
     if key == "SEED":
         return before < 0 or now < 0  # a run with a negative SEED draws one
     if key == "SOLVER.MAX_ITER":
-        # Other schedulers derive the learning rate of every iteration from the length.
+        # Other schedulers derive the learning rate of every iteration from it.
         return values["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR"
     component, is_arg, argument = key.partition(".ARGS.")
     if is_arg and f"{component}.NAME" in values:

@@ -12,7 +12,7 @@ class ResumablePreciseBN(PreciseBN):
     """PreciseBN that can be interrupted: a resumed run starts an unfinished update over.
 
     Args:
-        hook: Detectron2's hook, which this one replaces; enabled, and with a TrainingStream.
+        hook: Detectron2's hook, which this one replaces; must be enabled and read a TrainingStream.
     """
 
     def __init__(self, hook: PreciseBN) -> None:
@@ -40,13 +40,13 @@ class ResumablePreciseBN(PreciseBN):
         """
         for buffer, before in zip(self._model.buffers(), self._buffers_before):
             buffer.copy_(before)
-        # fvcore's hooks are still registered. They would refuse the forward pass of a save.
+        # fvcore's hooks are still registered, and would raise when a save runs the model.
         for layer, hooks in self._hooks_before:
             layer._forward_pre_hooks.clear()
             layer._forward_pre_hooks.update(hooks)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the data the next update begins, and whether a resumed run makes it first."""
+        """Where in the data the next update begins, and whether a resumed run begins with it."""
         data = self._data_before if self._is_pending else self.stream.state_dict()
         return {**data, "is_pending": self._is_pending}
 

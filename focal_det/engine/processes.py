@@ -68,7 +68,7 @@ def read_place() -> Optional[Place]:
         ValueError: some of the launcher's variables are missing or not numbers.
     """
     values = {name: os.environ.get(name, "") for name in _VARIABLES}
-    # Some clusters set one or two of them for every process, without being a launcher.
+    # Some clusters set one or two of these variables for every process, even without a launcher.
     if not (values["RANK"] and values["WORLD_SIZE"] and os.environ.get("MASTER_ADDR")):
         return None
     wrong = [f"{k}={v}" for k, v in values.items() if not v.isdigit()]
@@ -109,7 +109,7 @@ def joined(place: Place, uses_gpus: bool) -> Iterator[bool]:
         uses_gpus: each process takes one GPU of its machine; otherwise all use the CPU.
 
     Raises:
-        ValueError: the machine has fewer GPUs.
+        ValueError: the machine has fewer GPUs than processes.
     """
     num_gpus = torch.cuda.device_count()
     if uses_gpus and place.num_local > num_gpus:
@@ -148,8 +148,8 @@ def _meet(place: Place) -> tuple[Any, bool]:
     )
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return agent, False
-    # When torchrun restarts processes, its store still has the addresses of the dead ones, and the
-    # number of restarts differs between machines. So the first process opens a new store.
+    # When torchrun restarts processes, its store still has the addresses of the dead ones. Restart
+    # counts differ between machines, so they do not help: the first process opens a new store.
     host = os.environ["MASTER_ADDR"]
     options: dict[str, Any] = {"world_size": place.num_processes, "wait_for_workers": False}
     if place.rank == 0:
@@ -181,7 +181,7 @@ def share_from_first(make: Callable[[], Any]) -> Any:
         make: returns anything but None, which would count as a failure.
 
     Raises:
-        SystemExit: with code 2, if `make` has failed in the first process, which raises its error.
+        SystemExit: with code 2, in the others, if `make` fails; the first process raises its error.
     """
     outcome = [None]
     try:
@@ -268,7 +268,7 @@ def run_in_processes(target: Callable[..., Any], arguments: Iterable[Sequence[An
 
 
 def _raise_failure(children: Sequence[_Child], failed: Sequence[_Child]) -> None:
-    """Raise what has ended a run: the failure that the others follow from."""
+    """Raise what has ended a run: the failure that caused the others."""
     for child in failed:
         code = child.process.exitcode or 0
         if code < 0 and child.error is None:
@@ -277,7 +277,7 @@ def _raise_failure(children: Sequence[_Child], failed: Sequence[_Child]) -> None
                 f"{describe_signal(-code)}. Continue with --resume"
             )
     first_code = children[0].process.exitcode or 0
-    # In an evaluation, the first process stops alone, and those that waited for it fail.
+    # A signal in an evaluation stops the first process only; those that wait for it fail.
     if children[0] in failed and first_code > 128:
         raise SystemExit(first_code)
     for child in failed:

@@ -53,7 +53,7 @@ def run_process(args: argparse.Namespace, plan: RunPlan) -> Optional[dict]:
         DataWorkerError: a data worker has died.
         RunStopped: a signal asked for a stop, or another process cannot go on.
     """
-    # Read again: a spawned process starts without the data sets and components of its parent.
+    # Read again: a spawned process lacks the data sets and components that its parent registered.
     cfg = load_config(args.config_file, args.opts, unsafe_yaml=args.unsafe_yaml)
     register_datasets(cfg.MODEL.FOCAL_DET.DATASETS, source="MODEL.FOCAL_DET.DATASETS")
     seed_note = _set_seed(cfg, args, plan.earlier)
@@ -70,7 +70,7 @@ def run_process(args: argparse.Namespace, plan: RunPlan) -> Optional[dict]:
 
 
 def _set_seed(cfg: CfgNode, args: argparse.Namespace, earlier: dict[str, Any]) -> str:
-    """Give a run without SEED one that all its processes share; return a note for the log.
+    """If SEED is not set, set one that all processes share; return a note for the log.
 
     A resumed or evaluated run keeps the seed it had.
     """
@@ -152,6 +152,6 @@ def _evaluate(cfg: CfgNode) -> dict:
     load_all_weights(model, cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
-        # TEST.EXPECTED_RESULTS: ends the process with an error if the results differ from them.
+        # Ends the process with an error if the results differ from TEST.EXPECTED_RESULTS.
         verify_results(cfg, results)
     return results

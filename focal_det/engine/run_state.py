@@ -1,8 +1,8 @@
 """What a run needs to continue exactly, besides model, optimizer and scheduler.
 
 It is the state of every process: its place in the data, its random generators, its buffers and what
-its hooks remember. A checkpoint holds it as numbers and tensors under "run_state", which Detectron2
-ignores when it loads the checkpoint.
+its hooks remember. A checkpoint holds it as plain values and tensors under "run_state", which
+Detectron2 ignores when it loads the checkpoint.
 """
 
 import random
@@ -24,9 +24,9 @@ def gather_run_state(parts: Mapping[str, Any], model: nn.Module) -> dict[str, An
         model: its buffers can differ between processes.
 
     Returns:
-        In the first process, "num_processes" and "processes", the state of each by rank; in the
-        others, {}. "buffers" has only those that differ from the first process's, because a
-        checkpoint has the latter with the model.
+        In the first process, "num_processes" and "processes", their states by rank; in the others,
+        {}. The "buffers" of a state are only those that differ from the first process's, because a
+        checkpoint has the first process's with the model.
     """
     states = comm.gather(
         {

@@ -75,7 +75,7 @@ class RunSaver(HookBase):
         comm.synchronize()
 
     def save_this_step(self) -> None:
-        """Save the state after this step, for a hook that stops the run before this one is called.
+        """Save the state after this step, for a hook that stops the run before RunSaver is called.
 
         All processes must call this together; they return when the checkpoint is complete.
         """

@@ -34,7 +34,7 @@ _DIVERGED_RATIO = 1000
 # below 1 by then.
 _PATIENCE = 30
 _MAX_OUTPUT = 1e4  # |logit| or |delta| of a model that has diverged; the sigmoid saturates near 20
-# How long the other processes have to keep the step too, before this one's error ends them.
+# How long to wait for the other processes to keep the step too; this one's error then ends them.
 _WAIT_SECONDS = 30.0
 
 # Prefix of the exit message when StepGuard stops a run; `focal-det sweep` looks for it.
@@ -74,14 +74,14 @@ class StepGuard(HookBase):
 
     Uses forward hooks on the model and wraps `optimizer.step`, because Detectron2 0.5 has no hook
     between backward and step. (torch's own optimizer hooks come too late in Detectron2 main: where
-    it clips gradients, they see the clipped ones.) It waits for the device once per step. It also
-    stops
+    it clips gradients, they see the clipped ones.) The guard waits for the device once per step. It
+    also stops
 
     - a mixed-precision run whose loss scaler skips too many steps in a row,
     - a run whose loss is finite, but over a thousand times the first loss, for too many steps.
 
-    The kept state is the one before the step: the weights have not been stepped, and the buffers
-    that the forward pass changed are restored.
+    It keeps that step in a file, with the state before it: the weights have not been stepped, and
+    the buffers that the forward pass changed are restored.
 
     Args:
         cfg: of the run; kept with the step.
@@ -137,7 +137,7 @@ class StepGuard(HookBase):
 
     @property
     def _model(self) -> nn.Module:
-        """The model, also where DistributedDataParallel wraps it."""
+        """The model itself, even if DistributedDataParallel wraps it."""
         return getattr(self.trainer.model, "module", self.trainer.model)
 
     def _before_forward(self, model: nn.Module, inputs: tuple) -> None:
@@ -209,16 +209,16 @@ class StepGuard(HookBase):
         return f"the loss is {last:.3g}, and was {first:.3g} at the start"
 
     def stop_for(self, error: FloatingPointError) -> None:
-        """Stop because Detectron2 has found a number that is infinite or NaN, with this error.
+        """Stop because Detectron2 has raised this error about a number that is infinite or NaN.
 
         Raises:
             DivergedError: always.
         """
         if not self._losses:
-            # The forward pass of any process. The others wait for it in their backward pass, and
-            # end with it.
+            # Raised by the forward pass, in any process. The others wait for this process in their
+            # backward pass, and end with it.
             self.stop(f"the forward pass has stopped: {error}")
-        # The first process, which alone checks the losses of all.
+        # Otherwise this is the first process, which alone checks the losses of all.
         if self._cfg.SOLVER.AMP.ENABLED:
             # The others skip this step, and their `after_step` waits for this agreement.
             agree_on(True)
@@ -277,9 +277,9 @@ class StepGuard(HookBase):
     def find_divergence(self) -> Optional[str]:
         """How the model has diverged, None if it has not.
 
-        It has if a tensor of its state is non-finite, if its outputs on the last batch are huge, or
-        if the loss is far above the first one. The outputs are computed with the weights after the
-        last step, which no loss has seen yet.
+        It has diverged if a tensor of its state is non-finite, if its outputs on the last batch are
+        huge, or if the loss is far above the first one. The outputs are computed with the weights
+        after the last step, which no loss has seen yet.
         """
         model = self._model
         nonfinite = [

@@ -14,7 +14,7 @@ from typing import Optional
 
 from detectron2.utils import comm
 
-# From a cluster, Ctrl+C, a job scheduler before the time limit, and a closed terminal.
+# Sent by a cluster, by Ctrl+C, by a job scheduler before the time limit, by a closed terminal.
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 # Signals within this time are one request: a Ctrl+C comes from the terminal and from the parent.
 _SECONDS_OF_ONE_REQUEST = 1.0
@@ -85,7 +85,7 @@ class StopRequest:
         """Undo `listening` in a process forked from this one, such as a data worker."""
         if not self._numbers:
             return
-        # The socket is the parent's: it would take the child's signals for its own.
+        # The socket is the parent's, which would take the child's signals for its own.
         signal.set_wakeup_fd(-1)
         for number in self._numbers:
             signal.signal(number, signal.SIG_DFL)

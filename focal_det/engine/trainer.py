@@ -39,15 +39,15 @@ class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer, with
 
     - a StepGuard, so that nothing non-finite reaches the weights,
-    - a HealthyCheckpointer, and the state of the optimizer on Detectron2 0.5 and 0.6, too,
+    - a HealthyCheckpointer; checkpoints hold the optimizer's state on Detectron2 0.5 and 0.6, too,
     - a stop between two steps when a signal asks for it or an image cannot be loaded, with a
       checkpoint of the last complete step,
     - box evaluators chosen by a data set's `evaluator_type`, never with a cache of old annotations,
     - errors about an image that name its file,
-    - resumed runs that, on a CPU, equal the uninterrupted run bit for bit; Detectron2's start again
-      at the first batch.
+    - resumed runs that, on a CPU, equal the uninterrupted run bit for bit; those of Detectron2
+      start over at the first batch.
 
-    A run is resumed with the `cfg.SEED` it was started with.
+    A run must be resumed with the `cfg.SEED` it was started with.
     """
 
     # Detectron2 sets these attributes, without annotations.
@@ -134,7 +134,7 @@ class Trainer(DefaultTrainer):
         except DivergedError:
             raise
         except FloatingPointError as error:
-            # Detectron2 checks proposals, and the losses of all processes, itself; it keeps nothing
+            # Detectron2 itself checks proposals and the losses of all processes, but keeps nothing
             # of the step.
             self._guard.stop_for(error)
 
@@ -161,7 +161,7 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         # After an exception in the last iteration, Detectron2 evaluates as if the run were
-        # complete. It is if `iter` has moved, and has reached `max_iter`.
+        # complete. It is complete only if `iter` has moved and has reached `max_iter`.
         if self.iter < self.max_iter or self.iter == self.start_iter:
             self._hooks = [x for x in self._hooks if not isinstance(x, EvalHook)]
         try:
@@ -178,7 +178,7 @@ class Trainer(DefaultTrainer):
         Args:
             resume: load the last checkpoint of OUTPUT_DIR if it has one.
             allow_changes: what may have changed since a resumed run started: keys of the config,
-                "classes", "optimizer" (whose state may be missing). With a key of SOLVER, learning
+                "classes", "optimizer" (whose state may be missing). If one is in SOLVER, learning
                 rate, momentum and weight decay come from the config, else from the checkpoint.
 
         Raises:

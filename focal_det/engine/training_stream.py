@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .data_workers import DataWorkers, start_worker
 from .run_state import kept_generators
 
-_MAX_TRIES = 100  # with a mapper that returns None: each time, another image takes the place
+_MAX_TRIES = 100  # images tried in turn for one position while the mapper returns None
 
 # A position in the stream, and the index of the image there.
 Place = tuple[int, int]
@@ -91,7 +91,7 @@ class TrainingStream:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place before the next batch, in plain numbers.
+        """Where the next batch begins, in plain numbers.
 
         Returns:
             "next", the position of the first image that has not been read; "waiting", the places of
@@ -100,7 +100,7 @@ class TrainingStream:
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Move to a place from `state_dict`; only before the first batch.
+        """Move to the point that `state_dict` described; only before the first batch.
 
         Raises:
             RuntimeError: the stream has begun.
@@ -150,7 +150,7 @@ class TrainingStream:
             collate_fn=_keep,
             worker_init_fn=start_worker,
             multiprocessing_context=_get_start_method(self._num_workers),
-            # The loader draws its workers' seed from this generator, so the run's does not advance.
+            # The loader draws its workers' seed from this, so the run's generator does not advance.
             generator=torch.Generator(),
         )
 

@@ -58,7 +58,7 @@ def make_benchmark(
         command: the one that was typed.
         device: "cpu" or "cuda".
         dtype: of the logits, or of mixed precision.
-        rounds: measured calls of each contender; `quick` makes one.
+        rounds: measured calls of each contender; 1 if `quick`.
         quick: measure small inputs.
 
     Raises:
@@ -121,7 +121,7 @@ def get_file_name(content: Mapping[str, Any]) -> str:
 
 
 def make_loss_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[BenchCase]:
-    """Loss and gradient at four gammas, then with more anchors and with more classes."""
+    """Loss and gradient at four gammas, then for growing numbers of anchors and of classes."""
     num_anchors = _get_num_anchors(quick)
     for gamma in (2.0, 1.5, 1.0, 0.3):
         yield _make_loss_case(device, dtype, num_anchors, 80, gamma)
@@ -217,7 +217,7 @@ def make_label_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
     anchors = Boxes.cat(_make_anchors(device, size))
     matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True)
     assigner = IoUAssigner(matcher=matcher, num_classes=80)
-    # Detectron2's labels are a method of its model, which reads no more than these two attributes.
+    # Detectron2 labels anchors in a method of its model, which reads only these two attributes.
     stock = type("Stock", (), {"anchor_matcher": matcher, "num_classes": 80})()
     counts: tuple[int, ...] = (5, 50, 300, 1000)
     if quick:
@@ -289,7 +289,7 @@ def make_infer_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
 
     @torch.no_grad()
     def process(model: RetinaNet) -> None:
-        # Detectron2 works in place, so both get a copy in place of the head's output.
+        # Detectron2 works in place, so both get a copy and not the head's output itself.
         if takes_logits and model is models[STOCK]:
             inputs = [x.clone() for x in logits]
         else:

@@ -20,8 +20,8 @@ class Detector:
 
     Attributes:
         title: in the names of the cases.
-        config: a shipped one, of ours.
-        stock_parts: values that select Detectron2's, by full key.
+        config: name of our shipped config.
+        stock_parts: values that select Detectron2's own parts, by full key.
     """
 
     title: str

@@ -1,7 +1,9 @@
 """How much of the loss the hard anchors carry, figure 4 of arXiv 1708.02002.
 
 The losses of all anchors of a trained model, or of all proposals of its box head, are sorted from
-low to high, summed and normalized to 1, for positives and negatives apart.
+low to high, summed and normalized to 1, separately for positives and negatives.
+
+Shapes: N images, R anchors or proposals per image, K classes.
 """
 
 from collections import defaultdict
@@ -32,7 +34,7 @@ SIDES = ("positive", "negative")
 GROUPINGS = ("class", "level", "size")
 _BOX_HEAD = STAGES[-1]
 _GAMMAS = (0.0, 0.5, 1.0, 2.0)  # of the paper's figure
-# COCO's sizes by their largest area, in pixels of the image on disk.
+# Upper bounds of the areas of COCO's sizes, in pixels of the image on disk.
 _MAX_AREAS = {"small": 32**2, "medium": 96**2, "large": float("inf")}
 _MAX_POINTS = 400  # of a curve in json
 
@@ -60,10 +62,10 @@ class MeasuredStage:
     """The stage of a detector whose loss is measured.
 
     Attributes:
-        name: one of STAGES; empty for a RetinaNet, which has no other.
+        name: one of STAGES; empty for a RetinaNet, which has only one.
         boxes: what it classifies, "anchors" or "proposals".
         num_classes: K; 1 for an RPN.
-        num_outputs: C, logits of each.
+        num_outputs: C, logits of each anchor or proposal.
         alpha: of its loss; -1 for no weighting.
     """
 
@@ -78,8 +80,8 @@ def choose_stage(cfg: CfgNode, name: Optional[str]) -> MeasuredStage:
     """The stage of a RetinaNet; of a two-stage detector the one named, or else the box head.
 
     Raises:
-        ValueError: the detector has no stage of this name, or it is Detectron2's own; names the
-            key.
+        ValueError: the detector has no stage of this name, or the stage is Detectron2's own;
+            names the key.
     """
     settings = read_settings(cfg)
     if not settings.node_key:
@@ -118,8 +120,8 @@ def build_losses(
     """The losses to measure, by the name of their curve.
 
     Args:
-        gammas: of focal losses with the alpha of the config, of sigmoids or of a softmax as in the
-            model; by default, if there are no `specs` either, those of the paper's figure.
+        gammas: of focal losses with the alpha of the config and with sigmoids or a softmax, as in
+            the model; if these and `specs` are both empty, those of the paper's figure.
         specs: further losses, see `parse_loss`.
 
     Raises:
@@ -163,7 +165,7 @@ def choose_dataset(cfg: CfgNode, name: Optional[str]) -> str:
 def read_batches(
     cfg: CfgNode, dataset: str, num_images: int, batch_size: int
 ) -> list[list[dict[str, Any]]]:
-    """Batches of dataset dicts, at even distances in the data set; all for 0 images."""
+    """`num_images` dataset dicts at even distances in the data set, or all if 0, in batches."""
     records = sample_evenly(DatasetCatalog.get(dataset), num_images)
     return [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
 
@@ -185,14 +187,14 @@ def measure_losses(
         model: see `compute_stage_outputs`.
         losses: by the name of their curve.
         batches: of `read_batches`.
-        stage: name of a MeasuredStage. For anchors, read proposals where it is the box head; a
-            cascade has curves for each of its stages.
+        stage: name of a MeasuredStage. For the box head, all that is said of anchors holds for
+            proposals; a cascade has curves for each of its stages.
         by: one of `GROUPINGS`, for a curve per group, named after the loss and the group. Negatives
             have no class and no size, and stay in one curve.
         class_names: K names.
 
     Raises:
-        ValueError: the model lacks the stage, or the stage the groups.
+        ValueError: the model lacks the stage, or the stage has no such groups.
     """
     if by == "level" and stage == _BOX_HEAD:
         raise ValueError("--by level: the proposals of a box head have no level")
@@ -300,7 +302,7 @@ def _group_by_size(targets: DenseTargets, inputs: Sequence[Mapping[str, Any]]) -
     scales = boxes.new_tensor([x["height"] / x["image"].shape[1] for x in inputs])
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2) * scales[:, None] ** 2
     *bounds, _ = _MAX_AREAS.values()
-    # An object of exactly 32² pixels is medium, as in COCO.
+    # An object of exactly 32² pixels is medium; COCO counts it as small and as medium.
     index = torch.bucketize(areas, areas.new_tensor(bounds), right=True)
     return Groups(index, list(_MAX_AREAS), has_negatives=False)
 

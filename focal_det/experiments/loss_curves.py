@@ -18,8 +18,8 @@ from focal_det.losses.targets import DenseTargets
 
 X_MAX = 6.0  # of |x_t|
 NUM_POINTS = 1201
-# Relative to the largest value of a line. Float32 arithmetic of two losses that are equal on paper
-# differs by less, and a line in a picture is wider.
+# Relative to the largest value of a line. Two losses that are equal on paper differ by less, even
+# in float32, and a line in a picture is wider.
 _TOLERANCE = 1e-4
 
 
@@ -33,7 +33,7 @@ class LossCurves:
         loss: (2, G) nats.
         grad: (2, G) derivative of the loss with respect to x_t: y times that with respect to x.
         iou: IoU of the positives; None for a loss that does not need it.
-        self_normalized: whether the values are parts of a mean over the batch, which is the grid.
+        self_normalized: whether the values are parts of a mean over the batch, all 2 G points.
         stateful: whether training changes the values; these are of the first step.
     """
 
@@ -68,7 +68,7 @@ def compute_loss_curves(loss: ClsLoss, *, iou: float = 1.0) -> LossCurves:
         raise ValueError(f"iou must be in [0, 1], got {iou}")
     # A stateful loss changes when it is evaluated.
     loss = copy.deepcopy(loss)
-    # In float64, which has no fast path: these loop over images, and here each has one anchor.
+    # In float64, to avoid the fast paths: they loop over images, and here each has one anchor.
     x_t = torch.linspace(-X_MAX, X_MAX, NUM_POINTS, dtype=torch.float64)
     y = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     x = (y * x_t).requires_grad_()

@@ -75,8 +75,8 @@ class LossHistogram:
     def compute_max_error(self) -> float:
         """Largest error of a straight line between two points of the curve.
 
-        n losses between a and b deviate from it by at most n (b - a) / 4, with half of them at
-        either end.
+        n losses between a and b deviate from it by at most n (b - a) / 4, reached with half of them
+        at each end.
         """
         total = float(self.sums.sum())
         if total == 0:

@@ -18,7 +18,7 @@ def parse_loss(spec: str) -> tuple[str, dict[str, Any]]:
     A value is a Python literal or else a yaml scalar: 2, -1, 1e-3, [0.25, 0.5], true.
 
     Raises:
-        ValueError: an argument without value or given twice, or a value that is neither.
+        ValueError: an argument without a value or given twice, or a value of another form.
     """
     name, _, text = spec.partition(":")
     args: dict[str, Any] = {}
@@ -48,7 +48,7 @@ def build_loss(spec: str, num_classes: int) -> ClsLoss:
     """The registered loss of "NAME:ARGUMENT=VALUE,...".
 
     Raises:
-        ValueError: it cannot be parsed or built; begins with `spec`.
+        ValueError: it cannot be parsed or built; the message begins with `spec`.
     """
     try:
         name, args = parse_loss(spec)

@@ -1,6 +1,7 @@
 """Records of runs and measurements: their figures, and where these come from.
 
-Every json of results has the origin block of `make_origin` at its top level.
+Every json of results has the origin block of `make_origin` at its top level; that of a sweep has
+it in each run that has figures.
 """
 
 import json

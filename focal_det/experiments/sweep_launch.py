@@ -58,7 +58,7 @@ def execute_all(runs: Sequence[Run], num_jobs: int) -> None:
 
 
 def _share_machine(slot: int, num_jobs: int) -> dict[str, str]:
-    """Variables of one of several runs at a time: its part of the cores, and one of the GPUs."""
+    """Environment variables of one of several concurrent runs: its part of the cores, one GPU."""
     # torch takes all cores for each process, and several runs would wait for each other.
     env = {}
     if "OMP_NUM_THREADS" not in os.environ:
@@ -69,7 +69,7 @@ def _share_machine(slot: int, num_jobs: int) -> dict[str, str]:
 
 
 def _watch(futures: Mapping[Run, Future], runs: Sequence[Run]) -> None:
-    """Show the iterations of all runs until every future is done, and each run's outcome."""
+    """Show the iterations of all runs, and each future's outcome, until every future is done."""
     total = sum(run.num_iters for run in runs)
     initial = sum(run.count_iters() for run in runs)
     ended: set[Run] = set()
@@ -125,7 +125,7 @@ def execute_with_submitit(runs: Sequence[Run], executor: Any) -> None:
 def make_launcher(
     name: str, num_jobs: int, parameters: Sequence[str], output: Path
 ) -> Callable[[Sequence[Run]], None]:
-    """What executes runs.
+    """The function that executes runs.
 
     Args:
         name: "local" or "slurm".
@@ -165,7 +165,7 @@ def execute_sweep(
         Whether each run has a result now.
 
     Raises:
-        KeyboardInterrupt: also for SIGTERM; the training processes have been ended.
+        KeyboardInterrupt: also for SIGTERM; training processes on this machine have been ended.
         ValueError: no start weights, as their run failed.
     """
     # Rows with the same config share their runs.

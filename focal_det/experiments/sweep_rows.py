@@ -187,7 +187,7 @@ def read_rows(file: Path, base: Optional[str] = None) -> dict[str, list[Row]]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: its content is wrong, or `base` is missing or not used; says what is.
+        ValueError: its content is wrong, or `base` is missing or not used; says what is wrong.
     """
     entries = _read_rows_file(file)["rows"]
     if base is not None and all("config" in x for x in entries):
@@ -248,7 +248,7 @@ def _read_rows_file(file: Path) -> dict[str, Any]:
 def _check_keys(entry: Any, known: set[str], required: Sequence[str], file: Path) -> None:
     if not isinstance(entry, dict):
         raise ValueError(f"{file}: an entry must be an object with keys, got {entry!r}")
-    # A mistyped key would be ignored, and the row would train something else than it says.
+    # A mistyped key would be ignored, and the row would train something other than it says.
     for key in entry:
         if key not in known:
             raise ValueError(f"{file}: {describe_unknown('key', key, known)}")
@@ -268,7 +268,7 @@ def _make_row(entry: dict[str, Any], config: Path, cfg: CfgNode) -> Row:
 
 
 def _get_anchors(entry: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
-    """Numbers of scales and aspect ratios, from the smallest size of each level of the base."""
+    """Anchors with a row's numbers of scales and aspect ratios, from the base's smallest sizes."""
     if "anchors" not in entry:
         return {}
     if entry["anchors"] not in _ANCHORS:
@@ -378,7 +378,7 @@ def merge_row(cfg: CfgNode, row: Row) -> CfgNode:
 
 
 def write_row(row: Row, options: Sequence[str], file: Path) -> None:
-    """Write a row as a config on top of its own.
+    """Write a row as a config based on `row.config`.
 
     Args:
         options: KEY VALUE pairs of all rows.

@@ -73,7 +73,7 @@ class Run:
         if not self.result_file.is_file():
             return {}
         result = json.loads(self.result_file.read_text())
-        # Unlike divergence, a crash may have come from outside: a full disk, an ended process.
+        # Unlike divergence, a crash may have come from outside: a full disk, a killed process.
         if result["status"] == "crashed":
             return {}
         return result
@@ -153,8 +153,8 @@ def _check_same_settings(run: Run, cfg: CfgNode) -> None:
     for key, value in expected.items():
         if key not in ("SEED", "OUTPUT_DIR") and value != found.get(key):
             raise ValueError(
-                f"{run.folder} holds a run with another {key}, {found.get(key)!r}, than "
-                f"{run.config} has, {value!r}; choose another --output, or remove the folder"
+                f"{run.folder} holds a run with {key} {found.get(key)!r}, but {run.config} has "
+                f"{value!r}; choose another --output, or remove the folder"
             )
 
 
@@ -167,13 +167,13 @@ def make_start_run(start: Start, output: Path) -> Optional[Run]:
 
 
 def write_start_weights(start: Start, run: Optional[Run]) -> None:
-    """Write the part of a model that rows start from, so that the rest of them is new.
+    """Write the parameters of a model that rows start from; all others start anew.
 
     Args:
         run: the one that has trained the model, from `make_start_run`.
 
     Raises:
-        ValueError: the run has no model.
+        ValueError: the run failed, or the model has no such parameters.
     """
     source = _get_start_source(start, run)
     model = torch.load(source, map_location="cpu", weights_only=True)["model"]
@@ -236,7 +236,7 @@ def execute(
 
 def _describe_failure(code: int, output: str) -> dict[str, str]:
     lines = [x.strip() for x in output.splitlines() if x.strip()]
-    # The guard's message is not the last line of all: details of the step follow it.
+    # The step guard's message is not the last line of all: details of the step follow it.
     diverged = [x.removeprefix(DIVERGED) for x in lines if x.startswith(DIVERGED)]
     if diverged:
         return {"status": "diverged", "error": diverged[-1]}
@@ -271,8 +271,8 @@ def make_results(
 
     Returns:
         "table", "base" (the sweep's name), "command" and "rows", each with "row", "overrides",
-        "paper" and "runs", the outcomes of those runs that have one. An outcome has an origin block
-        of its own, see `execute`.
+        "paper" and "runs", the outcomes of those runs that have one. An outcome with figures has an
+        origin block of its own, see `execute`.
     """
     return [
         {

@@ -1,4 +1,4 @@
-"""Timing of contenders in one process, in turn, so that other load meets all of them alike."""
+"""Timing of contenders in one process, in turn, so that other load slows all of them alike."""
 
 import itertools
 import os
@@ -85,7 +85,7 @@ def find_largest_batch(step: Callable[[int], Any], *, limit: int = 1024) -> int:
         try:
             step(images)
             fits = images
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             too_many = images
         torch.cuda.empty_cache()
     return fits
@@ -94,7 +94,7 @@ def find_largest_batch(step: Callable[[int], Any], *, limit: int = 1024) -> int:
 def compute_ratios(
     timings: Mapping[str, Timing], ours: str
 ) -> dict[str, tuple[float, float, float]]:
-    """Time of each other contender over ours: median and quartiles of the quotients of a round.
+    """Time of each other contender over ours: median and quartiles of the rounds' quotients.
 
     Contenders that failed are left out, and all are if ours failed.
     """
@@ -159,7 +159,7 @@ def _measure_seconds(function: Callable[[], Any], device: str) -> float:
 
 
 def measure_peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
-    """Most bytes at a time of the tensors that one call makes, whether they outlive it or not."""
+    """Peak bytes of the tensors that one call makes, whether they outlive it or not."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""How well anchors fit the boxes of a data set: which boxes they reach, and how many are positive.
+"""How well anchors fit the boxes of a data set: the boxes they reach, the number of positives.
 
 No image is opened: the size of an image and its annotations decide the labels of its anchors.
 
@@ -40,7 +40,7 @@ class Anchors:
     """Shapes of anchors.
 
     Attributes:
-        sizes: per level, sides of the square anchors in pixels.
+        sizes: per level, square roots of the anchors' areas, in pixels.
         aspect_ratios: height / width of the anchors of each size, on all levels.
         strides: per level, in pixels.
     """
@@ -64,8 +64,8 @@ class AnchorSetup:
             to the largest image of a batch, which adds negatives outside the image.)
         num_classes: K.
         reach_thresh: smallest IoU at which an anchor reaches a box.
-        boundary_thresh: anchors that extend beyond the image by more pixels are ignored; none are
-            if it is negative.
+        boundary_thresh: anchors that extend beyond the image by more pixels than this are ignored;
+            none are if it is negative.
     """
 
     generator: nn.Module
@@ -106,11 +106,11 @@ class AnchorFit:
         num_anchors: anchors of all images, ignored ones included.
         best_iou: (M,) float32 largest IoU of each box with any anchor, in [0, 1].
         has_positive: (M,) bool, whether a positive anchor is matched to the box; other boxes may
-            have taken all that overlap it.
+            have taken all the anchors that overlap it.
         sides: (M, 2) float32 width and height of the boxes in the resized image, in pixels.
         classes: (M,) int64 class ids.
         iou_thresh: smallest IoU at which an anchor reaches a box.
-        positive_thresh: smallest IoU of a positive anchor, but for low-quality matches.
+        positive_thresh: smallest IoU of a positive anchor, except for low-quality matches.
     """
 
     positives: np.ndarray
@@ -170,7 +170,7 @@ class _ImageFit:
         levels_of_positives: (P,) int64 index of the level.
         num_negatives: anchors labelled as background.
         num_anchors: R.
-        best_iou, has_positive, sides, classes: as of AnchorFit.
+        best_iou, has_positive, sides, classes: as in AnchorFit.
     """
 
     classes_of_positives: Tensor
@@ -184,7 +184,7 @@ class _ImageFit:
 
 
 def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
-    """Anchors and thresholds of a detector, for images of the middle size of training.
+    """Anchors and thresholds of a detector, for images resized to `get_middle_size`.
 
     Raises:
         ValueError: a detector whose anchors are not known.
@@ -214,7 +214,7 @@ def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
 def measure_anchors(
     records: Sequence[Mapping[str, Any]], setup: AnchorSetup, *, progress: str = ""
 ) -> AnchorFit:
-    """Label the anchors of images as the detector does in training, but for flips and crops.
+    """Label the anchors of images as the detector does in training, but without flips and crops.
 
     The labels have classes for an RPN, too, although it is blind to them: they tell which classes
     get anchors.
@@ -246,7 +246,7 @@ def measure_anchors(
 
 
 def show_progress(records: Sequence[Mapping[str, Any]], title: str) -> Iterable:
-    # tqdm reads `disable=None` as: on a terminal only.
+    # With `disable=None`, tqdm shows a bar on a terminal only.
     is_disabled = None if title else True
     return tqdm(records, desc=title, unit=" images", disable=is_disabled, leave=False)
 
@@ -257,7 +257,7 @@ def _fit_image(record: Mapping[str, Any], setup: AnchorSetup) -> _ImageFit:
     level = torch.cat([torch.full((len(x),), i) for i, x in enumerate(image.anchors)])
     matched_boxes = image.matched_idxs[is_positive]
     boxes = image.objects.gt_boxes.tensor
-    # Kept for every image of a data set, so positives alone: R is in the hundred thousands.
+    # Kept for every image of a data set, so only for positives: R can be hundreds of thousands.
     return _ImageFit(
         classes_of_positives=image.labels[is_positive],
         levels_of_positives=level[is_positive],
@@ -280,7 +280,7 @@ def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> LabelledImage
     check_gt_classes(objects.gt_classes, setup.num_classes, str(record["file_name"]))
     anchors = setup.generate(objects.image_size)
     all_anchors = Boxes.cat(anchors)
-    # A matrix of overlaps without boxes has no maximum to match by.
+    # What an image without boxes gets: `match_anchors` needs at least one.
     matched_idxs = torch.zeros(len(all_anchors), dtype=torch.int64)
     labels = torch.full_like(matched_idxs, setup.num_classes)
     best_iou = torch.zeros(0)
@@ -318,7 +318,7 @@ def get_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instances:
-    """Objects as from Detectron2's DatasetMapper, from the size of the image alone."""
+    """Objects as Detectron2's DatasetMapper makes them, but without opening the image."""
     if "height" not in record or "width" not in record:
         raise ValueError(
             f"Image {record['file_name']} has no 'height' and 'width' in its dataset dict; add "

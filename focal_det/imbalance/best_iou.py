@@ -1,4 +1,4 @@
-"""The largest IoU of each box with any anchor, without labelling a single one.
+"""The largest IoU of each box with any anchor, without labelling the anchors.
 
 Shapes: M boxes.
 """
@@ -17,7 +17,7 @@ from .anchors import AnchorSetup, get_feature_sizes, resize_objects, show_progre
 def resize_boxes(
     records: Sequence[Mapping[str, Any]], resize: Augmentation, *, progress: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """Boxes of images as training has them, but for flips and crops.
+    """Boxes of images as in training, but without flips and crops.
 
     Args:
         records, progress: as for `measure_anchors`.

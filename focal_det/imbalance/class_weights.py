@@ -36,7 +36,7 @@ class ClassWeights:
         method: key of the alphas in use.
         priors: (K,) in (0, 1), see `compute_class_weights`; None if the detector takes none.
         scalar_alpha, scalar_prior: numbers of the config that those per class replace.
-        is_prior_measured: whether priors are positives per anchor, not shares of the scalar.
+        is_prior_measured: whether priors are positives per anchor, not shares of a given sum.
     """
 
     class_names: Sequence[str]
@@ -208,8 +208,8 @@ def compute_class_weights(
         class_names: K names.
         counts: (K,) int64 objects of each class.
         settings: what the detector takes, and the scalars that the numbers per class replace.
-        alpha: mean of the alphas; that of the settings, if it can be one.
-        fit: of the anchors whose positives are counted, if they have classes.
+        alpha: mean of the alphas; the alpha of `settings`, if that is in (0, max_alpha].
+        fit: of the anchors whose positives are counted; not needed if pi is shared out.
         method: its alphas are used; those of the other methods are computed for comparison.
         max_alpha, beta: as for `compute_class_alphas`.
 
@@ -235,7 +235,7 @@ def compute_class_weights(
 def _compute_priors(
     counts: np.ndarray, settings: ClassSettings, fit: Optional[AnchorFit]
 ) -> Optional[np.ndarray]:
-    """Positives per anchor where anchors have classes; otherwise the one pi, shared out.
+    """Positives per anchor where anchors have classes; otherwise shares of the total prior.
 
     How many proposals will be positive is not known before training.
     """

@@ -29,7 +29,7 @@ _FIRST_LINE = "Anchors, pi and alpha for"
 
 
 def check_suggestion_file(file: Path, config_file: str) -> None:
-    """Refuse a `--write` that `write_suggestion` must not write; see `check_written_file`."""
+    """Refuse a `--write` file that `write_suggestion` must not write; see `check_written_file`."""
     check_written_file("--write", file, config_file, _FIRST_LINE)
 
 
@@ -39,7 +39,7 @@ def write_suggestion(
     """Write a config on top of `config_file` with better anchors, and pi and alpha per class.
 
     Args:
-        opts: KEY VALUE pairs that are merged in `cfg`; they are written as well.
+        opts: KEY VALUE pairs that `cfg` includes; they are written as well.
     """
     warn_unread(cfg)
     values = get_options(cfg, opts)
@@ -94,7 +94,7 @@ def check_written_file(flag: str, file: Path, config_file: str, first_line: str)
 
 
 def _find_bases(config_file: Path) -> set[Path]:
-    """The config file and those that it is based on, as far as they are files here."""
+    """The config file and those that it is based on, as far as they are local files."""
     found: set[Path] = set()
     open_files = [config_file]
     while open_files:
@@ -125,12 +125,12 @@ def _read_base_names(file: Path) -> list[str]:
 
 
 def _read_text(file: Path) -> str:
-    # Somebody else's file may have any encoding; it must be recognized as that.
+    # Somebody else's file may have any encoding, and must still be recognized as theirs.
     return file.read_text(encoding="utf-8", errors="replace")
 
 
 def get_options(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:
-    """The values of KEY VALUE pairs as they are in the config that they were merged in."""
+    """The values that KEY VALUE pairs have in the config they were merged into."""
     return {key: reduce(getitem, key.split("."), cfg) for key in opts[0::2]}
 
 
@@ -139,7 +139,7 @@ def write_config(file: Path, base: Path, values: Mapping[str, Any], header: Sequ
 
     Args:
         base: config that the new one extends; named relative to `file`, so that both can be moved
-            together, unless it ships with focal_det.
+            together; by its full path if it ships with focal_det and `file` is elsewhere.
         values: by full key.
         header: lines of the comment at the top.
     """

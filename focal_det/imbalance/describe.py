@@ -64,7 +64,7 @@ def _describe_boxes(report: TrainingSetReport) -> list[str]:
         num_above = int((fit.best_iou >= fit.positive_thresh).sum())
         lines.append(
             f"  boxes with a positive anchor of IoU >= {fit.positive_thresh:g}: "
-            f"{to_share(num_above, num_boxes)}; the others have their best anchor alone"
+            f"{to_share(num_above, num_boxes)}; the others train on their best anchor only"
         )
     matched = "boxes matched to a positive anchor"
     # The box head of a two-stage detector trains on the other boxes, too.

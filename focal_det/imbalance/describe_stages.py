@@ -11,19 +11,19 @@ from focal_det.modeling.stage_losses import Prior
 
 from .stages import Balance, StageReport, get_range_of_loss
 
-_KNOWN_LATER = "how many are positive is known in training only"
+_KNOWN_LATER = "how many are positive is known only in training"
 _UNKNOWN = "not known before training"
 
 
 def describe_stages(
     stages: Sequence[StageReport], counts: np.ndarray, loss_after: Optional[float]
 ) -> list[str]:
-    """Human-readable lines; of a RetinaNet, whose anchors are described already, the loss alone.
+    """Human-readable lines; for a RetinaNet, only the loss, as `describe` covers its anchors.
 
     Args:
-        stages: that of the anchors first.
+        stages: the first classifies the anchors.
         counts: (K,) objects of each class.
-        loss_after: first loss of the anchors with the suggested settings.
+        loss_after: first loss of the first stage, with the suggested settings.
     """
     anchors, *others = stages
     lines = []
@@ -55,7 +55,7 @@ def describe_imbalance_of_anchors(report: StageReport) -> str:
         return f"no positive anchors; {describe_sample(stage)}"
     text = f"{to_ratio(report.balance)} negatives per positive; {describe_sample(stage)}"
     if report.sampled is not None and report.sampled.positives > 0:
-        text += f", have {to_ratio(report.sampled)}"
+        text += f", with {to_ratio(report.sampled)} negatives per positive"
     return text
 
 
@@ -135,5 +135,5 @@ def to_ratio(balance: Balance) -> str:
 
 
 def to_part(share: float) -> str:
-    """A share in percent, of three digits."""
+    """A share in percent, to three digits."""
     return f"{100 * share:.3g} %"

@@ -2,7 +2,7 @@
 
 No image is opened and no model is run.
 
-Shapes: K classes of a stage.
+Shapes: R anchors of an image, K classes of a stage.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class FirstLoss:
 
     Attributes:
         loss: as the metrics have it, in nats.
-        of_background: the part of it that negatives have; NaN where it cannot be told apart.
+        of_background: the part of it that negatives have; NaN if the loss has no such part.
     """
 
     loss: float
@@ -44,7 +44,7 @@ class FirstLoss:
 
 
 class _ImageSums(NamedTuple):
-    """Of one image, (1,) each: the sum of the loss, that of negatives, and what is counted."""
+    """Of one image, (1,) each: sum of the loss, that of negatives, what the normalizer counts."""
 
     loss: Tensor
     of_background: Tensor
@@ -55,18 +55,18 @@ class _ImageSums(NamedTuple):
 def compute_first_loss(
     stage: StageSettings, records: Sequence[dict[str, Any]], setup: AnchorSetup
 ) -> Optional[FirstLoss]:
-    """The loss of the first step of one process, of the stage that classifies anchors.
+    """The loss of the stage that classifies anchors, in the first step, with one process.
 
     Args:
         records: a batch of Detectron2's dataset dicts; images may repeat.
 
     Returns:
-        None if the loss is not known, takes the value of the box loss, or counts the anchors that
-        are hardest for a model.
+        None if the loss is not known, takes the value of the box loss, or is that of the hardest
+        anchors, which only a model can tell.
     """
     if stage.loss is None or stage.loss.cls_loss.scaled_to_box_loss or stage.sampling == "hard":
         return None
-    # A batch repeats the images of a small set, and labelling is what takes time.
+    # Each image once, as labelling takes the time: a batch repeats the images of a small set.
     sums_by_image: dict[int, _ImageSums] = {}
     # The same sample each time, and the caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[]):
@@ -133,8 +133,8 @@ def compute_loss_per_box(stage: StageSettings) -> Optional[np.ndarray]:
 
     Returns:
         (K + 1,) in nats, the last for background; None if the loss is not known, if it depends on
-        other proposals or on predicted boxes, or if its divisor is not the number of proposals, so
-        that the loss of a step says nothing about one of them.
+        other proposals or on predicted boxes, or if its divisor is not the number of proposals: the
+        loss of a step is then not the mean of theirs.
     """
     loss = stage.loss
     if loss is None or not loss.normalizer.of_samples:

@@ -31,10 +31,10 @@ from .stages import StageReport, measure_stages
 from .stages import to_json as stage_to_json
 from .suggestion import MIN_GAIN, suggest_anchors
 
-# Labelling takes most of the time, so the anchors of at most so many boxes are labelled, unless a
-# single image has more.
+# Labelling takes most of the time, so the labelled images have about this many boxes at most,
+# unless a single image has more.
 _MAX_BOXES = 10_000
-# Mean of the alphas where the config's alpha cannot be one: without weighting, it is -1.
+# Mean of the alphas if the config's alpha cannot be their mean: without weighting, it is -1.
 _DEFAULT_ALPHA = 0.25
 
 
@@ -50,10 +50,10 @@ class TrainingSetReport:
         sample: the images whose anchors were labelled.
         size: shorter side of the images in training, in pixels; 0 if they are not resized.
         fit: fit of the config's anchors.
-        stages: of the detector, that of the anchors first.
+        stages: of the detector; the first classifies the anchors.
         anchors: suggested anchors, if others than the config's are worth it.
         fit_after: fit of the suggested anchors.
-        loss_after: first loss of the anchors with the suggested anchors, pi and alpha; None if no
+        loss_after: first loss of the first stage, with suggested anchors, pi and alpha; None if no
             suggestions were asked for, if they do not change it, or if it is not known.
     """
 
@@ -119,7 +119,7 @@ def measure_training_set(
 
 
 def _choose_sample(records: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """Choose images at even distances, some with objects, and with at most _MAX_BOXES in all."""
+    """Choose images at even distances, some with objects, with about _MAX_BOXES boxes at most."""
     sample = sample_evenly(records, num_images)
     if not any(map(get_objects, sample)):
         # So few images have objects that none of them was chosen.
@@ -163,7 +163,7 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
 def _compute_weights(
     cfg: CfgNode, class_names: Sequence[str], records: Sequence[dict[str, Any]], fit: AnchorFit
 ) -> ClassWeights:
-    """The weights of each class, around the scalars of the config."""
+    """Alpha and pi of each class, from the scalars of the config."""
     settings = read_class_settings(cfg)
     alpha = settings.alpha
     # Alphas per class cannot have a mean outside their own range.
@@ -185,7 +185,7 @@ def _compute_loss_after(
     setup: AnchorSetup,
     anchors: Optional[Anchors],
 ) -> Optional[float]:
-    """First loss of the anchors with pi and alpha per class, and with `anchors` if given."""
+    """First loss of the first stage, with pi and alpha per class, and with `anchors` if given."""
     values = get_weight_values(weights, read_class_settings(cfg))
     cfg = cfg.clone()
     cfg.merge_from_list([x for pair in values.items() for x in pair])
@@ -193,7 +193,7 @@ def _compute_loss_after(
     if anchors:
         setup = setup.with_anchors(anchors)
     elif len(stages) > 1:
-        # Numbers per class are another stage's.
+        # Only the other stage takes numbers per class.
         return None
     first_loss = compute_first_loss(stages[0], batch, setup)
     return None if first_loss is None else first_loss.loss

@@ -56,7 +56,7 @@ def read_training_set(
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:
-    """Class names of the training sets, once they are loaded; class ids where they have no names.
+    """Class names of the training sets, which must be loaded; class ids if they have no names.
 
     Raises:
         ValueError: the training sets have different classes, or not as many as the model.

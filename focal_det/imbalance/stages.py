@@ -1,6 +1,6 @@
 """Negatives and positives of each stage of a detector, before and after sampling.
 
-How many proposals of an RPN will be positive is known in training only, and nothing here guesses
+How many proposals of an RPN will be positive is known only in training, and nothing here guesses
 it.
 
 Shapes: N images, K classes of a stage.
@@ -64,7 +64,7 @@ def measure_stages(
     """Measure the stages of a detector.
 
     Args:
-        stages: that of the anchors first.
+        stages: the first classifies the anchors.
         fit: of the anchors.
         batch: dataset dicts of a first step.
     """
@@ -89,7 +89,7 @@ def _measure_sample(fit: AnchorFit, stage: StageSettings) -> Optional[Balance]:
 
 
 def get_range_of_loss(report: StageReport, counts: np.ndarray) -> Optional[tuple[float, float]]:
-    """First loss of a random sample of proposals: without positives, and with as many as may be.
+    """First loss of a random sample of proposals: without positives, and with the most it may have.
 
     Args:
         counts: (K,) objects, by which the classes of positives are weighted.

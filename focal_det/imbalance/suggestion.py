@@ -15,7 +15,7 @@ from .best_iou import compute_best_iou, resize_boxes
 _SCALES = sorted(
     (2 ** (x / 2) for x in range(-6, 4) if x != 0), key=lambda scale: abs(math.log(scale))
 )
-# Smallest gain, in share of the boxes reached, that is worth a change of the anchors.
+# Smallest gain in the share of boxes reached that is worth a change of the anchors.
 MIN_GAIN = 0.01
 # A finer level has four times the cells of the next, and takes time and memory.
 _MIN_GAIN_OF_LEVEL = 0.02
@@ -76,7 +76,7 @@ def suggest_anchors(
         may_add_level: whether the backbone can have a level of half the smallest stride.
 
     Returns:
-        The anchors; None if nothing reaches 1 % more boxes.
+        The anchors; None if none reach at least another 1 % of the boxes.
     """
     boxes, image_sizes = resize_boxes(records, setup.resize, progress="other anchors")
     if not len(boxes):
@@ -88,14 +88,14 @@ def suggest_anchors(
     ratios = _get_typical_ratios(boxes, len(anchors.aspect_ratios))
     best = search.improve(best, [replace(best.anchors, aspect_ratios=ratios)], MIN_GAIN)
     if may_add_level:
-        # The old sizes again: smaller ones may have been a makeshift for the missing level.
+        # The old sizes, too: smaller ones may only have made up for the missing level.
         candidates = [_add_level(anchors), _add_level(best.anchors)]
         best = search.improve(best, candidates, _MIN_GAIN_OF_LEVEL)
     return best.anchors if best is not now else None
 
 
 def _get_typical_ratios(boxes: Tensor, num: int) -> list[float]:
-    """`num` ratios height / width, each in the middle of an equal share of (M, 4) boxes."""
+    """`num` evenly spaced quantiles of height / width of (M, 4) boxes."""
     width, height = (boxes[:, 2:] - boxes[:, :2]).numpy().T
     quantiles = np.quantile(height / width, (np.arange(num) + 0.5) / num)
     return [_round(x) for x in quantiles]
@@ -106,7 +106,7 @@ def _scale(anchors: Anchors, factor: float) -> Anchors:
 
 
 def _add_level(anchors: Anchors) -> Anchors:
-    """Add a level of half the smallest stride, with half its sizes."""
+    """Add a level with half the stride and half the sizes of the finest."""
     finer = [_round(x / 2) for x in anchors.sizes[0]]
     return replace(
         anchors, sizes=[finer, *anchors.sizes], strides=[anchors.strides[0] // 2, *anchors.strides]

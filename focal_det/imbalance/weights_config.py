@@ -13,7 +13,7 @@ _FIRST_LINE = "Class weights of"
 
 
 def check_weights_file(file: Path, config_file: str) -> None:
-    """Refuse an `--output` that `write_weights` must not write; see `check_written_file`."""
+    """Refuse an `--output` file that `write_weights` must not write; see `check_written_file`."""
     check_written_file("--output", file, config_file, _FIRST_LINE)
 
 
@@ -28,7 +28,7 @@ def write_weights(
     """Write a config on top of `config_file` with alpha and pi per class.
 
     Args:
-        opts: KEY VALUE pairs that are merged in `cfg`; they are written as well.
+        opts: KEY VALUE pairs that `cfg` includes; they are written as well.
         command: the command that was run, for the comment.
     """
     warn_unread(cfg)

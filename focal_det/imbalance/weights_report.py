@@ -41,10 +41,10 @@ class WeightsReport:
     Attributes:
         datasets: names of the training sets, joined.
         weights: objects, alpha and pi per class.
-        settings: where the config has them.
+        settings: where the config has alpha and pi.
         options: how the alphas were computed.
         num_images: of the training sets.
-        num_labelled: images that pi was counted in.
+        num_labelled: images whose positives were counted for pi.
         size: shorter side of the images in training, in pixels; 0 if they are not resized.
         fit: labels of the anchors of the labelled images; None if anchors have no classes, as in
             two-stage detectors.
@@ -112,7 +112,7 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
 def _check_options(settings: ClassSettings, options: WeightOptions) -> None:
     if not settings.alpha_key and not settings.prior_key:
         raise ValueError(f"no alpha and no pi to write: {'; '.join(settings.missing)}")
-    # They do not matter for a loss without alphas.
+    # The options do not matter for a loss without alphas.
     if settings.alpha_key:
         limits = (options.max_alpha, options.beta)
         mean_key = settings.scalar_alpha_key
@@ -120,7 +120,7 @@ def _check_options(settings: ClassSettings, options: WeightOptions) -> None:
 
 
 def describe_method(report: WeightsReport) -> list[str]:
-    """A line for each of alpha and pi that there is: how it was computed."""
+    """How alpha and pi were computed, in a line for each that the detector takes."""
     options = report.options
     lines = []
     if report.weights.alphas:
@@ -139,9 +139,9 @@ def describe_method(report: WeightsReport) -> list[str]:
         )
     elif report.weights.priors is not None:
         lines.append(
-            f"pi: in proportion to the objects, in all {report.settings.total_prior:.3g} as with "
+            f"pi: in proportion to the objects, with the sum {report.settings.total_prior:.3g} of "
             f"PRIOR_PROB {report.weights.scalar_prior:g}; how many proposals are positive is known "
-            "in training only"
+            "only in training"
         )
     return lines
 
@@ -176,7 +176,7 @@ def shorten_table(table: list[str]) -> list[str]:
 
 
 def warn_unmeasured(cfg: CfgNode, report: WeightsReport) -> None:
-    """Name the classes whose numbers are not measured, and a sampler that changes the counts."""
+    """Warn of classes whose numbers are not measured, and of a sampler that changes the counts."""
     weights = report.weights
     _warn_zeros(weights, weights.counts, "without objects, weighted like one with a single object")
     if report.fit is not None:
@@ -186,7 +186,7 @@ def warn_unmeasured(cfg: CfgNode, report: WeightsReport) -> None:
             report.fit.positives,
             f"without a positive anchor in the images looked at (--images), {prior}",
         )
-    # With alphas from these counts, rare classes would be raised twice.
+    # With alphas from these counts, rare classes would be favoured twice.
     if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         logging.getLogger(LOGGER_NAME).warning(
             "DATALOADER.SAMPLER_TRAIN repeats images of rare classes; the counts are those of the "

@@ -61,7 +61,7 @@ def find_inputs(paths: Iterable[Path], output: Path) -> Inputs:
 
 
 def split_config_options(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Split command-line words at the first one that looks like a config key: (before, from it).
+    """Split command-line words at the first one that looks like a config key: (before, rest).
 
     An existing path is not a key, nor is a word with the suffix of an image or a video.
     """
@@ -90,7 +90,7 @@ def _check_outputs(outputs: dict[Path, Path]) -> None:
     inputs = {file.resolve(): file for file in outputs}
     sources: dict[Path, Path] = {}
     for file, out_file in outputs.items():
-        # Two folders may have a file of the same name, and a video may be named like an image.
+        # Two folders may have a file of the same name, and two videos may differ only in suffix.
         first = sources.setdefault(out_file, file)
         if first != file:
             raise ValueError(

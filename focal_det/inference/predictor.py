@@ -54,7 +54,7 @@ def load_trained(cfg: CfgNode, weights: str = "") -> TrainedModel:
         raise ValueError("no MODEL.WEIGHTS: give a trained checkpoint with --weights")
     # Before the model is built, which takes seconds; a URL is left to the checkpointer.
     if "://" not in weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"--weights {weights} does not exist")
+        raise FileNotFoundError(f"--weights or MODEL.WEIGHTS: {weights} does not exist")
     model = build_model(cfg).eval()
     checkpoint = load_all_weights(model, weights)
     names = _find_class_names(cfg, weights, checkpoint)
@@ -66,7 +66,7 @@ def load_trained(cfg: CfgNode, weights: str = "") -> TrainedModel:
 
 
 def _find_class_names(cfg: CfgNode, weights: str, checkpoint: dict[str, Any]) -> list[str]:
-    """Names of the model's classes; empty if neither checkpoint nor data sets have as many."""
+    """Names of the model's classes; empty if neither the checkpoint nor a data set has them."""
     settings = read_settings(cfg)
     trained = [str(x) for x in checkpoint.get("class_names", [])]
     if trained and len(trained) != settings.num_classes:
@@ -78,7 +78,7 @@ def _find_class_names(cfg: CfgNode, weights: str, checkpoint: dict[str, Any]) ->
         return trained
     for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         names = read_class_names(dataset)
-        # Another number means that the model was trained on other data, with other classes.
+        # Another number of names means that the model was trained on data with other classes.
         if len(names) == settings.num_classes:
             return names
     return []
@@ -124,7 +124,7 @@ class Predictor:
         return read_image(str(file), self.input_format)
 
     def convert_frame(self, frame: np.ndarray) -> np.ndarray:
-        """An (H, W, 3) uint8 BGR frame of a video in `input_format`."""
+        """Convert an (H, W, 3) uint8 BGR frame of a video to `input_format`."""
         return convert_PIL_to_numpy(Image.fromarray(frame[:, :, ::-1]), self.input_format)
 
     @torch.no_grad()

@@ -55,8 +55,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported above: the registry needs fvcore and lies outside this folder, which needs
-    # nothing but torch.
+    # Not imported above: the registry lies outside this folder and needs fvcore, while importing
+    # this folder needs only torch.
     if name != "CLS_LOSS_REGISTRY":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from focal_det.registry import CLS_LOSS_REGISTRY

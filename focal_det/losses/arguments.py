@@ -55,7 +55,7 @@ def check_per_class(name: str, values: Sequence[float], interval: str) -> None:
 
 
 def check_length(name: str, values: Sized, num_classes: int) -> None:
-    """Refuse a list, unless it is empty, whose length is not the number of classes."""
+    """Refuse a non-empty list whose length is not the number of classes."""
     if len(values) not in (0, num_classes):
         raise ValueError(
             f"{name} must have one value for each of the {num_classes} classes, got {len(values)}"

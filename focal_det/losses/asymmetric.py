@@ -46,7 +46,7 @@ def asymmetric_loss_per_anchor(
         term = weighted_term
 
     def negative_term(x: Tensor) -> Tensor:
-        # focal_term keeps one tensor for backward, the autograd of _shifted_term several.
+        # focal_term keeps one tensor for backward; autograd keeps several for _shifted_term.
         if shift == 0:
             return term(x, gamma_neg)
         return _shifted_term(x, gamma_neg, shift, detach_weight)
@@ -91,7 +91,7 @@ def _shifted_term(x: Tensor, gamma: float, shift: float, detach_weight: bool) ->
     p = torch.exp(F.logsigmoid(x))
     not_p = torch.exp(F.logsigmoid(-x))
     counts = ~(p <= shift)  # not `p > shift`: NaN counts, so that it shows in the loss
-    # 0.5 stands for any value with finite gradients of logarithm and power; the last line drops it.
+    # 0.5 is a placeholder where logarithm and power have finite gradients; the last line drops it.
     p_m = torch.where(counts, p - shift, 0.5)
     # 1 - p_m = (1 - p) + shift; each form is precise where its own term, p or 1 - p, is small.
     cross_entropy = torch.where(p < 0.5, -torch.log1p(-p_m), -torch.log(not_p + shift))

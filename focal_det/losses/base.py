@@ -13,9 +13,9 @@ from .targets import DenseTargets
 class ClsLoss(nn.Module, ABC):
     """Base of all classification losses: a value per image, which a normalizer divides.
 
-    Subclasses declare how they differ through the attributes and methods below; callers never test
-    the type. A config selects a loss by the name of its class. Constructor arguments are
-    keyword-only and have defaults.
+    Subclasses declare their differences in the attributes and methods below; callers never test the
+    type. A config selects a loss by the name of its class. Constructor arguments are keyword-only
+    and have defaults, except `num_classes`.
 
     Attributes:
         needs: which of "iou" and "anchors" the loss reads from its targets.
@@ -25,11 +25,11 @@ class ClsLoss(nn.Module, ABC):
             methods of `PointwiseClsLoss`.
         stateful: True if buffers change with every training step, see `state.is_training_step`.
         scaled_to_box_loss: True if the detector multiplies the loss of a batch by
-            (box loss / loss), without gradient. Its value is then that of the box loss, whatever
-            the number of anchors.
+            (box loss / loss), detached. The product has the value of the box loss, whatever the
+            number of anchors.
         scales_box_loss: True if the detector multiplies the box loss of a batch by
-            (loss / box loss), without gradient, so that this loss sets the scale of both. At most
-            one of the two is True.
+            (loss / box loss), detached, so that this loss sets the scale of both. Not together with
+            `scaled_to_box_loss`.
     """
 
     needs: frozenset[str] = frozenset()
@@ -83,7 +83,7 @@ class ClsLoss(nn.Module, ABC):
             targets: labels of the same anchors.
 
         Returns:
-            (N,) float32 in nats.
+            (N,) in nats, at least float32.
         """
 
 

@@ -25,21 +25,21 @@ from .targets import DenseTargets
 
 
 class EqualizedLoss(OptionalBuffers, ClsLoss):
-    """Base of losses with more focus and weight for classes that get little positive gradient.
+    """Base of losses with more focus and weight for classes whose positives get little gradient.
 
-    Class k has gamma_k = gamma + scale (1 - g_k) and weight gamma_k / gamma. g_k in [0, 1] is the
-    gradient of its positives over that of its negatives, accumulated over all earlier training
-    steps of all processes (see `is_training_step`). Before the first step g_k is 1, which gives
-    gamma and a weight of 1.
+    Class k has gamma_k = gamma + scale (1 - g_k) and weight gamma_k / gamma. g_k, at most 1, is the
+    gradient of its positives divided by that of its negatives, each accumulated over all earlier
+    training steps of all processes (see `is_training_step`). Before the first step g_k is 1, which
+    gives gamma_k = gamma and a weight of 1.
 
     The negatives have a focal loss; a subclass defines the term of the positives.
 
     Args:
         num_classes: K.
         alpha: see `focal_loss_from_labels`.
-        gamma: focusing parameter of a balanced class, > 0; the paper's gamma_b.
-        scale: how much a class without positive gradient adds to gamma, >= 0; the paper's s. 0
-            gives every class the same gamma.
+        gamma: focusing parameter of a balanced class (g_k = 1), > 0; the paper's gamma_b.
+        scale: what is added to gamma for a class whose positives get no gradient, >= 0; the paper's
+            s. 0 gives every class the same gamma.
     """
 
     stateful = True
@@ -64,19 +64,19 @@ class EqualizedLoss(OptionalBuffers, ClsLoss):
         """Loss of positives without weight.
 
         Args:
-            x: (..., 1) logits of the own classes.
+            x: (..., 1) logits of the anchors' own classes.
             iou: (..., 1) in [0, 1] for losses that need "iou".
-            gamma: (..., 1) of the own classes.
+            gamma: (..., 1) of the same classes.
         """
 
     @abstractmethod
     def positive_slope(self, x: Tensor, iou: Optional[Tensor], gamma: Weight) -> Tensor:
-        """Derivative of `positive_term` by x, whose sign does not matter."""
+        """Derivative of `positive_term` by x, up to its sign."""
 
     def num_outputs(self, num_classes: int) -> int:
         if num_classes != len(self.pos_grad):
             raise ValueError(
-                f"num_classes must be that of the detector, {num_classes}, got {len(self.pos_grad)}"
+                f"num_classes of the loss is {len(self.pos_grad)}, of the detector {num_classes}"
             )
         return num_classes
 
@@ -129,7 +129,7 @@ class EqualizedLoss(OptionalBuffers, ClsLoss):
         step = gamma.new_zeros(2, len(gamma))
         for x, labels, iou in split_levels(logits, targets):
             self._add_level(step, x, labels, iou, gamma)
-        # The slopes so far are of unweighted terms; all terms of a class have the same weight.
+        # The slopes so far are unweighted: a class has one weight for positives, one for negatives.
         step = sum_over_processes(step * torch.stack([pos_weight, neg_weight]))
         # New tensors: under torch.compile the backward of this step may read the old ones again.
         self.pos_grad = self.pos_grad + step[0]
@@ -153,14 +153,14 @@ class EqualizedLoss(OptionalBuffers, ClsLoss):
         pos_own = torch.where(pos_mask, pos_own, 0.0)
         step[0].index_add_(0, class_idxs, pos_own.to(step.dtype))
         step[1] += torch.where((labels >= 0)[:, None], neg, 0.0).sum(dim=0)
-        # The sum over all terms has counted own classes as negatives, too.
+        # The sum above has counted the own classes of positives as negatives, too.
         step[1].index_add_(0, class_idxs, -neg_own.to(step.dtype))
 
 
 class EqualizedFocalLoss(EqualizedLoss):
-    """Focal loss with more focus and weight for classes that get little positive gradient.
+    """Focal loss with more focus and weight for classes whose positives get little gradient.
 
-    See `EqualizedLoss`, also for its arguments. Before the first step, and always with a scale of
+    See `EqualizedLoss`, also for the arguments. Before the first step, and always with a scale of
     0, it is the focal loss.
     """
 

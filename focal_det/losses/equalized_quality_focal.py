@@ -1,4 +1,4 @@
-"""Equalized quality focal loss, of the authors of "Equalized Focal Loss" (arXiv 2201.02593).
+"""Equalized quality focal loss, by the authors of "Equalized Focal Loss" (arXiv 2201.02593).
 
 As in their project United-Perception (formerly EOD), `up/tasks/det/plugins/efl`.
 """
@@ -16,17 +16,17 @@ from .targets import DenseTargets
 
 
 class EqualizedQualityFocalLoss(EqualizedLoss):
-    """Quality focal loss with more focus and weight for classes with little positive gradient.
+    """Quality focal loss with more focus and weight for classes with little gradient of positives.
 
-    (gamma_k / gamma) |p - y|^gamma_k CE(x, y), where y is the IoU of the prediction for an anchor's
-    own class k and 0 for all others; see `EqualizedLoss` for gamma_k. Before the first step, and
-    always with a scale of 0, it is the quality focal loss.
+    (gamma_k / gamma) |p - y|^gamma_k CE(x, y) for class k, where y is the IoU of the predicted box
+    if k is the anchor's own class, else 0; see `EqualizedLoss` for gamma_k. Before the first step,
+    and always with a scale of 0, it is the quality focal loss.
 
     Args:
         num_classes: K.
         gamma: focusing parameter of a balanced class, > 0; the beta of quality focal loss.
-        scale: how much a class without positive gradient adds to gamma, >= 0. 4 as in the authors'
-            configs for YOLOX on LVIS; their code's default is 8.
+        scale: see `EqualizedLoss`. The default of 4 is that of the authors' configs for YOLOX on
+            LVIS; their code's default is 8.
     """
 
     needs = frozenset({"iou"})

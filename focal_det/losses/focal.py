@@ -45,8 +45,8 @@ def sigmoid_focal_loss(
         Loss in nats: the shape of `inputs` for "none", else (); at least float32.
 
     Raises:
-        ValueError: shapes differ; logits are no floats; alpha, gamma or reduction is out of
-            range; targets require a gradient; or, for CPU tensors, a target is outside [0, 1].
+        ValueError: shapes differ; logits are not floating point; alpha, gamma or reduction is out
+            of range; targets require a gradient; or, for CPU tensors, a target is outside [0, 1].
     """
     check_alpha_and_gamma(alpha, gamma)
     if reduction not in _REDUCTIONS:
@@ -77,7 +77,7 @@ def focal_loss_from_labels(logits: Tensor, labels: Tensor, *, alpha: float, gamm
         logits: (..., K) scores before the sigmoid, any float dtype; float16 and bfloat16 are
             computed in float32.
         labels: (...) int64 in {-1, 0..K}: -1 is ignored, K is background.
-        alpha: weight of the positive class in [0, 1]; the negative class has 1 - alpha. -1 for no
+        alpha: weight of the positive class, in [0, 1]; the negative class has 1 - alpha. -1 for no
             weighting.
         gamma: focusing parameter, >= 0; 0 is cross entropy.
 
@@ -101,8 +101,8 @@ class FocalLoss(PointwiseClsLoss):
 
     Args:
         alpha, gamma: see `focal_loss_from_labels`.
-        alpha_per_class: one weight per class in [0, 1] instead of `alpha`; the positives of class k
-            weigh alpha_k, its negatives 1 - alpha_k.
+        alpha_per_class: one weight per class, in [0, 1], instead of `alpha`; the positives of
+            class k have the weight alpha_k, its negatives 1 - alpha_k.
         gamma_per_class: one focusing parameter per class instead of `gamma`.
     """
 
@@ -134,7 +134,7 @@ class FocalLoss(PointwiseClsLoss):
         return ", ".join(parts)
 
     def num_outputs(self, num_classes: int) -> int:
-        # A list per class fits only a detector with that many classes.
+        # A list with one value per class fits only a detector with that many classes.
         for name, values in self.named_buffers():
             check_length(name, values, num_classes)
         return num_classes

@@ -16,12 +16,12 @@ from .per_anchor import focal_term, sum_over_classes
 from .state import OptionalBuffers, is_training_step, sum_over_processes
 from .targets import DenseTargets
 
-# Rows of the buffer, P2 to P9: its shape is the same for all pyramids.
+# Rows of the buffer, enough for P2 to P9, so that its shape is the same for all pyramids.
 _MAX_LEVELS = 8
 
 
 def get_gradient_bins(z: Tensor, num_bins: int) -> Tensor:
-    """Unit region of each gradient norm g = |p - y| = sigmoid(z), int64 in 0..num_bins - 1.
+    """Unit region (bin) of each gradient norm g = |p - y| = sigmoid(z), int64 in 0..num_bins - 1.
 
     z is the logit of the wrong answer. NaN, whose loss is NaN anyway, is put into the first region.
     """
@@ -36,9 +36,9 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     times the number of regions that have terms. The loss of a level is the sum of CE / density;
     that of the batch is the sum over the levels (at most 8).
 
-    One density per level, and the count of regions that have terms, follow the authors' code. The
+    One density per level, and the number of regions that have terms, follow the authors' code. The
     paper has one density for all levels and multiplies by M, empty regions included: at the start,
-    when nearly all terms are in two regions, its loss is 2 / M of this one.
+    when nearly all terms are in two regions, the factor M alone makes its loss 2 / M of this one.
 
     Counts are per image and averaged over the images of all processes. Their moving average is a
     buffer with a row for each level, and starts with the first counts. (In the authors' code the
@@ -88,7 +88,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     def _compute_density(
         self, logits: Sequence[Tensor], targets: DenseTargets, *, keep: bool
     ) -> Tensor:
-        """(L, M) density of the regions of each level, from the moving average of counts.
+        """(L, M) density of the regions of each of L levels, from the moving average of counts.
 
         Args:
             keep: whether to store the average in the buffer.
@@ -101,7 +101,7 @@ class GHMCLoss(OptionalBuffers, ClsLoss):
     def _average_counts(
         self, logits: Sequence[Tensor], targets: DenseTargets
     ) -> tuple[Tensor, Tensor]:
-        """(L, M) moving average of the terms per image, and (L, M) counts of this batch."""
+        """(L, M) moving average of the counts per image, and (L, M) those of this batch alone."""
         num_levels = len(logits)
         if num_levels > _MAX_LEVELS:
             raise ValueError(

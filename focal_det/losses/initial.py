@@ -23,7 +23,7 @@ def compute_initial_loss(
         level_sizes: anchors per image of each level; their sum is R.
 
     Returns:
-        (N,) sums per image, as `cls_loss` returns them.
+        (N,) loss of each image, as `cls_loss` returns it.
     """
     # A copy in evaluation mode, as a stateful loss would count this batch as a training step.
     cls_loss = copy.deepcopy(cls_loss).eval()

@@ -22,9 +22,9 @@ def matchability_aware_loss_per_anchor(
 ) -> Tensor:
     """Cross entropy towards a power of the quality for positives, focal loss for negatives.
 
-    CE(x, q^gamma) for an anchor's own class, with q the IoU of the prediction, and
+    CE(x, q^gamma) for an anchor's own class, with the quality q the IoU of the predicted box, and
     neg_weight p^gamma CE(x, 0) for all other classes. Unlike in varifocal loss, the quality is not
-    a weight: a confident prediction whose box fits badly costs more.
+    a weight, so a confident prediction whose box fits badly costs more here.
 
     Args:
         logits, labels: see `focal_loss_from_labels`.
@@ -32,7 +32,7 @@ def matchability_aware_loss_per_anchor(
         gamma: power of the quality, and focusing parameter of the negatives, >= 0.
         neg_weight: weight of the negatives, >= 0; the paper has none (1).
         detach_weight: whether p^gamma is a weight without a gradient, as in the authors' code. In
-            the paper's equation it is a part of the loss (False).
+            the paper's equation it is differentiated, too (False).
 
     Returns:
         (...) in nats, 0 where ignored.
@@ -57,7 +57,7 @@ class MatchabilityAwareLoss(PointwiseClsLoss):
     """Matchability-aware loss; see `matchability_aware_loss_per_anchor`.
 
     Its scores rank detections by the quality of their boxes, too, and positives with a bad box are
-    trained as much as others.
+    trained with as much weight as others.
     """
 
     needs = frozenset({"iou"})

@@ -2,8 +2,8 @@
 
 DistributedDataParallel averages gradients over processes. If every process has the same number of
 images, the average of the divided losses equals the loss of the whole batch in one process. There
-are two exceptions: EMAPosCount, and the first few dozen steps of GlobalEMAPosCount, until its
-`initial`, which is per process, no longer counts.
+are three exceptions: EMAPosCount; SampleCount, unless all processes have equally many samples; and
+the first few dozen steps of GlobalEMAPosCount, until its per-process `initial` no longer counts.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ class Normalizer(nn.Module, ABC):
     """Base of all normalizers. A config selects one by the name of its class.
 
     Attributes:
-        of_samples: True if it divides by anchors of either kind, as detectors do that sample them;
+        of_samples: True if it divides by the number of sampled anchors, positive and negative;
             without sampling, such a divisor has nothing to do with the number of objects.
     """
 
@@ -55,10 +55,10 @@ class EMAPosCount(OptionalBuffers, Normalizer):
 
     Detectron2's RetinaNet keeps the average in a Python attribute, which starts anew when a run is
     resumed; here it is a buffer. Every process has its own average. `focal-det train` restores each
-    of them; other trainers store that of the first process, and a resumed run starts from it in all
-    processes. (GlobalEMAPosCount has the same average in all processes.) If a checkpoint lacks the
-    buffer, it loads without complaint and the average keeps its value. A batch without positives
-    counts as one positive. Only training steps move the average, not the forwards of PreciseBN.
+    of them; other trainers store only that of the first process, from which all processes resume.
+    (GlobalEMAPosCount has the same average in all processes.) A checkpoint without the buffer loads
+    without complaint, and the average keeps its value. A batch without positives counts as one
+    positive. Only training steps move the average, not the forwards of PreciseBN.
 
     Args:
         momentum: weight of the old average, in [0, 1).
@@ -90,7 +90,7 @@ class EMAPosCount(OptionalBuffers, Normalizer):
 
 
 class GlobalEMAPosCount(EMAPosCount):
-    """EMAPosCount of the mean over all processes; with one process it is EMAPosCount.
+    """Moving average of the mean number of positives per process; EMAPosCount with one process.
 
     The average and `initial` are per process, so the first losses have the same size with any
     number of processes. Older checkpoints of runs with several processes hold the average of the
@@ -113,7 +113,7 @@ class GlobalEMAPosCount(EMAPosCount):
 class GlobalPosCount(Normalizer):
     """Positives in the batches of all processes, at least 1, divided by the number of processes.
 
-    The paper's "normalized by the number of anchors assigned to a ground-truth box".
+    The focal loss paper's "normalized by the number of anchors assigned to a ground-truth box".
     """
 
     def forward(self, num_pos: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class GlobalPosCount(Normalizer):
 
 
 class PerImagePosCount(Normalizer):
-    """Divides the loss of each image by its positives, at least 1; then the mean over images.
+    """Divides the loss of each image by its positives, at least 1, and averages over images.
 
     As in torchvision's RetinaNet: an object in a crowded image weighs less than the only object of
     another image.
@@ -155,7 +155,7 @@ class Constant(Normalizer):
 
 
 class SampleSize(Constant):
-    """The size that a sample should have, in each image: the divisor of Detectron2's RPN.
+    """The nominal number of sampled anchors per image: the divisor of Detectron2's RPN.
 
     Args:
         batch_size_per_image: anchors per image, >= 1. A config gives Detectron2's
@@ -173,7 +173,7 @@ class SampleSize(Constant):
 
 
 class SampleCount(Normalizer):
-    """Anchors that are not ignored in this process's batch: the divisor of Detectron2's box head.
+    """Anchors of this process's batch that are not ignored: the divisor of Detectron2's box head.
 
     At least 1, for a batch without any.
     """

@@ -27,8 +27,8 @@ def mine_hard_anchors(
 ) -> Tensor:
     """The minibatch of one image: the hardest anchors that survive NMS over their boxes.
 
-    With `neg_per_pos`, the hardest positives and their share of the hardest negatives. Of equal
-    losses, the anchor with the lower index comes first.
+    With `neg_per_pos` > 0, the hardest positives and `neg_per_pos` times as many of the hardest
+    negatives. Of equal losses, the anchor with the lower index comes first.
 
     Args:
         losses: (R,) classification loss of each anchor.
@@ -61,7 +61,7 @@ def _nms(boxes: Tensor, nms_thresh: float) -> Tensor:
         return torch.arange(len(boxes), device=boxes.device)
     from torchvision.ops import nms  # not at the top, as all other losses need torch alone
 
-    # torchvision sorts by score; falling ranks keep the order of equal losses.
+    # torchvision sorts by score; descending ranks as scores keep the order of equal losses.
     ranks = torch.arange(len(boxes), 0, -1, device=boxes.device, dtype=boxes.dtype)
     kept: Tensor = nms(boxes, ranks, nms_thresh)
     return kept
@@ -104,7 +104,7 @@ class OHEMLoss(ClsLoss):
             more than this; 1 disables NMS.
         neg_per_pos: negatives per positive, in [0, batch). 0: the hardest anchors of either kind.
             Above 0: up to batch // (neg_per_pos + 1) of the hardest positives, and neg_per_pos
-            times as many of the hardest negatives (neg_per_pos of them without positives).
+            times as many of the hardest negatives (neg_per_pos of them if there are no positives).
     """
 
     needs = frozenset({"anchors"})

@@ -1,4 +1,4 @@
-"""Definitions of the focal loss and of FL* per anchor, in plain torch, and what losses share.
+"""Definitions of the focal loss and FL* per anchor, in plain torch, and helpers that losses share.
 
 Both are losses of K one-against-all classifiers, summed over the classes of an anchor. x is a
 logit and p = sigmoid(x). x_t, the logit of the right answer, is x for the anchor's own class and -x
@@ -32,7 +32,7 @@ def sum_over_classes(
 ) -> Tensor:
     """Positive term of each anchor's own class plus the negative terms of all other classes.
 
-    Neither a one-hot tensor nor a masked copy is made.
+    No one-hot tensor is made.
 
     Args:
         logits: (..., K), any float dtype; float16 and bfloat16 are computed in float32.
@@ -98,7 +98,7 @@ def focal_term(z: Tensor, gamma: Weight) -> Tensor:
 
 
 def weighted_term(z: Tensor, gamma: float) -> Tensor:
-    """Value of `focal_term`, with the gradient of its cross entropy alone."""
+    """`focal_term` with the factor p_z^gamma detached, as a weight of the cross entropy."""
     return torch.exp(gamma * F.logsigmoid(z.detach())) * focal_term(z, 0.0)
 
 
@@ -114,7 +114,7 @@ def keep_for_derivatives(ctx: Any, *tensors: Tensor) -> None:
     """Keep tensors of an `autograd.Function` for its backward, and in forward mode for its `jvp`.
 
     Tensors kept for backward are released after the backward, but those kept for `jvp` live as long
-    as the result, so they are kept only where they can be used.
+    as the result, so tensors are kept for it only in forward mode.
     """
     ctx.save_for_backward(*tensors)
     if is_forward_mode():

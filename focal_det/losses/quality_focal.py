@@ -16,8 +16,8 @@ def quality_focal_loss_per_anchor(
 ) -> Tensor:
     """|y - p|^beta CE(x, y) of each anchor, summed over its classes.
 
-    y is the IoU of the prediction for the anchor's own class and 0 for all others. With an IoU of 1
-    everywhere it is the focal loss.
+    For the anchor's own class, y is the IoU of the predicted box; for all others, it is 0. With an
+    IoU of 1 everywhere, this is the focal loss.
 
     Args:
         logits, labels: see `focal_loss_from_labels`.

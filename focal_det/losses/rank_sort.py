@@ -20,29 +20,30 @@ from .targets import DenseTargets
 
 
 class RankSortLoss(ClsLoss):
-    """Ranks positives above negatives, and sorts them by the IoU of their predictions.
+    """Ranks positives above negatives, and sorts the positives by the IoU of their predictions.
 
-    The mean of ranking and sorting error over the positives i of a batch, eq. 7 and 8 of
+    The sum of ranking and sorting error, averaged over the positives i of a batch, eq. 7 and 8 of
     arXiv 2107.11669. With y_j the IoU of positive j, and with
     h_ij = clamp((x_j - x_i) / (2 delta) + 1/2, 0, 1), the degree to which j is ranked above i:
 
     - ranking error: f_i / (r_i + f_i) with f_i the sum of h_ij over negatives, and r_i the sum over
       positives, i itself included;
-    - sorting error: the mean of 1 - y_j over positives weighted by h_ij, minus the same mean over
+    - sorting error: the mean of 1 - y_j over positives, weighted by h_ij, minus the same mean over
       those with y_j >= y_i, which belong above i.
 
     The gradient is not the derivative, which would vanish outside the ramp of h. It is the
-    error-driven "identity update" of eq. 9: each positive is pulled up by its two errors, and as
-    much is pushed down. Its ranking error is distributed over the negatives in proportion to h_ij,
-    its sorting error over the positives with a lower IoU. There is no second derivative.
+    error-driven "identity update" of eq. 9: each positive is pulled up by its two errors, and other
+    logits are pushed down by the same total. The ranking error is distributed over the negatives,
+    the sorting error over the positives with a lower IoU, both in proportion to h_ij. There is no
+    second derivative.
 
     All images of this process are ranked together, over all levels and classes. The loss of an
-    image is N times its share of the mean. The weight of classes and background needs no
-    parameter, nor does that of the box loss, see `scales_box_loss`.
+    image is N times its share of the mean. Neither the balance of classes and background nor that
+    with the box loss (see `scales_box_loss`) needs a parameter.
 
     Args:
-        delta: half the width of the ramp of h, in logits, finite and >= 0; 0 is a step, which
-            counts equal logits as above.
+        delta: half the width of the ramp of h, in logits, finite and >= 0; 0 is a step, with
+            h = 1 for equal logits.
     """
 
     needs = frozenset({"iou"})
@@ -130,12 +131,12 @@ class _RankSort(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The positives against each other and against the buckets of negatives, in float64.
+    """The positives ranked against each other and the buckets of negatives, in float64.
 
     The edges of the buckets are x_i - delta and x_i + delta of all positives i. So within a bucket
-    h_ij is a line in x_j for every i, and its sum follows from the number of negatives and the sum
-    of their offsets from the lower edge. (The buckets of arXiv 2407.14204 end at x_i and stand for
-    their mean logit, which is exact for delta = 0 only.)
+    h_ij is linear in x_j for every i, and its sum follows from the number of negatives and the sum
+    of their offsets from the lower edge. (The buckets of arXiv 2407.14204 end at x_i and are
+    represented by their mean logit, which is exact for delta = 0 only.)
 
     Attributes:
         edges: (B - 1,) ascending, in logits.
@@ -185,12 +186,12 @@ class _Ranking:
             rank_error=num_false / rank,
             sort_error=sort_error,
             sort_shares=missorted / total.clamp(min=torch.finfo(total.dtype).tiny),
-            # Counted on the device: the number is a shape, and comparing it with 0 would wait.
+            # Counted on the device: for fake tensors P is unknown, and comparing it with 0 raises.
             weight=1 / torch.ones_like(iou).sum().clamp(min=1),
         )
 
     def update_positives(self, weight: Tensor) -> Tensor:
-        """(P,) gradient of the errors' sum with (P,) weights, with respect to the positives."""
+        """(P,) gradient of the (P,)-weighted sum of errors with respect to the positives."""
         pushed = (weight * self.sort_error) @ self.sort_shares
         return pushed - weight * (self.rank_error + self.sort_error)
 
@@ -226,14 +227,14 @@ def _make_edges(pos_logits: Tensor, delta: float) -> Tensor:
 
 
 def _compare_with_buckets(pos_logits: Tensor, edges: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-    """(P, B) h at the lower edges of the buckets, and its slopes within."""
+    """(P, B) h at the lower edges of the buckets, and its slopes within them."""
     infinity = edges.new_full((1,), torch.inf)
     lower = torch.cat([-infinity, edges])
     upper = torch.cat([edges, infinity])
     base = _ramp(lower - pos_logits[:, None], delta)
     if delta == 0:
         return base, torch.zeros_like(base)
-    # By the sums that made the edges, so that rounding does not matter.
+    # Compared with the very sums that made the edges, so that rounding does not matter.
     is_after_start = pos_logits[:, None] - delta <= lower
     is_before_end = upper <= pos_logits[:, None] + delta
     return base, (is_after_start & is_before_end).to(base.dtype) / (2 * delta)
@@ -264,8 +265,8 @@ def _sum_in_buckets(
         (B,) float64 each. An offset is the distance to the lower edge; in the lowest bucket, which
         has none, to 0.
     """
-    # A column per class, as many threads of a GPU adding to one number would wait for each other.
-    # The first row takes the logits that are no negatives.
+    # A column per class: on a GPU, many threads that add to one number wait for each other. The
+    # first row takes the logits that are not negatives.
     shape = (edges.numel() + 2, levels[0].shape[-1])
     sums = edges.new_zeros(shape)
     offsets = edges.new_zeros(shape)
@@ -302,7 +303,7 @@ def _spread(
     """
     grads = [torch.zeros_like(x) for x in levels]
     own_of_level = own.split([x.shape[1] for x in levels], dim=1)
-    # The first bucket is that of logits that are no negatives.
+    # The first bucket is that of logits that are not negatives.
     lower = _prepend_zeros(2, edges)
     at_edges = _prepend_zeros(1, at_edges)
     slopes = _prepend_zeros(1, slopes)
@@ -330,7 +331,7 @@ def _split_images(
 
 
 def _find_buckets(x: Tensor, labels: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Bucket of each negative from 1, 0 for other logits; which are of an anchor's own class.
+    """Bucket of each negative, from 1 (0 for other logits), and which logits are of own classes.
 
     Args:
         x: (Ri, K), float32 or float64.
@@ -340,7 +341,7 @@ def _find_buckets(x: Tensor, labels: Tensor, edges: Tensor) -> tuple[Tensor, Ten
     Returns:
         (Ri, K) int64 in 0..B and (Ri, K) bool.
     """
-    # Rounded up to the type of the logits, which are then never put below an edge they reach.
+    # Rounded up to the dtype of the logits: these reach exactly the same edges as before rounding.
     rounded = edges.to(x.dtype)
     above = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
     rounded = torch.where(rounded.double() < edges, above, rounded)

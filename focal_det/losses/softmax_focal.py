@@ -68,13 +68,13 @@ class SoftmaxFocalLoss(PointwiseClsLoss):
 
     def bias(self, prior: Union[float, Sequence[float]], num_classes: int) -> Tensor:
         priors = get_priors(prior, num_classes)
-        # One prior is the total of all classes; a list has one for each class.
+        # A single prior is the total of all classes; a list has one for each class.
         if isinstance(prior, (int, float)):
             priors = priors / num_classes
         total = priors.sum()
         if not total < 1:
             raise ValueError(f"the priors of all classes must sum to less than 1, got {total:.4g}")
-        # A constant added to all logits changes nothing; with this one, equal priors have bias 0.
+        # Adding a constant to all logits changes nothing; here it gives equal priors a bias of 0.
         foreground = (priors * num_classes / total).log()
         background = (num_classes * (1 - total) / total).log()
         return torch.cat([foreground, background[None]]).float()

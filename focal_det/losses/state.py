@@ -14,7 +14,7 @@ def is_training_step(module: nn.Module) -> bool:
     In a training step the module is in training mode and gradients are enabled. A forward without
     gradients, as in fvcore's PreciseBN, only reads the state; so does one under a transform of
     torch.func, which expects pure functions. Whether the logits require a gradient makes no
-    difference: a frozen head is trained on the same state.
+    difference: the state also moves with a frozen head.
     """
     return module.training and torch.is_grad_enabled() and not is_transformed()
 
@@ -53,7 +53,7 @@ def get_num_processes() -> int:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum of a tensor of the same shape over all processes, without gradient; not in place."""
+    """Sum over all processes of a tensor, of the same shape in each; no gradient, not in place."""
     if get_num_processes() == 1:
         return values.detach()
     # A copy, as all_reduce works in place.

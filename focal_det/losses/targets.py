@@ -66,7 +66,7 @@ class DenseTargets:
             ValueError: `anchors` or `compute_iou` is needed but None.
         """
         pos_mask = (gt_labels >= 0) & (gt_labels != num_classes)
-        # The number of positives becomes a shape: a step's only wait besides that of telemetry.
+        # The number of positives becomes a shape, so this waits for the device (docs/speed.md).
         image_idxs, anchor_idxs = torch.nonzero(pos_mask, as_tuple=True)
         targets = cls(
             gt_labels=gt_labels,
@@ -75,7 +75,7 @@ class DenseTargets:
             pos_idxs=(image_idxs, anchor_idxs),
             num_pos=pos_mask.sum(dim=1),
         )
-        # What no loss needs stays None, so that a loss that forgets to declare it fails at once.
+        # What no loss needs stays None, so that a loss that reads it undeclared fails at once.
         if "anchors" in needs:
             # A view: the images of a dense detector share their anchors.
             shared = _require("anchors", anchors).expand(*gt_labels.shape, 4)
@@ -87,5 +87,5 @@ class DenseTargets:
 
 def _require(name: str, value: Optional[_Value]) -> _Value:
     if value is None:
-        raise ValueError(f"{name} is needed, got None")
+        raise ValueError(f"the loss needs {name}, got None")
     return value

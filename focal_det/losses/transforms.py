@@ -6,8 +6,7 @@ from torch.autograd import forward_ad
 
 def is_forward_mode() -> bool:
     """Whether tensors may carry tangents: inside `forward_ad.dual_level` or `torch.func.jvp`."""
-    # torch has no public API to ask this. `torch.func.jvp` also enters a dual level, so this
-    # covers it.
+    # torch has no public API for this. `torch.func.jvp` is covered, as it enters a dual level, too.
     return forward_ad._current_level >= 0
 
 

@@ -16,7 +16,7 @@ def varifocal_loss_per_anchor(
 ) -> Tensor:
     """Cross entropy weighted by quality for positives, focal loss for negatives.
 
-    q CE(x, q) for an anchor's own class, with q the IoU of the prediction, and
+    q CE(x, q) for an anchor's own class, with the quality q the IoU of the predicted box, and
     neg_weight p^gamma CE(x, 0) for all other classes. A positive whose prediction misses its box
     altogether, q = 0, counts as a negative.
 
@@ -51,7 +51,7 @@ def varifocal_loss_per_anchor(
 class VarifocalLoss(PointwiseClsLoss):
     """Varifocal loss; see `varifocal_loss_per_anchor`.
 
-    It focuses negatives only, and weighs positives by their quality.
+    Its focusing factor is for negatives only; positives are weighted by their quality.
     """
 
     needs = frozenset({"iou"})

@@ -3,7 +3,7 @@
 from focal_det.host import require_detectron2
 
 require_detectron2()
-# After the guard, against E402: this import needs Detectron2, and its own error would be
+# After the guard, despite E402: this import needs Detectron2, and its own error would be
 # "No module named 'detectron2'", which does not say how to get it.
 from .model_zoo import get, get_checkpoint_url, get_config, get_config_file, read_zoo  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 `zoo.json` has an entry per trained model, by the path of its config. A checkpoint is looked for in
 the folder that the environment variable FOCAL_DET_ZOO names, then beside this file, then at its
-URL. Its sha256 is checked before use where it is recorded.
+URL. Local files, and what `get` downloads, are checked against the sha256 in `zoo.json`, if any.
 """
 
 import hashlib
@@ -90,7 +90,8 @@ def get(config_path: str, trained: bool = False, device: Optional[str] = None) -
 
     Args:
         trained: load the weights of the trained model; otherwise those the config names, if any.
-        device: "cpu" or "cuda"; by default the config's, or the CPU where there is no GPU.
+        device: "cpu" or "cuda"; by default that of a yaml config, but the CPU for a Lazy config or
+            where there is no GPU.
 
     Raises:
         FileNotFoundError: no such config; names the nearest one.
@@ -137,5 +138,5 @@ def _check_sha256(file: Path, expected: Optional[str]) -> None:
     if found != expected:
         raise RuntimeError(
             f"{file} has the sha256 {found}, but zoo.json has {expected}: the file is damaged, or "
-            "another one; get it again"
+            "a different one; download it again"
         )

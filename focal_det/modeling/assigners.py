@@ -32,7 +32,7 @@ class Assigner(ABC):
     """Base of all assigners. A config selects one by the name of its class.
 
     A constructor argument `matcher` gets Detectron2's matcher with the thresholds of the config,
-    and `num_classes` gets K; all others come from `MODEL.FOCAL_DET.ASSIGNER.ARGS.<name>`.
+    and `num_classes` gets K; all others come from `MODEL.FOCAL_DET.ASSIGNER.ARGS.<class name>`.
     """
 
     @abstractmethod
@@ -45,18 +45,18 @@ class Assigner(ABC):
             anchors: R anchors.
             gt_instances: M objects with `gt_boxes` and `gt_classes`, on the device of the anchors.
             predictions: R predictions with `pred_boxes` and `scores` (R, K), for assigners that use
-                them; None if there are none, as before training.
+                them; focal_det's own detectors pass None.
         """
 
 
 class IoUAssigner(Assigner):
     """Labels by IoU like Detectron2's matcher, but a box that overlaps no anchor is assigned none.
 
-    Detectron2 assigns all anchors to such a box (zero area, NaN, off the canvas): its best IoU is
-    0, and every anchor has that IoU.
+    With such a box (zero area, NaN, off the canvas), Detectron2 makes all anchors positive: the
+    box's best IoU is 0, and every anchor has that IoU.
 
     Args:
-        matcher: thresholds, labels and low-quality matches.
+        matcher: supplies thresholds, their labels, and whether to allow low-quality matches.
         num_classes: K.
     """
 
@@ -92,18 +92,18 @@ def compute_gt_labels(
     Args:
         matches: of R anchors and M boxes.
         gt_classes: (M,) int64 in 0..K-1.
-        matcher: thresholds, labels and low-quality matches.
+        matcher: as for `IoUAssigner`.
         num_classes: K.
     """
     matched_classes = gt_classes.index_select(0, matches.matched_idxs)
     label_of: dict[int, Union[int, Tensor]] = {-1: -1, 0: num_classes, 1: matched_classes}
     gt_labels = torch.full_like(matched_classes, num_classes)
-    # Thresholds rise, so each band overwrites the end of the one below.
+    # Thresholds rise, so each band overwrites what lower bands wrote above its threshold.
     for label, low in zip(matcher.labels, matcher.thresholds):
         gt_labels = torch.where(matches.max_iou >= low, label_of[label], gt_labels)
     if matcher.allow_low_quality_matches:
         gt_labels = torch.where(matches.is_best_of_box, matched_classes, gt_labels)
-    # Without any overlap all IoUs are 0, which a threshold of 0 would call a match.
+    # If no box overlaps any anchor, all are background, as in an image without boxes.
     return gt_labels.masked_fill_(matches.without_anchor.all(), num_classes)
 
 
@@ -115,7 +115,7 @@ def check_gt_classes(
     Detectron2 would train id K as background, and fail on the GPU for ids above K.
 
     Args:
-        gt_classes: (M,) int64, on the CPU; on another device this waits for it.
+        gt_classes: (M,) int64, on the CPU; on a GPU, the check would wait for the device.
         num_classes: K.
         image_name: for the message.
         key: key of K, for the message.

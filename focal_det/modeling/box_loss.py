@@ -21,7 +21,7 @@ BOX_LOSS_TYPES = ("smooth_l1", *_IOU_LOSSES)
 
 
 def check_box_loss_type(loss_type: str, key: str) -> None:
-    """Refuse a name that is not in BOX_LOSS_TYPES; Detectron2 would find it at the first step.
+    """Refuse a name that is not in BOX_LOSS_TYPES; Detectron2 notices only at the first step.
 
     Args:
         key: full key of the name, for the message.
@@ -73,7 +73,7 @@ def box_loss_per_image(
     loss_type: str,
     smooth_l1_beta: float,
 ) -> Tensor:
-    """(N,) float32 sums of `box_loss_of_positives`, whose arguments it takes."""
+    """(N,) float32 sums of `box_loss_of_positives` per image; takes the same arguments."""
     loss = box_loss_of_positives(
         pred_anchor_deltas,
         anchors,

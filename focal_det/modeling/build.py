@@ -1,7 +1,7 @@
 """From a config to the parts of a detector, and to the settings that programs ask for.
 
-Only `focal_det.config` and this package spell Detectron2's nodes of a detector; all other parts
-read `DetectorSettings`.
+Only `focal_det.config` and this package refer to Detectron2's config nodes of a detector; all other
+code reads `DetectorSettings`.
 """
 
 import math
@@ -29,7 +29,7 @@ from focal_det.registry import (
 from .assigners import Assigner
 from .stage_losses import check_stage
 
-# Constructor arguments of losses for which Detectron2 has a key already.
+# Loss arguments that already have a key in Detectron2.
 RETINANET_ARGS = {
     "alpha": "FOCAL_LOSS_ALPHA",
     "gamma": "FOCAL_LOSS_GAMMA",
@@ -65,12 +65,12 @@ class DetectorSettings:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is a RetinaNet, the architecture whose anchors and losses focal_det knows."""
+        """Whether it is a RetinaNet."""
         return self.node_key == _NODES[RetinaNet]
 
     @property
     def has_two_stages(self) -> bool:
-        """Whether it is a GeneralizedRCNN, which classifies the proposals of another part."""
+        """Whether it is a GeneralizedRCNN, which classifies the proposals of a first stage."""
         return self.node_key == _NODES[GeneralizedRCNN]
 
     @property
@@ -116,7 +116,7 @@ def read_settings(cfg: CfgNode) -> DetectorSettings:
     architecture = None
     if name in META_ARCH_REGISTRY:
         architecture = META_ARCH_REGISTRY.get(name)
-    # By base class, so that an architecture of a project's own is recognized.
+    # By base class, so that a project's own subclass is recognized.
     for known, key in _NODES.items():
         if isinstance(architecture, type) and issubclass(architecture, known):
             return DetectorSettings(key, get_value(cfg, key))
@@ -127,8 +127,8 @@ def build_cls_loss(cfg: CfgNode) -> ClsLoss:
     """Build `MODEL.FOCAL_DET.CLS_LOSS`.
 
     Raises:
-        ValueError: an unknown name (UnknownNameError) or argument, or a value it refuses; names the
-            key.
+        ValueError: an unknown name (UnknownNameError) or argument, or a value that the component
+            refuses; names the key.
     """
     # Offered to every loss; the registry passes on what the constructor takes.
     known = {arg: cfg.MODEL.RETINANET[key] for arg, key in RETINANET_ARGS.items()}
@@ -140,8 +140,8 @@ def build_normalizer(cfg: CfgNode) -> Normalizer:
     normalizer: Normalizer = _build(NORMALIZER_REGISTRY, "NORMALIZER", cfg)
     if normalizer.of_samples:
         raise ValueError(
-            f"MODEL.FOCAL_DET.NORMALIZER: {type(normalizer).__name__} divides by a sample of the "
-            "anchors, and a RetinaNet takes all of them; choose one that counts positives"
+            f"MODEL.FOCAL_DET.NORMALIZER: {type(normalizer).__name__} divides by the size of a "
+            "sample, but a RetinaNet trains on all anchors; choose one that counts positives"
         )
     return normalizer
 
@@ -262,7 +262,7 @@ def _is_finite(value: Any) -> bool:
 
 def _build_cls_loss(cfg: CfgNode, key: str, *, num_classes: int, **known: Any) -> ClsLoss:
     cls_loss: ClsLoss = _build(CLS_LOSS_REGISTRY, key, cfg, num_classes=num_classes, **known)
-    # A loss made for another K would fail in the head, without the key to change.
+    # A loss made for another K would fail in the head, with an error that does not name the key.
     try:
         cls_loss.num_outputs(num_classes)
     except ValueError as error:
@@ -277,7 +277,7 @@ def _build(registry: ComponentRegistry, key: str, cfg: CfgNode, **known: Any) ->
         key: of the node below MODEL.FOCAL_DET, such as "RPN.NORMALIZER".
     """
     node = get_value(cfg.MODEL.FOCAL_DET, key)
-    # Also names of components that are not selected: a typo in one of them would never show.
+    # Unselected names are checked, too: a typo in one of them would otherwise never show.
     for name in node.ARGS:
         if name not in registry:
             kind = f"{registry.kind} in MODEL.FOCAL_DET.{key}.ARGS"

@@ -9,8 +9,8 @@ def select_candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best pairs of an anchor and a class whose scores are above a threshold.
 
-    The T best pairs belong to the T anchors whose best class scores highest, so one score per
-    anchor is sorted first, and the pairs of these anchors after that.
+    The T best pairs belong to the T anchors whose best class scores highest, so the anchors are
+    first sorted by their best score, and then only the pairs of the first T.
 
     Args:
         scores: (Ri, K) in [0, 1].

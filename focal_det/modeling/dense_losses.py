@@ -1,7 +1,7 @@
 """Targets and losses of a dense detector, from its predictions and the labels of its anchors.
 
-Plain functions, so that any head over anchors can use them. The architecture selects the losses,
-the classification loss sums per image, and the normalizer supplies the divisor.
+Plain functions, so that any head over anchors can use them. The architecture selects the losses;
+the classification loss returns one value per image; the normalizer supplies the divisor.
 
 Shapes: N images, R anchors per image (all levels), Ri anchors of a level, K classes, C logits per
 anchor (see `ClsLoss`; not always K).
@@ -17,7 +17,7 @@ from focal_det.losses.targets import DenseTargets
 
 from .box_loss import box_loss_per_image, iou_of_predictions
 
-# Below this, a loss is not scaled up to the value of another.
+# A loss below this is scaled up, but not all the way to the value of the other loss.
 _MIN_LOSS = 1e-6
 
 
@@ -98,7 +98,7 @@ def compute_dense_losses(
 
 
 def _balance(cls_loss: ClsLoss, loss_cls: Tensor, loss_box: Tensor) -> tuple[Tensor, Tensor]:
-    """Both () losses, where a loss asks for it with the value of the other."""
+    """Both () losses, one scaled to the value of the other if `cls_loss` asks for it."""
     if cls_loss.scaled_to_box_loss:
         return _scale(loss_cls, loss_box), loss_box
     if cls_loss.scales_box_loss:
@@ -107,9 +107,8 @@ def _balance(cls_loss: ClsLoss, loss_cls: Tensor, loss_box: Tensor) -> tuple[Ten
 
 
 def _scale(loss: Tensor, goal: Tensor) -> Tensor:
-    """A () loss times a factor that makes its value that of another; the factor is a constant."""
-    # Of two losses that are 0, the ratio would be NaN, and of a tiny loss, infinite: such a loss
-    # stays below the other.
+    """A () loss, scaled to the value of `goal` by a factor without gradient."""
+    # Clamped: the ratio would be NaN if both losses were 0, and infinite if `loss` were tiny.
     return loss * (goal.detach() / loss.detach().clamp(min=_MIN_LOSS))
 
 

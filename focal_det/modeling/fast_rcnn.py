@@ -32,9 +32,9 @@ from .stage_outputs import StageOutputs
 class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Detectron2's layers for the scores and boxes of proposals, with a choice of losses.
 
-    With the defaults of a config they are Detectron2's. Parameters have the same names and shapes
-    for every loss, so that checkpoints load both ways: `cls_score` keeps its K + 1 rows, and a loss
-    of K sigmoids leaves the last one, of background, at 0.
+    With the defaults of a config they behave like Detectron2's. Parameters have the same names and
+    shapes for every loss, so that checkpoints load both ways: `cls_score` keeps its K + 1 rows, and
+    a loss of K sigmoids leaves the last one, of background, at 0.
 
     Args:
         input_shape: shape of a proposal's features.
@@ -102,12 +102,12 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         self._clear_unused_rows()
 
     def _refuse_other_losses(self) -> None:
-        # Only Detectron2's main has these options.
+        # Only Detectron2's main branch has these options.
         for name in ("use_sigmoid_ce", "use_fed_loss"):
             if getattr(self, name, False):
                 raise ValueError(
                     f"MODEL.ROI_BOX_HEAD.{name.upper()} turns on Detectron2's own loss: set it to "
-                    "False, and choose the loss by MODEL.FOCAL_DET.ROI_BOX_HEAD.CLS_LOSS.NAME"
+                    "False, and choose the loss with MODEL.FOCAL_DET.ROI_BOX_HEAD.CLS_LOSS.NAME"
                 )
 
     def get_prediction_head(self) -> nn.Module:
@@ -116,7 +116,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @torch.no_grad()
     def _clear_unused_rows(self) -> bool:
-        """Clear the rows of `cls_score` that the loss does not use; return whether any were set."""
+        """Zero the rows of `cls_score` that the loss does not use; return whether any was not 0."""
         num_outputs = self.stage_losses.num_outputs
         unused = (self.cls_score.weight[num_outputs:], self.cls_score.bias[num_outputs:])
         was_used = any(bool(x.any()) for x in unused)
@@ -130,7 +130,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         """Normalized and weighted losses.
 
         Args:
-            predictions: of `forward`: scores (R, K + 1), and deltas (R, K * 4) or (R, 4).
+            predictions: outputs of `forward`: scores (R, K + 1), and deltas (R, K * 4) or (R, 4).
             proposals: per image, with `proposal_boxes`, `gt_classes` and, where the image has
                 objects, `gt_boxes`.
 
@@ -151,7 +151,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _collect_outputs(
         self, logits: Tensor, deltas: Tensor, gt_labels: Tensor, proposals: list[Instances]
     ) -> StageOutputs:
-        """From (R, C) logits, deltas and (R,) labels of all images to those of each image."""
+        """Regroup the (R, C) logits, deltas and (R,) labels of all images by image."""
         boxes = cat([x.proposal_boxes.tensor for x in proposals])
         # An image without objects has no `gt_boxes`; any box will do.
         gt_boxes = cat(
@@ -171,11 +171,11 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
         )
 
     def _add_background(self, logits: Tensor) -> Tensor:
-        """(R, K + 1) logits: sigmoids get a 0 for background, the largest if all are below 0.5."""
+        """(R, K + 1) logits; sigmoids get 0 for background, the largest if all scores are < 0.5."""
         return F.pad(logits, (0, self.num_classes + 1 - logits.shape[1]))
 
     def _select_deltas(self, deltas: Tensor, gt_labels: Tensor) -> Tensor:
-        """(R, 4) deltas for the class of each proposal; of an arbitrary one for background."""
+        """(R, 4) deltas for the class of each proposal, or for an arbitrary class if background."""
         if deltas.shape[1] == 4:
             return deltas
         class_idxs = gt_labels.clamp(0, self.num_classes - 1)
@@ -194,7 +194,7 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
 
 
 def _leave_out_background(layers: FocalFastRCNNOutputLayers, _: Any) -> None:
-    """After loading: clear the row of background that a softmax trained, and log it."""
+    """After loading: zero the background row if a softmax has trained it, and log that."""
     if layers._clear_unused_rows():
         name = type(layers.stage_losses.cls_loss).__name__
         logging.getLogger(LOGGER_NAME).info(

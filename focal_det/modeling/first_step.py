@@ -36,9 +36,9 @@ def compute_loss_at_prior(
 ) -> Optional[Tensor]:
     """() classification loss of a batch if every score were the prior.
 
-    None if the layer does not start at the prior, or if the loss takes the value of the box loss,
-    which says nothing of the scores. This must be the same on all processes, as a loss may gather
-    statistics over them.
+    None if the layer does not start at the prior, or if the loss is scaled to the box loss, whose
+    value says nothing about the scores. All processes must agree on whether it is None, as a loss
+    may gather statistics over them.
 
     Args:
         bias: (A * C,) of the layer that predicts the logits.
@@ -71,6 +71,7 @@ def report_first_loss(name: str, first: float, initial: float) -> None:
         logger.info(message)
         return
     logger.warning(
-        f"{message}. Such a difference comes from features that are far too large: compare "
-        "MODEL.PIXEL_MEAN, PIXEL_STD and the NORM keys with what MODEL.WEIGHTS was trained with."
+        f"{message}. Such a difference usually comes from features that are far too large: "
+        "compare MODEL.PIXEL_MEAN, PIXEL_STD and the NORM keys with those that MODEL.WEIGHTS was "
+        "trained with."
     )

@@ -33,7 +33,7 @@ def check_training_batch(
     """
     names = []
     for index, batch_item in enumerate(batched_inputs):
-        # A mapper of a project's own may leave out both names.
+        # A project's own mapper may leave out both keys.
         name = batch_item.get("file_name", batch_item.get("image_id", f"{index} of the batch"))
         if "instances" not in batch_item:
             raise ValueError(
@@ -50,7 +50,7 @@ def report_boxes_without_anchor(
 ) -> None:
     """Warn about boxes that overlap no anchor, and put their number into the metrics.
 
-    Only the first ten images are reported.
+    Only the first ten such images get a warning.
 
     Args:
         image_names: for the messages.

@@ -2,7 +2,7 @@
 
 The matrix of all overlaps is never made.
 
-Shapes: M boxes in an image, R anchors (all levels); XYXY in absolute pixels. As columns they are
+Shapes: M boxes in an image, R anchors (all levels); XYXY in absolute pixels. As columns, both are
 (5, ...): x0, y0, x1, y1, area.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 _BLOCK_SIZE = 64  # consecutive anchors that are compared or skipped together
 _MAX_BLOCKS = 500  # in a step
 _MAX_BLOCK_TESTS = 16000  # pairs of a box and a block in a step
-_MAX_PAIRS = 2**22  # pairs of a box and an anchor in a step of other devices, 16 bytes each
+_MAX_PAIRS = 2**22  # pairs of a box and an anchor in a step on other devices, 16 bytes each
 
 Columns = Union[Tensor, Sequence[Tensor]]  # (5, ...), or five tensors
 
@@ -52,10 +52,10 @@ class Matches:
 def match_anchors(anchors: Tensor, boxes: Tensor) -> Matches:
     """Match anchors and boxes, in memory that does not grow with the product of their numbers.
 
-    Every IoU is bit for bit that of Detectron2's `pairwise_iou`, so that thresholds and ties decide
-    alike. A CPU skips blocks of anchors that are far from a box; it skips most if neighbours in the
-    list are neighbours in the image. Other devices compute all pairs, in steps of fixed shapes that
-    never wait for a value.
+    Every IoU is bit for bit that of Detectron2's `pairwise_iou`, so that thresholds and ties come
+    out the same. A CPU skips blocks of anchors that are far from a box, which saves most if
+    neighbours in the list are neighbours in the image. Other devices compute all pairs, in steps of
+    fixed shapes, so that the CPU never waits for them.
 
     Args:
         anchors: (R, 4), R >= 1.
@@ -116,7 +116,7 @@ def _find_near_blocks(anchors: Tensor, boxes: Tensor) -> Iterator[Tensor]:
 
 
 def _match_all_pairs(anchors: Tensor, boxes: Tensor) -> Matches:
-    """Match on other devices: some boxes at a time with all anchors, never waiting for a value."""
+    """Match on other devices: some boxes at a time with all anchors, without synchronizing."""
     anchors = _to_columns(anchors)
     boxes = _to_columns(boxes)
     max_iou, matched_idxs, is_best_of_box = _start(anchors)
@@ -140,7 +140,7 @@ def _to_columns(boxes: Tensor) -> Tensor:
     """(5, n) columns of (n, 4) boxes: x0, y0, x1, y1, area.
 
     A box whose area is not in (0, inf) becomes inf, inf, -inf, -inf and area 1: every comparison
-    finds it empty, and no IoU with it is NaN or 0 / 0.
+    finds it empty, and no IoU with it is NaN.
     """
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     is_empty = ~((area > 0) & (area < math.inf))

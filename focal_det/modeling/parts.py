@@ -1,6 +1,6 @@
 """The parts of a detector that a config selects, and which keys of MODEL.FOCAL_DET they read.
 
-A part of focal_det declares them in `focal_det_keys`, so that a subclass reads them as well.
+A part of focal_det declares these keys in `focal_det_keys`, which its subclasses inherit.
 Detectron2's own parts read none.
 """
 
@@ -15,19 +15,19 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
 from .build import flatten_config, get_value, read_settings
 
-# Of each part, the key that selects it and what from.
+# For each part, the key that selects it, and the registry it is selected from.
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
 }
 ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS = _REGISTRIES
-# By the node of a detector.
+# Keys that select the parts of a detector, by `DetectorSettings.node_key`.
 _PART_KEYS = {
     "MODEL.RETINANET": (ARCHITECTURE,),
     "MODEL.ROI_HEADS": (ROI_HEADS, PROPOSAL_GENERATOR, ARCHITECTURE),
 }
-# Data and figures, which change no detector.
+# Data and metrics, which change no detector.
 _HARMLESS = frozenset({"DATASETS", "TELEMETRY_PERIOD"})
 
 
@@ -53,18 +53,18 @@ def get_part(cfg: CfgNode, part_key: str) -> type:
     name = get_value(cfg, part_key)
     registry = _REGISTRIES[part_key]
     part = registry.get(name) if name in registry else object
-    # A registered function would do, too.
+    # Detectron2 also accepts a registered function.
     return part if isinstance(part, type) else object
 
 
 def get_keys_read(part: type) -> Collection[str]:
-    """The keys below MODEL.FOCAL_DET that a part declares to read."""
+    """The keys below MODEL.FOCAL_DET that a part declares in `focal_det_keys`."""
     keys: Collection[str] = getattr(part, "focal_det_keys", ())
     return keys
 
 
 def find_readers(part_key: str, name: str) -> list[str]:
-    """Names of the parts that read `name` below MODEL.FOCAL_DET, of those a key can select."""
+    """Names of the parts that a key can select and that read `name` below MODEL.FOCAL_DET."""
     return [x for x, part in _REGISTRIES[part_key] if name in get_keys_read(part)]
 
 
@@ -87,7 +87,7 @@ def find_unread(cfg: CfgNode, defaults: CfgNode) -> list[UnreadSettings]:
         if not changed or part_key is None:
             continue
         readers = by_part[part_key]
-        # A RetinaNet has no other parts, whatever the config selects for them.
+        # A RetinaNet has no such part, so only another architecture would read the keys.
         if part_key not in part_keys:
             part_key = ARCHITECTURE
         unread.append(UnreadSettings(changed, readers, part_key, get_value(cfg, part_key)))

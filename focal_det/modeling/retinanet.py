@@ -49,8 +49,8 @@ class FocalRetinaNet(RetinaNet):
         assigner: labels the anchors; by default IoUAssigner with the `anchor_matcher`.
         dataset_names: training and test sets, whose classes are compared with the model's at the
             first step.
-        telemetry_period: iterations between figures of the classification loss in the metrics; 0
-            for none.
+        telemetry_period: iterations between statistics of the classification loss in the metrics;
+            0 for none.
         retinanet_args: the other arguments of Detectron2's RetinaNet (backbone, head,
             anchor_generator, ...) except `focal_loss_alpha` and `focal_loss_gamma`, which belong to
             `cls_loss`.
@@ -102,7 +102,7 @@ class FocalRetinaNet(RetinaNet):
         cls_loss = build_cls_loss(cfg)
         get_prior_prob(cfg)
         args = super().from_config(without_head_norm(cfg))
-        # The loss has taken them from the config itself.
+        # `cls_loss` already has them from the config.
         del args["focal_loss_alpha"], args["focal_loss_gamma"]
         backbone_shape = args["backbone"].output_shape()
         feature_shapes = [backbone_shape[x] for x in cfg.MODEL.RETINANET.IN_FEATURES]
@@ -133,7 +133,7 @@ class FocalRetinaNet(RetinaNet):
         Raises:
             ValueError: in training, an image without "instances" or with a class id outside 0..K-1.
         """
-        # In two methods, as nothing but the network is common to them.
+        # Training has a method of its own, as it shares only the network with inference.
         if self.training:
             return self._compute_step(batched_inputs)
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
@@ -146,9 +146,9 @@ class FocalRetinaNet(RetinaNet):
         return processed
 
     def _compute_step(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Losses of a training batch, and everything that is logged of it."""
+        """Compute the losses of a training batch, and do the logging of the step."""
         if self._is_first_step:
-            # Not earlier: the class names of a data set are known once it has been loaded.
+            # Not earlier: the class names of a data set are known only once it is loaded.
             check_metadata(self.dataset_names, self.num_classes, _NUM_CLASSES_KEY)
         image_names = check_training_batch(batched_inputs, self.num_classes, _NUM_CLASSES_KEY)
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
@@ -197,7 +197,7 @@ class FocalRetinaNet(RetinaNet):
 
     def _get_anchors(self, features: list[Tensor]) -> list[Boxes]:
         """Anchors per level; those of the last call if no feature map has changed its size."""
-        # Sizes are values of the graph there, not numbers to compare.
+        # For TorchScript, sizes are values of the graph, not numbers to compare.
         if torch.jit.is_tracing() or torch.jit.is_scripting():
             anchors: list[Boxes] = self.anchor_generator(features)
             return anchors
@@ -218,9 +218,9 @@ class FocalRetinaNet(RetinaNet):
         Args:
             anchors: per level.
             gt_instances: per image, on the device of the anchors.
-            without_anchor: a list that receives per image (M,) bool on the CPU, the boxes that
-                overlap no anchor. From a GPU the copies are asynchronous: read them after something
-                else has waited for the device.
+            without_anchor: a list that receives (M,) bool on the CPU for each image: the boxes
+                that overlap no anchor. Copies from a GPU are asynchronous: read them only after
+                something else has waited for the device.
 
         Returns:
             Per image, labels (R,) int64 in {-1 ignore, 0..K-1, K background} and matched boxes
@@ -360,13 +360,13 @@ class FocalRetinaNet(RetinaNet):
 
         Args:
             anchors: per level.
-            box_cls: per level (Ri, K) *scores* in [0, 1], with every version of Detectron2.
+            box_cls: per level (Ri, K) *scores* in [0, 1], whichever version of Detectron2 is used.
             box_delta: per level (Ri, 4).
             image_size: (height, width) in pixels.
 
         Returns:
-            At most `max_detections_per_image` with `pred_boxes`, `scores` and `pred_classes`, in
-            the order of falling scores.
+            At most `max_detections_per_image` detections with `pred_boxes`, `scores` and
+            `pred_classes`, by falling score.
         """
         # Lists and plain loops, because TorchScript compiles this, too.
         boxes_per_level: list[Tensor] = []

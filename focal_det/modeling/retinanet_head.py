@@ -27,7 +27,7 @@ class FocalRetinaNetHead(RetinaNetHead):
         num_anchors: A, anchors per cell.
         prior_prob: foreground probability at the start, in (0, 1), one for all classes or one for
             each; `MODEL.RETINANET.PRIOR_PROB`, or `MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS`.
-        norm: of all convolutions but the last; a name of Detectron2's `get_norm`, or a function of
+        norm: of all convolutions but the last; a name for Detectron2's `get_norm`, or a function of
             the number of channels.
         head_args: the other arguments of RetinaNetHead: `input_shape`, `conv_dims`.
     """
@@ -65,7 +65,7 @@ class FocalRetinaNetHead(RetinaNetHead):
 def without_head_norm(cfg: CfgNode) -> CfgNode:
     """A copy of a config with which Detectron2's RetinaNet can build its own head.
 
-    That head is not used, but 0.6 builds it, and fails with "GN"; see `get_head_norm`.
+    That head is not used, but Detectron2 builds it, and 0.6 fails with "GN"; see `get_head_norm`.
     """
     copy = cfg.clone()
     copy.defrost()

@@ -1,4 +1,4 @@
-"""Detectron2's ROI heads, with a choice of losses and sampling for the box layers."""
+"""Detectron2's ROI heads, with a choice of losses and sampling for the box predictor."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,13 +34,13 @@ class _CheckedROIHeads(ROIHeads):
 
     Args:
         sampling: "random" for Detectron2's sample of `batch_size_per_image` proposals, up to
-            `positive_fraction` of them positive; otherwise all proposals go to the box layers.
+            `positive_fraction` of them positive; otherwise all proposals go to the box predictor.
         dataset_names: training and test sets, whose classes are compared with the model's at the
             first step.
         heads_args: the other arguments of Detectron2's class.
     """
 
-    # Below MODEL.FOCAL_DET, see `parts.get_keys_read`.
+    # The keys below MODEL.FOCAL_DET that they read, see `parts.get_keys_read`.
     focal_det_keys = ("ROI_BOX_HEAD", "PRIOR_PROB_PER_CLASS")
 
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
@@ -66,14 +66,14 @@ class _CheckedROIHeads(ROIHeads):
 
     @contextmanager
     def measured(self, record: Record) -> Iterator[None]:
-        """Within the block, it labels all proposals, passes them to `record`, and has no losses."""
+        """Within the block, label all proposals, pass the outputs to `record`; all losses are 0."""
         stages = [x.stage_losses for x in self.modules() if hasattr(x, "stage_losses")]
         is_cascade = len(stages) > 1
         others = {x: False for x in ("mask_on", "keypoint_on") if hasattr(self, x)}
         with ExitStack() as stack:
             for i, stage in enumerate(stages):
                 stack.enter_context(stage.recorded(record, f"stage{i}" if is_cascade else ""))
-            # The mode of this module alone.
+            # Training mode for this module alone: its submodules keep their modes.
             stack.enter_context(replaced(self, training=True, **_WITHOUT_SAMPLE, **others))
             yield
 
@@ -99,7 +99,7 @@ class _CheckedROIHeads(ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class FocalROIHeads(_CheckedROIHeads, StandardROIHeads):
-    """StandardROIHeads with FocalFastRCNNOutputLayers; Faster and Mask R-CNN with FPN."""
+    """StandardROIHeads with FocalFastRCNNOutputLayers, for Faster and Mask R-CNN with FPN."""
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class FocalROIHeads(_CheckedROIHeads, StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class FocalRes5ROIHeads(_CheckedROIHeads, Res5ROIHeads):
-    """Res5ROIHeads with FocalFastRCNNOutputLayers; Faster and Mask R-CNN on C4."""
+    """Res5ROIHeads with FocalFastRCNNOutputLayers, for Faster and Mask R-CNN with C4."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args: Any) -> dict[str, Any]:
@@ -136,15 +136,15 @@ class FocalCascadeROIHeads(_CheckedROIHeads, CascadeROIHeads):
         """
         try:
             proposals: list[Instances] = super()._create_proposals_from_boxes(boxes, image_sizes)
-        # The only thing that is asserted there; an RPN raises the other error for it.
+        # Only such boxes fail an assertion there; an RPN raises FloatingPointError for them.
         except AssertionError as error:
-            raise FloatingPointError(f"a stage of the cascade predicts boxes: {error}") from error
+            raise FloatingPointError(f"boxes of a stage of the cascade: {error}") from error
         return proposals
 
 
 def _replace(cfg: CfgNode, layers: FastRCNNOutputLayers) -> FocalFastRCNNOutputLayers:
     """Our layers in place of Detectron2's, with the same initial weights."""
-    # The generator stays where Detectron2's initialization has left it.
+    # The random state stays as Detectron2's initialization has left it.
     with torch.random.fork_rng(devices=[]):
         ours: FocalFastRCNNOutputLayers = FocalFastRCNNOutputLayers(
             cfg, layers.cls_score.in_features, box2box_transform=layers.box2box_transform

@@ -54,7 +54,7 @@ class FocalRPN(RPN):
             head without the layer `objectness_logits`.
     """
 
-    # Below MODEL.FOCAL_DET, see `parts.get_keys_read`.
+    # The keys below MODEL.FOCAL_DET that it reads, see `parts.get_keys_read`.
     focal_det_keys = ("RPN",)
 
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
@@ -88,7 +88,7 @@ class FocalRPN(RPN):
         if not hasattr(self.rpn_head, "objectness_logits"):
             raise ValueError(
                 f"MODEL.RPN.HEAD_NAME {type(self.rpn_head).__name__} has no layer "
-                "objectness_logits, where the prior probability is set"
+                "objectness_logits, whose bias sets the prior probability"
             )
         with torch.no_grad():
             bias = self.rpn_head.objectness_logits.bias
@@ -102,8 +102,8 @@ class FocalRPN(RPN):
 
     @contextmanager
     def measured(self, record: Record) -> Iterator[None]:
-        """Within the block, it labels all anchors, passes them to `record`, and has no losses."""
-        # The mode of this module alone.
+        """Within the block, label all anchors, pass the outputs to `record`, return losses of 0."""
+        # Training mode for this module alone: its submodules keep their modes.
         with self.stage_losses.recorded(record), replaced(self, training=True):
             yield
 

@@ -28,10 +28,10 @@ def make_scriptable(model: RetinaNet) -> nn.Module:
 
 
 class _InferenceOnly(RetinaNet):
-    """`forward` up to postprocessing, where the stock RetinaNet ends in TorchScript, too."""
+    """`forward` without postprocessing, which the stock RetinaNet omits in TorchScript, too."""
 
-    # A constant, so that TorchScript leaves out branches for training. `Final` without a value is
-    # TorchScript's own use of it.
+    # A constant, so that TorchScript leaves out branches for training. It accepts a `Final` without
+    # a value, which type checkers refuse.
     training: torch.jit.Final[bool]  # type: ignore[misc]
 
     def __prepare_scriptable__(self) -> nn.Module:

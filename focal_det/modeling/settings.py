@@ -1,8 +1,8 @@
 """What a config says of the stages of a detector: their anchors, samples, losses and classes.
 
 A RetinaNet has one stage, which classifies anchors. A two-stage detector has two: its RPN tells
-objects from background among anchors, and its box head classifies proposals. Programs read them
-from here, whoever wrote the parts.
+objects from background among anchors, and its box head classifies proposals. Programs read these
+settings here, for parts of Detectron2 and of focal_det alike.
 
 Shapes: K classes, C = `cls_loss.num_outputs(K)` logits.
 """
@@ -27,9 +27,9 @@ from .build import build_cls_loss, build_normalizer, build_stage, get_prior_prob
 from .parts import PROPOSAL_GENERATOR, ROI_HEADS, find_readers, get_keys_read, get_part
 from .stage_losses import Prior, make_bias
 
-# Detectron2's own, whose loss is known. A subclass may have another one.
+# Detectron2's own, whose loss is known. A subclass may have another loss.
 _STOCK_HEADS = (StandardROIHeads, Res5ROIHeads, CascadeROIHeads)
-# Keys of MODEL.ROI_BOX_HEAD in Detectron2's main, for losses other than cross entropy.
+# Keys of MODEL.ROI_BOX_HEAD in Detectron2's main branch, for losses other than cross entropy.
 _OTHER_LOSSES = ("USE_SIGMOID_CE", "USE_FED_LOSS")
 _PRIOR_KEY = "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS"
 
@@ -43,8 +43,8 @@ class AnchorSettings:
         level_names_key: full key of these names.
         iou_thresholds, iou_labels, has_low_quality_matches: of Detectron2's matcher.
         reach_thresh: smallest IoU at which an anchor reaches a box, see `_read_rpn_anchors`.
-        boundary_thresh: anchors that extend beyond the image by more pixels are ignored; none are
-            if it is negative.
+        boundary_thresh: pixels by which anchors may extend beyond the image; others are ignored.
+            Negative for no limit.
     """
 
     level_names: Sequence[str]
@@ -81,7 +81,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """A stage of a detector: what it classifies, of which sample, with which loss.
+    """A stage of a detector: what it classifies, from which sample, with which loss.
 
     Attributes:
         title: for people.
@@ -107,13 +107,13 @@ class StageSettings:
 
     @property
     def max_positives(self) -> int:
-        """Most positives in the random sample of an image."""
+        """Largest number of positives in the random sample of an image."""
         return int(self.sample_size * self.positive_fraction)
 
 
 @dataclass(frozen=True)
 class ClassSettings:
-    """Where a config has numbers for single classes, and the numbers for all that they replace.
+    """Where a config has alpha and the prior pi per class, and the scalars that these replace.
 
     Attributes:
         alpha_key: full key of alpha per class; empty if the loss takes none.
@@ -136,11 +136,11 @@ class ClassSettings:
 
 
 def read_anchors(cfg: CfgNode) -> Optional[AnchorSettings]:
-    """Anchors of a RetinaNet or of an RPN; None for a detector without either."""
+    """Anchors of a RetinaNet or of an RPN; None for other detectors."""
     settings = read_settings(cfg)
     if settings.is_dense:
         return _read_retinanet_anchors(cfg)
-    # Rotated anchors have angles.
+    # Not those of an RRPN, which are rotated.
     part = get_part(cfg, PROPOSAL_GENERATOR)
     if not settings.node_key or not issubclass(part, RPN) or issubclass(part, RRPN):
         return None
@@ -162,8 +162,8 @@ def _read_retinanet_anchors(cfg: CfgNode) -> AnchorSettings:
 def _read_rpn_anchors(cfg: CfgNode) -> AnchorSettings:
     """An anchor reaches a box at the IoU from which the box head takes proposals as positive.
 
-    An RPN asks for more, 0.7 by default. Detectron2's own anchors, whose sides double from level to
-    level, have that IoU with half of all squares; the others train on their best anchor alone.
+    An RPN asks for more, 0.7 by default. As the sides of Detectron2's anchors double from level to
+    level, half of all square boxes reach 0.7 with no anchor and train on their best anchor alone.
     """
     node = cfg.MODEL.RPN
     thresholds = (node.IOU_THRESHOLDS, cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)
@@ -180,7 +180,7 @@ def _read_rpn_anchors(cfg: CfgNode) -> AnchorSettings:
 
 
 def read_stages(cfg: CfgNode) -> list[StageSettings]:
-    """The stages of a detector whose anchors are known, that of the anchors first.
+    """The stages of a detector whose anchors are known; first the one that classifies them.
 
     Raises:
         ValueError: a loss or normalizer that cannot be built; names the key.
@@ -242,7 +242,7 @@ def _read_box_head(cfg: CfgNode) -> StageSettings:
             bias=torch.zeros(node.NUM_CLASSES + 1),
         )
     loss_name = "loss_cls"
-    # Its three losses have the same expected value; the first is of the sample.
+    # Of a cascade's losses, the first: the limits of the sample hold for this stage alone.
     if issubclass(part, CascadeROIHeads):
         loss_name = "loss_cls_stage0"
     return StageSettings(
@@ -267,7 +267,7 @@ def _build_loss(cfg: CfgNode, stage: str, *, num_classes: int, weight: float = 1
 
 
 def _read_sample(cfg: CfgNode, stage: str, part: type, node: CfgNode) -> dict[str, Any]:
-    """What StageSettings says of the sample; Detectron2's own parts draw a random one."""
+    """Key and sample of a StageSettings; Detectron2's own parts have no key and a random sample."""
     key = ""
     sampling = "random"
     if stage in get_keys_read(part):
@@ -282,13 +282,13 @@ def _read_sample(cfg: CfgNode, stage: str, part: type, node: CfgNode) -> dict[st
 
 
 def read_class_settings(cfg: CfgNode) -> ClassSettings:
-    """Alpha and pi per class of the stage that tells classes apart.
+    """Settings of alpha and pi per class, for the stage that tells classes apart.
 
     Raises:
         ValueError: as for `read_stages`.
     """
     if read_settings(cfg).is_dense:
-        # Other losses do not take it; the programs that write it say so.
+        # Losses other than FocalLoss do not take this alpha; programs that write it say so.
         return ClassSettings(
             alpha_key="MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class",
             scalar_alpha_key="FOCAL_LOSS_ALPHA",
@@ -297,8 +297,8 @@ def read_class_settings(cfg: CfgNode) -> ClassSettings:
             prior=cfg.MODEL.RETINANET.PRIOR_PROB,
         )
     missing = (
-        f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: numbers per class are taken by "
-        "RetinaNets and by the ROI heads of focal_det"
+        f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}: only RetinaNets and the "
+        "ROI heads of focal_det take numbers per class"
     )
     if read_settings(cfg).node_key:
         if "ROI_BOX_HEAD" in get_keys_read(get_part(cfg, ROI_HEADS)):
@@ -330,14 +330,14 @@ def _read_box_head_classes(cfg: CfgNode) -> ClassSettings:
     if node.PRIOR_PROB:
         prior_key = _PRIOR_KEY
     else:
-        missing.append(f"{key}.PRIOR_PROB is 0, a bias of 0: there is no pi to share out by class")
+        missing.append(f"{key}.PRIOR_PROB is 0, a bias of 0: no pi to divide among classes")
     return ClassSettings(
         alpha_key=alpha_key,
         scalar_alpha_key=f"{key}.CLS_LOSS.ARGS.{name}.alpha",
         alpha=node.CLS_LOSS.ARGS.get(name, {}).get("alpha", -1.0),
         prior_key=prior_key,
         prior=node.PRIOR_PROB,
-        # K sigmoids have K times pi, a softmax has pi in all.
+        # The scores sum to K times pi for sigmoids, and to pi for a softmax.
         total_prior=float(cls_loss.scores(bias).sum()),
         missing=missing,
     )

@@ -29,7 +29,7 @@ from .telemetry import is_telemetry_due, put_telemetry
 # A sample with at most POSITIVE_FRACTION positives; all anchors or proposals; or those with the
 # largest losses.
 SAMPLINGS = ("random", "none", "hard")
-# From arXiv 1604.03540, section 4: a proposal is dropped if a harder one overlaps it by more.
+# From arXiv 1604.03540, section 4: IoU above which NMS keeps only the harder of two proposals.
 _HARD_NMS_THRESH = 0.7
 
 Prior = Union[float, Sequence[float]]
@@ -76,7 +76,7 @@ def check_stage(
 
 
 def make_bias(cls_loss: ClsLoss, prior_prob: Prior, num_classes: int) -> Tensor:
-    """(C,) initial bias of the scores; zeros if `prior_prob` is 0, as in Detectron2.
+    """(C,) initial bias of the logits; zeros if `prior_prob` is 0, as in Detectron2.
 
     Raises:
         ValueError: a prior out of range, or 0 for a loss of sigmoids.
@@ -101,10 +101,10 @@ class StageLosses(nn.Module):
         cls_loss: sums the classification loss per image.
         normalizer: supplies the divisor of both losses.
         num_classes: K.
-        num_logits: of the layer for each anchor or proposal; at least C.
+        num_logits: how many the layer predicts for each anchor or proposal; at least C.
         sampling: one of SAMPLINGS. "hard" keeps the anchors or proposals with the largest sums of
             both losses, after NMS at 0.7: OHEM of arXiv 1604.03540. "random" and "none" change
-            nothing here, as the caller has drawn the sample.
+            nothing here, as the caller has drawn the sample, if any.
         batch_size_per_image: how many "hard" keeps.
         prior_prob: foreground probability at the start, one for all classes or one for each; 0 for
             Detectron2's bias of 0.
@@ -120,7 +120,7 @@ class StageLosses(nn.Module):
 
     prior_bias: Tensor
     _is_first_step = True
-    # Of `recorded`.
+    # Set by `recorded`.
     _record: Optional[Callable[[StageOutputs], None]] = None
 
     def __init__(
@@ -173,10 +173,10 @@ class StageLosses(nn.Module):
 
     @contextmanager
     def recorded(self, record: Record, name: str = "") -> Iterator[None]:
-        """Within the block, `forward` passes on what it gets, and the losses are 0.
+        """Within the block, `forward` passes its `outputs` to `record`, and the losses are 0.
 
         Args:
-            name: of the outputs.
+            name: of the outputs, passed on with them.
         """
         with replaced(self, _record=partial(record, name)):
             yield
@@ -200,7 +200,7 @@ class StageLosses(nn.Module):
             kept = self._keep_hardest(outputs, targets)
             targets = replace(outputs, gt_labels=kept).build_targets(self.cls_loss.needs)
         divisor = self.normalizer.compute_divisor(targets)
-        # Before the loss, which updates its state.
+        # Before the loss is computed, which may change its state.
         self._put_figures(outputs, targets, divisor)
         initial_loss = self._compute_initial_loss(outputs.pred_logits, targets, divisor, bias)
         loss_cls, loss_box = compute_dense_losses(

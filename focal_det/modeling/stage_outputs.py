@@ -1,10 +1,10 @@
 """What the stages of a detector predict for a batch, and the labels they are trained with.
 
-A RetinaNet has one stage. A two-stage detector has "rpn", whose anchors are classified, and
-"roi_head", whose proposals are, three times in a cascade.
+A RetinaNet has one stage. A two-stage detector has "rpn", which classifies anchors, and "roi_head",
+which classifies proposals (three times in a cascade).
 
 Shapes: N images, R anchors or proposals per image, Ri of a level, K classes (1 for an RPN), C
-logits of each (see `ClsLoss`).
+logits per anchor or proposal (see `ClsLoss`).
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -40,7 +40,7 @@ class StageOutputs:
         gt_boxes: (N, R, 4) XYXY matched boxes in absolute pixels.
         num_classes: K.
         box2box_transform: decodes deltas.
-        level_names: of the feature maps; of proposals, one name for all.
+        level_names: of the feature maps; for proposals, one name for all.
     """
 
     pred_logits: Sequence[Tensor]
@@ -53,7 +53,7 @@ class StageOutputs:
     level_names: Sequence[str]
 
     def build_targets(self, needs: Collection[str]) -> DenseTargets:
-        """The targets of a loss that needs a subset of {"iou", "anchors"}."""
+        """The targets for a loss; `needs` is a subset of {"iou", "anchors"}."""
         return build_targets(
             self.gt_labels,
             self.gt_boxes,
@@ -65,7 +65,7 @@ class StageOutputs:
         )
 
 
-# Receives the outputs of a stage; the name tells the stages of a cascade apart, and else is empty.
+# Receives the outputs of a stage. The name tells the stages of a cascade apart; else it is empty.
 Record = Callable[[str, StageOutputs], None]
 
 
@@ -78,14 +78,14 @@ def compute_stage_outputs(
     All anchors or proposals are labelled, also those that a sample would leave out.
 
     Args:
-        model: a RetinaNet with the methods `predict` and `label_anchors`, as FocalRetinaNet; or a
-            two-stage detector whose part for this stage has the method `measured`, as FocalRPN and
-            FocalROIHeads.
+        model: a RetinaNet with the methods `predict` and `label_anchors`, like FocalRetinaNet; or
+            a two-stage detector whose part for this stage has the method `measured`, like FocalRPN
+            and FocalROIHeads.
         batch: outputs of Detectron2's DatasetMapper, with "instances".
         stage: one of STAGES; empty for a RetinaNet.
 
     Returns:
-        By name: "stage0" and so on in a cascade, else "".
+        By name: "stage0" and so on for a cascade; otherwise one, named "".
 
     Raises:
         ValueError: the model lacks those methods; names the key.
@@ -101,11 +101,11 @@ def compute_stage_outputs(
     found: dict[str, dict[str, StageOutputs]] = {name: {} for name in STAGES}
     model.eval()
     with ExitStack() as stack:
-        # The mode of the model alone: it passes the objects on, and its backbone stays as it is.
+        # Training mode for the model alone, to pass the objects on; its backbone stays in eval.
         stack.enter_context(replaced(model, training=True))
         for name, part in measured.items():
             stack.enter_context(part.measured(found[name].__setitem__))
-        # Detectron2's parts put figures into it. Iteration 1 has no telemetry and no picture.
+        # Detectron2's parts put metrics into it; at iteration 0, any VIS_PERIOD draws a picture.
         stack.enter_context(EventStorage(1))
         model(batch)
     return found[stage]
@@ -116,7 +116,7 @@ def _compute_dense_outputs(model: nn.Module, batch: list[dict[str, Any]]) -> Sta
         raise ValueError(
             f"MODEL.META_ARCHITECTURE must be FocalRetinaNet, got {type(model).__name__}"
         )
-    # A model of another class may have these methods, too.
+    # Any, as a model of another class may have these methods, too.
     detector = cast(Any, model)
     _, anchors, pred_logits, pred_deltas = detector.predict(batch)
     instances = [x["instances"].to(detector.device) for x in batch]
@@ -135,7 +135,7 @@ def _compute_dense_outputs(model: nn.Module, batch: list[dict[str, Any]]) -> Sta
 
 @contextmanager
 def replaced(target: Any, **values: Any) -> Iterator[None]:
-    """Attributes of an object that have other values within the block."""
+    """Give attributes of an object other values within the block."""
     before = {name: getattr(target, name) for name in values}
     for name, value in values.items():
         setattr(target, name, value)

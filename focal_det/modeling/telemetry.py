@@ -128,7 +128,7 @@ def _count_per_class(targets: DenseTargets, class_names: Sequence[str]) -> dict[
     """Positives of each class."""
     own_classes = targets.gt_labels[targets.pos_idxs]
     counts = torch.bincount(own_classes, minlength=targets.num_classes).tolist()
-    # Names may be fewer than classes if the metadata is wrong; zip drops the rest.
+    # There may be fewer names than classes if the metadata is wrong; zip drops the rest.
     return {f"num_pos/{name}": count for name, count in zip(class_names, counts)}
 
 

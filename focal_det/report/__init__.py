@@ -1,3 +1,3 @@
 """What a person looks at: figures, tables and pages."""
 
-# Detectron2 is not required here: the curves of losses need torch alone.
+# No require_detectron2() here, unlike in most packages: loss curves are drawn without Detectron2.

@@ -10,7 +10,7 @@ from focal_det.imbalance.anchors import AnchorFit
 
 from .style import BLUE, COLORS, GREEN, VERMILION, draw_grid
 
-_MAX_CLASSES = 25  # rows of the panel by class
+_MAX_CLASSES = 25  # rows of the per-class panel
 _NUM_IOU_BINS = 40
 
 
@@ -18,6 +18,8 @@ def make_anchor_figure(
     fits: Mapping[str, AnchorFit], class_names: Sequence[str], level_names: Sequence[str]
 ) -> Figure:
     """Plot which boxes the anchors reach, by size, IoU and class, and the positives per level.
+
+    A box is reached if its IoU with some anchor is at least the fit's `iou_thresh`.
 
     Args:
         fits: anchor fits by display name. The first is drawn in all panels, the others only in
@@ -38,11 +40,11 @@ def make_anchor_figure(
 
 
 def _draw_sizes(axes: Axes, fit: AnchorFit) -> None:
-    """Reached and other boxes by size."""
+    """Boxes by size, stacked: reached and not reached."""
     sides = np.sqrt(fit.sides.prod(axis=1))
     low = np.floor(np.log2(sides.min()))
     high = np.ceil(np.log2(sides.max()))
-    # Half octaves, one beyond the largest side, so that there is at least one.
+    # Bins of half an octave, one of them beyond the largest side, so that there is at least one.
     edges = 2.0 ** np.arange(low, high + 0.75, 0.5)
     axes.hist(
         [sides[fit.is_reached], sides[~fit.is_reached]],
@@ -85,7 +87,7 @@ def _draw_classes(axes: Axes, fit: AnchorFit, class_names: Sequence[str]) -> Non
     labels = [f"{class_names[i]} ({counts[i]})" for i in worst]
     axes.barh(labels, 100 * shares[worst], color=VERMILION)
     axes.invert_yaxis()
-    # Without lost boxes the axis would have no length.
+    # At least 1, as the axis would have no length if all boxes were reached.
     axes.set_xlim(0, max(1.0, 105 * shares.max()))
     axes.set_xlabel("boxes not reached, %")
     axes.set_title("by class (number of boxes)")

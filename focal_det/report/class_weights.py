@@ -21,12 +21,12 @@ _DASHES = {"inverse": "-", "sqrt": "--", "effective": "-."}
 def make_class_weights_figure(weights: ClassWeights, title: str) -> Figure:
     """Objects, alpha and pi of each class side by side, a row per class, most frequent first.
 
-    What the detector does not take has no panel.
+    Alpha or pi has no panel if the detector does not take it per class.
 
     Args:
         weights: the alphas of its method are drawn thick, those of other methods as thin lines,
             and the scalars dotted.
-        title: stands above.
+        title: of the whole figure.
     """
     num_classes = len(weights.counts)
     is_named = num_classes <= _MAX_NAMED_CLASSES
@@ -108,7 +108,7 @@ def _draw_priors(axes: Axes, weights: ClassWeights, priors: np.ndarray, marker_s
     source = "positives per anchor" if weights.is_prior_measured else "share of the objects"
     axes.plot(priors[weights.order], rows, "o", ms=marker_size, color=GREEN, label=source)
     axes.set_xscale("log")
-    # The labels between the powers of 10, which priors of about one decade have, would overlap.
+    # On an axis of about one decade, labels appear between powers of 10, too, and would overlap.
     axes.tick_params(axis="x", which="minor", labelsize=6)
     axes.set_xlabel("pi: probability at the start")
     _draw_scalar(axes, weights.scalar_prior, "scalar pi")

@@ -32,13 +32,13 @@ def make_detections_figure(
 ) -> Figure:
     """Pairs of images, ground truth on the left and detections on the right.
 
-    If no detection of an image reaches `score_thresh`, its title gives the best score, or says that
-    there are none. If none in the whole data set does, the title of the figure says the same.
+    If no detection of an image reaches `score_thresh`, the image's title gives the best score, or
+    says that there are no detections. The figure's title does the same for the whole data set.
 
     Args:
         dataset_name: a registered data set with annotations.
         results_file: `coco_instances_results.json` of Detectron2's COCOEvaluator on that data set.
-        num_images: how many images, taken at even distances.
+        num_images: how many images, evenly spaced in the data set.
         score_thresh: detections below this score are not drawn.
 
     Raises:
@@ -82,10 +82,10 @@ def describe_absence(scores: Sequence[float], score_thresh: float) -> str:
 def make_ground_truth_figure(
     records: Sequence[dict[str, Any]], class_names: Sequence[str]
 ) -> Figure:
-    """Nine images with their boxes, which show the mistakes of a whole data set at a glance.
+    """Nine images with their boxes, to see mistakes that affect a whole data set at a glance.
 
     Args:
-        records: dataset dicts; of those with objects, nine are drawn, at even distances.
+        records: dataset dicts; of those with objects, nine are drawn, evenly spaced.
         class_names: K names.
     """
     records = sample_evenly([x for x in records if x.get("annotations")], _NUM_GROUND_TRUTH)
@@ -123,7 +123,7 @@ def draw_boxes(
     Returns:
         (scale H, scale W, 3) uint8 RGB.
     """
-    # Control characters of a name have no glyph, and a long one would hide the image.
+    # Control characters have no glyph, and a long name would hide the image.
     labels = [to_line(class_names[int(i)], MAX_NAME) for i in classes]
     if scores is not None:
         labels = [f"{label} {100 * float(score):.0f}%" for label, score in zip(labels, scores)]

@@ -14,11 +14,11 @@ from focal_det.imbalance.measure import to_json as report_to_json
 
 _COLORS = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[36m"}
 _END = "\033[0m"
-_INDENT = " " * 8  # the width of a severity
+_INDENT = " " * 8  # the width of the severity column
 
 
 def print_findings(findings: Findings) -> None:
-    """Print the findings, errors first, and their numbers.
+    """Print the findings, errors first, and how many there are of each severity.
 
     On a terminal each is a paragraph with colours, elsewhere a line.
     """

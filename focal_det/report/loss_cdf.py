@@ -16,8 +16,8 @@ def make_loss_cdf_figure(
     """One curve per entry, positives on the left and negatives on the right.
 
     Args:
-        histograms: by curve and then by side; a curve may have one side only.
-        title: stands above.
+        histograms: by curve name, then by side ("positive", "negative"); a curve may lack one.
+        title: of the whole figure.
         boxes: whose losses they are, "anchors" or "proposals".
     """
     figure = Figure(figsize=(11, 4.8), dpi=120, layout="constrained")

@@ -22,8 +22,8 @@ MAX_LOSSES = _NUM_COLORS * len(_MARKERS)
 _MINUS = "\N{MINUS SIGN}"
 _LINE = {"linewidth": 1.6, "markersize": 4, "markerfacecolor": "white"}
 _EXTRA_WIDTH = 1.2  # of a line, for each line on top of it
-_LEGEND_LETTERS = 100  # in a line of the legend
-_LETTERS_OF_A_LINE = 8  # as wide as the sample of a line and its margins
+_LEGEND_LETTERS = 100  # in a row of the legend
+_LETTERS_OF_A_LINE = 8  # as wide as the line sample of a legend entry, with its margins
 
 
 def get_label(name: str, args: Mapping[str, Any]) -> str:
@@ -136,7 +136,7 @@ def _draw_loss(
 ) -> None:
     """Lines of one loss in the (2, 2) panels.
 
-    They are wider where losses drawn later would hide them, so that their edges show.
+    They are wider if losses drawn later would hide them, so that their edges show.
     """
     for line, dashes in zip(curve.lines, ("-", "--")):
         num_hiding = sum(is_same_line(line, x.lines[0]) for x in later)
@@ -166,7 +166,7 @@ def _label_axes(panels: np.ndarray) -> None:
 
 
 def _shade_well_classified(panels: np.ndarray) -> None:
-    """Gray in the (2, 2) panels where the right answer is the likelier one, as in figure 1."""
+    """Shade the (2, 2) panels where the right answer is the likelier one, as in figure 1."""
     for axes in panels[0]:
         axes.axvspan(0.5, 1, **SHADE)
     for axes in panels[1]:
@@ -176,7 +176,7 @@ def _shade_well_classified(panels: np.ndarray) -> None:
         if axes.dataLim.ymin >= 0:
             axes.set_ylim(bottom=0)
         _write_well_classified(axes, y=0.97, side="top")
-    # The gradient against x_t rises to 0, so that its lower corner is free.
+    # The gradient against x_t rises to 0, so the lower right corner of its panel is free.
     _write_well_classified(rising, y=0.03, side="bottom")
 
 

@@ -56,10 +56,10 @@ class Page:
         Args:
             head: C column names.
             rows: C cells each; newlines are kept.
-            row_classes: "error", "warning" or "note" of each row, which colours it, or "".
+            row_classes: for each row, "error", "warning" or "note" to colour it, or "".
 
         Raises:
-            ValueError: another number of cells or classes, or an unknown class.
+            ValueError: a wrong number of cells or row classes, or an unknown row class.
         """
         row_classes = row_classes or [""] * len(rows)
         if len(row_classes) != len(rows):
@@ -113,5 +113,5 @@ def _make_row(tag: str, cells: Sequence[str], row_class: str) -> str:
 
 def _escape(text: str) -> str:
     """The text as HTML, with control characters as escapes; newlines are kept."""
-    # Split at newlines alone: the other line ends of str.splitlines are control characters here.
+    # Split at newlines alone: `to_line` turns the other line ends of str.splitlines into spaces.
     return "\n".join(html.escape(to_line(line)) for line in text.split("\n"))

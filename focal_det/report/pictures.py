@@ -109,7 +109,7 @@ class Painter:
         return f"{text}none\n{describe_absence(self.best_scores, self.score_thresh)}"
 
     def _read(self, file: Path) -> np.ndarray:
-        """The image as in training; ValueError for one that `focal-det check` refuses."""
+        """The image as training reads it; ValueError for one that `focal-det check` refuses."""
         try:
             fault = find_value_fault(file)
             image = self.predictor.read(file)
@@ -122,7 +122,7 @@ class Painter:
 
 
 def write_picture(file: Path, picture: np.ndarray) -> None:
-    """Write a BGR picture, its folder included, in the format that its suffix names.
+    """Write a BGR picture in the format of the file's suffix; a missing folder is made.
 
     Raises:
         OSError: it cannot be written.
@@ -133,7 +133,7 @@ def write_picture(file: Path, picture: np.ndarray) -> None:
 
 
 def open_video(file: Path, rate: float, picture: np.ndarray) -> cv2.VideoWriter:
-    """Open an .mp4 file for pictures of the size of `picture`, its folder included.
+    """Open an .mp4 file for pictures of the size of `picture`; a missing folder is made.
 
     Args:
         rate: frames per second.

@@ -1,4 +1,4 @@
-"""The page of a finished run: where it comes from, its figures, its curves and its detections."""
+"""The page of a finished run: where it comes from, its metrics, its curves and its detections."""
 
 import math
 from collections.abc import Mapping
@@ -114,8 +114,8 @@ def make_run_page(
     """A page with the origin of a run, its COCO metrics and its figures.
 
     Args:
-        figures: of `make_figures`.
-        record: of `make_record`, where the command of the run is known.
+        figures: from `make_figures`.
+        record: from `make_record`, if the command of the run is known.
     """
     page = Page(f"{run.folder.resolve().name}: {run.dataset}")
     page.add_table(["run", ""], _describe_origin(run, record))
@@ -126,7 +126,7 @@ def make_run_page(
     if "telemetry" in figures:
         page.add_figure(figures["telemetry"], "what the classification loss is made of")
     page.add_heading("Detections")
-    # A figure with a title has no detection to show, and the title says so.
+    # This figure has a title only if it has no detections to show, and the title says so.
     detections = figures["detections"]
     caption = detections.get_suptitle() or "ground truth on the left, detections on the right"
     page.add_figure(detections, caption)
@@ -163,7 +163,7 @@ def _describe_origin(
 
 
 def _list_parts(cfg: CfgNode) -> list[str]:
-    """The architecture, and the parts of one that has two stages."""
+    """The architecture and, if it has two stages, its parts."""
     settings = read_settings(cfg)
     part_keys = [ARCHITECTURE]
     if settings.has_two_stages:
@@ -176,7 +176,7 @@ def _describe_losses(cfg: CfgNode) -> list[tuple[str, str]]:
     settings = read_settings(cfg)
     if settings.is_dense:
         return [("classification loss", cfg.MODEL.FOCAL_DET.CLS_LOSS.NAME)]
-    # What another architecture reads is not known.
+    # It is not known which losses another architecture uses.
     if not settings.node_key:
         return []
     return [
@@ -190,7 +190,7 @@ def _list_figures(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Name and value of the last evaluation's metrics."""
     rows = []
     for name, value in get_figures(metrics).items():
-        # COCO has no precision of sizes and classes that the data set lacks.
+        # For sizes and classes that the data set lacks, Detectron2 records NaN.
         shown = "no such objects" if math.isnan(value) else f"{value:.1f}"
         rows.append((name.replace("bbox/", ""), shown))
     return rows

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from .style import BLACK, BLUE, GREEN, LIGHT_GRAY, PURPLE, VERMILION
 
-# The plain path, second of the contenders, in gray: it is ours as well.
+# Gray is for the second contender, "plain path": our own loss without its fast path.
 _COLORS = (BLUE, LIGHT_GRAY, VERMILION, GREEN, PURPLE, BLACK)
 _LIMIT = "copy"  # first word of a contender that no other can beat
 _QUANTITIES = {
@@ -42,7 +42,7 @@ def make_timing_table(case: dict[str, Any], ours: str) -> str:
             spread = "{:.2f} - {:.2f}".format(*values["quartiles"])
         line = f"  {name:<{width}}  {milliseconds:>12.1f}  {ratio:>8}  {spread:>13}"
         lines.append(f"{line}  {_format_memory(values):>20}")
-    if "largest_batch" in case:  # found on a GPU only
+    if "largest_batch" in case:  # measured on a GPU only
         lines.append(f"  largest batch that fits: {case['largest_batch']}")
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ _PAPERS = VERMILION
 
 
 def get_values(row: dict[str, Any], metric: str) -> list[float]:
-    """A metric of each run of a row that came to its end, in percent."""
+    """A metric of each finished run of a row, in percent."""
     return [get_figure(x, metric) for x in row["runs"] if "figures" in x]
 
 

@@ -8,10 +8,10 @@ from matplotlib.lines import Line2D
 
 from .training_curves import LINES, draw_series, finish_axes
 
-# A name of `modeling.telemetry.put_telemetry`. A cascade puts its stage before that.
+# A metric name from `modeling.telemetry.put_telemetry`; a cascade puts its stage before it.
 _NAME = re.compile(r"(?:stage(\d+)/)?focal_det/(?:(rpn|roi_head)/)?(\w+)")
 _STAGES = {"rpn": "RPN", "roi_head": "ROI head", None: "anchors"}
-# Of `modeling.telemetry.compute_telemetry`, with the axis that shows it.
+# Metrics of `modeling.telemetry.compute_telemetry`, each with the title of its panel.
 _FIGURES = {
     "share_of_positives": "share of the positives in the loss",
     "share_of_hardest_negatives": "share of the hardest 1 % of negatives",
@@ -24,7 +24,7 @@ _NUM_COLUMNS = 3
 
 
 def make_telemetry_figure(metrics: list[dict[str, Any]]) -> Optional[Figure]:
-    """A panel for each figure of the classification loss, with a line for each stage.
+    """A panel for each metric of the classification loss, with a line for each stage.
 
     None for a run without telemetry.
 
@@ -38,7 +38,7 @@ def make_telemetry_figure(metrics: list[dict[str, Any]]) -> Optional[Figure]:
     num_rows = len(_FIGURES) // _NUM_COLUMNS
     figure = Figure(figsize=(11, 3.2 * num_rows), dpi=100, layout="constrained")
     panels = dict(zip(_FIGURES, figure.subplots(num_rows, _NUM_COLUMNS).flat))
-    # A stage has the same line in all panels, although a loss may lack some figures.
+    # A stage has the same line style in all panels, even if its loss lacks some of the metrics.
     stages = {_describe_stage(x): x for x in matches}
     # The RPN first, as in the detector.
     labels = sorted(stages, key=lambda x: stages[x][2] != "rpn")

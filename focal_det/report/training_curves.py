@@ -39,14 +39,14 @@ def make_training_curves_figure(metrics: list[dict[str, Any]]) -> Figure:
     precision.set(ylabel="average precision (%)", title="Evaluation", ylim=(0, 100))
     for axes in (losses, precision):
         finish_axes(axes)
-        # Without evaluations there are no lines on the right, and an empty legend would warn.
+        # Without evaluations there are no lines on the right, and an empty legend prints a warning.
         if axes.lines:
             axes.legend(fontsize="small" if len(axes.lines) > len(_LOSSES) else None)
     return figure
 
 
 def _find_losses(metrics: list[dict[str, Any]]) -> dict[str, str]:
-    """Labels of the losses in the metrics by name, in the order of `_LOSSES` and then of stages."""
+    """Labels of the losses in the metrics, by name; sorted as in `_LOSSES`, then by stage."""
     found = {key for line in metrics for key in line if key in _LOSSES or key.startswith("loss_")}
     order = list(_LOSSES)
     labels = {}
@@ -56,7 +56,7 @@ def _find_losses(metrics: list[dict[str, Any]]) -> dict[str, str]:
         labels[key] = _LOSSES.get(name, name)
         if stage:
             labels[key] += f", stage {stage}"
-        # Those of masks and the like come last.
+        # Other losses, such as those of masks, come last.
         position = order.index(name) if name in order else len(order)
         ranks[key] = (position, stage, name)
     return {key: labels[key] for key in sorted(found, key=ranks.__getitem__)}
@@ -65,7 +65,7 @@ def _find_losses(metrics: list[dict[str, Any]]) -> dict[str, str]:
 def draw_series(axes: Axes, metrics: list[dict[str, Any]], key: str, **style: Any) -> None:
     """Draw a metric against the number of iterations."""
     trained = [line["iteration"] for line in metrics if "total_loss" in line]
-    # Evaluations after training count as further iterations; the last one is the run's result.
+    # Evaluations after training count as further iterations; only the last is drawn, at the end.
     last = max(trained, default=0)
     values = {min(line["iteration"], last): line[key] for line in metrics if key in line}
     # Detectron2 counts iterations from 0.

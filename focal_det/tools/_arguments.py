@@ -27,9 +27,9 @@ def add_output_argument(
     """`--output`: the file or folder that a program writes its results to.
 
     Args:
-        what: help text: what is written.
-        default: without one, it is required, unless `kwargs` say otherwise.
-        kwargs: of argparse, such as `required=False`.
+        what: what is written, for the help text.
+        default: without one, `--output` is required, unless `kwargs` say otherwise.
+        kwargs: of `add_argument`, such as `required=False`.
     """
     kwargs.setdefault("required", default is None)
     kwargs.setdefault("metavar", "PATH")

@@ -42,10 +42,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def submit(args: argparse.Namespace) -> None:
-    """Submit `focal-det train` with all its other arguments as a job, and print its id.
+    """Submit `focal-det train`, without `--launcher` and `--slurm`, as a job; print the job's id.
 
     Raises:
-        ValueError: a flag or a key that could only fail in the job.
+        ValueError: a flag or a key with which the job would fail.
     """
     check_arguments(args)
     if args.num_machines > 1:

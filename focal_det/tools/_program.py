@@ -40,16 +40,16 @@ def run_program(
         name: of the program, such as "loss-cdf".
         doc: its docstring, for `--help`.
         add_arguments: adds its arguments to a parser.
-        run: does the work; returns the exit code, None for 0. Among its arguments is
-            `command_line`, the whole command, for what the program writes, and `words`, those after
-            the name of the program.
+        run: does the work; returns the exit code, None for 0. The namespace it gets also has
+            `command_line`, the whole command as text, to be stored with results, and `words`, the
+            command-line arguments as given.
         argv: arguments; by default those of this process.
         example: a command that `--help` shows.
         parser: with the arguments of another library, to be extended.
 
     Raises:
         SystemExit: with `REFUSED` and one line on stderr for what the user can fix, with `CRASHED`
-            and a traceback for a bug.
+            and a traceback for a bug, with `INTERRUPTED` after Ctrl+C.
     """
     parser = make_parser(name, doc, example, parser)
     add_arguments(parser)
@@ -76,7 +76,7 @@ def _exit_for(error: Exception, parser: argparse.ArgumentParser) -> NoReturn:
 
 
 def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The arguments; options may stand between words unless KEY VALUE pairs come last."""
+    """Parse; options may stand between positional arguments unless KEY VALUE pairs come last."""
     try:
         return parser.parse_intermixed_args(words)
     except TypeError:  # argparse's way to refuse nargs=REMAINDER

@@ -35,14 +35,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("what", choices=sorted(BENCHMARKS), help="measured part")
-    add("--rounds", type=int, default=7, help="calls of each contender (default: %(default)s)")
+    add("what", choices=sorted(BENCHMARKS), help="part to measure")
+    add("--rounds", type=int, default=7, help="measured calls of each (default: %(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    dtypes = "of the logits; of mixed precision for step and infer (default: %(default)s)"
+    dtypes = "of the logits; for step and infer, of mixed precision (default: %(default)s)"
     add("--dtype", choices=DTYPES, default="float32", help=dtypes)
     quick = "small inputs, one round: shows that it runs, not how fast"
     add("--quick", action="store_true", help=quick)
-    what = "folder for a json and, for loss, a picture; named by their conditions"
+    what = "folder for a JSON file and, for loss, a picture, named after the conditions"
     add_output_argument(parser, what, required=False, metavar="FOLDER")
     add_json_argument(parser)
 
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
     show(", ".join(f"{key}: {value}" for key, value in conditions.items()))
     if args.quick:
         show(_QUICK_NOTE)
-    # Each case is shown as soon as it is measured: all of them take long.
+    # Each case is shown as soon as it is measured: all of them together take long.
     for case in measure_cases(content, args.device):
         show(f"\n{make_timing_table(case, OURS)}", flush=True)
         content["results"].append(case)

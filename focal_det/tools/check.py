@@ -37,9 +37,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--write", type=Path, metavar="FILE.yaml", help=what)
     option("--fix", type=Path, metavar="OUT.json", help="correct a COCO JSON; needs --dataset")
     option("--dataset", metavar="NAME", help="check this data set only, in place of the config's")
-    what = "decode N images of each data set, measure anchors on at most N (default: all and 200)"
+    what = "decode N images of each data set; measure anchors on at most N (default: all; 200)"
     option("--images", type=at_least(0), default=0, metavar="N", help=what)
-    what = "leave out findings by id; another option must follow before KEY VALUE"
+    what = "ids of findings to leave out; put another option between them and KEY VALUE"
     option("--ignore", nargs="+", default=[], metavar="ID", help=what)
     option("--unsafe-yaml", action="store_true", help="let the config run code (!!python/...)")
     add_json_argument(parser)

@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--config-file", metavar="FILE", help=what)
     option("--weights", default="", help="checkpoint (default: MODEL.WEIGHTS of the config)")
     add_output_argument(parser, "folder of the pictures", "output/detections", metavar="FOLDER")
-    what = "lowest score drawn (default: %(default)s)"
+    what = "lowest score to draw (default: %(default)s)"
     option("--score-thresh", type=float, default=0.4, help=what)
     option("--batch", type=at_least(1), default=8, help="images at a time (default: %(default)s)")
 

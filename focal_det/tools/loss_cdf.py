@@ -32,7 +32,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--weights", default="", help="checkpoint (default: MODEL.WEIGHTS of the config)")
     what = "a registered data set with annotations (default: the first of DATASETS.TEST)"
     option("--dataset", help=what)
-    option("--gammas", type=float, nargs="+", default=[], help="focal losses (default: 0 0.5 1 2)")
+    what = "gammas of the focal losses to draw (default: 0 0.5 1 2)"
+    option("--gammas", type=float, nargs="+", default=[], help=what)
     what = "further losses, NAME or NAME:ARGUMENT=VALUE,... as for `focal-det curves`"
     option("--losses", nargs="+", default=[], metavar="LOSS", help=what)
     what = (
@@ -41,7 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--stage", choices=STAGES, help=what)
     what = "one curve per class or object size (of positives), or per pyramid level"
     option("--by", choices=loss_cdf.GROUPINGS, help=what)
-    what = "images to take, at even distances; 0 for all (default: %(default)s)"
+    what = "number of images, at even distances; 0 for all (default: %(default)s)"
     option("--images", type=at_least(0), default=0, help=what)
     option("--batch", type=at_least(1), default=4, help="images at a time (default: %(default)s)")
     add_output_argument(parser, "picture to write, and a .json beside it", "output/loss_cdf.png")
@@ -49,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    # Measuring takes minutes; a name that cannot be written is refused before.
+    # Measuring takes minutes, so a file name without a known suffix is refused first.
     check_picture_file(args.output)
     cfg = load_config(args.config_file, args.opts)
     stage = loss_cdf.choose_stage(cfg, args.stage)

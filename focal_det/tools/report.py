@@ -10,7 +10,7 @@ from focal_det.experiments.records import make_record
 from focal_det.files import write_json
 from focal_det.report.run_page import make_figures, make_run_page, read_run
 
-from ._arguments import add_output_argument
+from ._arguments import add_output_argument, at_least
 from ._program import run_program
 
 _EXAMPLE = "focal-det report output/tiny --score-thresh 0.3"
@@ -32,9 +32,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_argument(
         parser, "page to write (default: RUN/report.html)", metavar="FILE.html", required=False
     )
-    what = "images in the grid (default: %(default)s)"
-    parser.add_argument("--images", type=int, default=12, help=what)
-    what = "lowest score drawn (default: %(default)s)"
+    what = "number of images in the grid; 0 for all (default: %(default)s)"
+    parser.add_argument("--images", type=at_least(0), default=12, help=what)
+    what = "lowest score to draw (default: %(default)s)"
     parser.add_argument("--score-thresh", type=float, default=0.4, help=what)
     parser.add_argument(
         "--record",

@@ -24,7 +24,7 @@ _EXAMPLE = "focal-det train --config-file digits/focal_retinanet_tiny.yaml OUTPU
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    # Not at the top: without Detectron2, the imports there say how to get it.
+    # Not at the top, before focal_det's imports: their error says how to get Detectron2.
     from detectron2.engine import default_argument_parser
 
     theirs = default_argument_parser()

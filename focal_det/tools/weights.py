@@ -40,11 +40,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_argument(parser, what, metavar="FILE.yaml")
     what = "alpha as 1/n, 1/sqrt(n), 1/E_n (default: %(default)s)"
     option("--method", choices=WEIGHT_METHODS, default="sqrt", help=what)
-    what = "of the effective number E_n, in [0, 1) (default: %(default)s)"
+    what = "beta of the effective number E_n, in [0, 1) (default: %(default)s)"
     option("--beta", type=float, default=0.999, help=what)
     what = "no class has a larger alpha (default: %(default)s)"
     option("--max-alpha", type=float, default=MAX_ALPHA, help=what)
-    what = "images that pi is counted in; 0 is all (default: %(default)s)"
+    what = "images in which positives are counted for pi; 0 for all (default: %(default)s)"
     option("--images", type=at_least(0), default=1000, help=what)
     add_config_arguments(parser)
 

@@ -110,7 +110,7 @@ def test_boxes_in_pixels_are_not_another_format(coco):
     assert get_rules(check(file, content), "error", "warning") == [data_rules.BOX_OUTSIDE]
 
 
-@pytest.mark.parametrize(("shift", "words"), [(-1, "1 more"), (1, "1 less")])
+@pytest.mark.parametrize(("shift", "words"), [(-1, "1 added"), (1, "1 subtracted")])
 def test_shifted_category_ids_are_not_corrected(shift, words, coco):
     file, content = make_boxes(coco)
     for annotation in content["annotations"]:

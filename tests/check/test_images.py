@@ -50,7 +50,7 @@ def test_broken_image_files_are_found(tmp_path):
     assert "1.jpg" in found[data_rules.EMPTY_IMAGE_FILE]
     assert "none.jpg" in found[data_rules.MISSING_IMAGE]
     size = found[data_rules.OTHER_IMAGE_SIZE]
-    assert "3.jpg is 96 x 50, the annotations say 96 x 96" in size
+    assert "3.jpg is 96 x 50, but the annotations say 96 x 96" in size
 
 
 @pytest.mark.parametrize("name", ["a\0.png", "\ud800.png"])
@@ -106,7 +106,7 @@ def test_test_images_that_are_trained_on_are_found(tmp_path):
     check_overlap({"train": sets[0]}, {"test": sets[1]}, findings)
     (found,) = findings
     assert found.rule is data_rules.TEST_IMAGE_TRAINED_ON and found.count == 2
-    assert f"{copied} (test) is {files[1]} (train)" in str(found)
+    assert f"{copied} (test) is the same as {files[1]} (train)" in str(found)
     findings = Findings()
     check_overlap({"train": sets[1]}, {"test": sets[2]}, findings)
     assert list(findings) == []

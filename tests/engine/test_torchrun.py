@@ -131,5 +131,5 @@ def test_script_of_detectron2_is_refused(digits, processes):
     processes.append(process)
     assert process.wait(60) == 1
     log = (digits.folder / "train.log").read_text()
-    assert log.count("train_net.py of Detectron2 does not know torchrun: its 2 processes") == 1
+    assert log.count("Detectron2's train_net.py does not support torchrun: its 2 processes") == 1
     assert "torchrun ... -m focal_det.tools.train" in log and not (digits.folder / "out").exists()

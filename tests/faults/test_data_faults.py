@@ -79,7 +79,7 @@ ROWS = {
         "error",
         [
             "CHK223 image size that differs from the annotations",
-            f"{FIRST} is 128 x 64, the annotations say 128 x 128",
+            f"{FIRST} is 128 x 64, but the annotations say 128 x 128",
         ],
         "stops when training comes to it",
         "both sizes, before the training",

@@ -191,13 +191,13 @@ def test_words_say_what_sampling_leaves(tmp_path):
     after = stages[0].sampled.negatives_per_positive
     assert lines[0] == (
         f"RPN: {before:.0f} negatives per positive; random samples of 8 anchors, at most 2 of them "
-        f"positive (1:3), have {after:.3g}"
+        f"positive (1:3), with {after:.3g} negatives per positive"
     )
     assert "expected loss_rpn_cls" in lines[1] and "% of it from background" in lines[1]
     assert lines[1].endswith("; 0.5 with the settings that --write suggests")
     assert lines[2] == (
         "ROI head: random samples of 64 proposals, at most 16 of them positive (1:3); how many are "
-        "positive is known in training only"
+        "positive is known only in training"
     )
     assert lines[3].endswith("loss_cls of the first step (all scores at the prior): about 1.1")
     head, rows = make_stage_table(stages, COUNTS)

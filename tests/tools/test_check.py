@@ -927,7 +927,7 @@ def test_crash_at_an_ignored_error_is_not_a_bug(config, capsys):
         run(config, "--ignore", "CHK130", "CHK410", "--images", "4")
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "check_training_set failed" in line and "is ignored (CHK130" in line
+    assert "check_training_set failed" in line and "because of an ignored error (CHK130" in line
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_repeated_sweep_runs_nothing_again(swept, data_env, monkeypatch, capsys)
 def test_run_with_other_settings_is_refused(swept, capsys):
     _, words, _ = swept
     error = get_error(capsys, *words, "SOLVER.MAX_ITER", "9")
-    assert "holds a run with another SOLVER.MAX_ITER, 4, than" in error
+    assert "holds a run with SOLVER.MAX_ITER 4, but" in error
 
 
 def test_half_written_result_is_never_read(tmp_path, monkeypatch):

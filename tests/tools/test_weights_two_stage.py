@@ -70,7 +70,7 @@ def test_softmax_gets_priors_with_the_sum_of_its_one(base, capsys, caplog):
     assert get_alphas(cfg) == []
     output = capsys.readouterr().out
     assert "alpha" not in output
-    assert "pi: in proportion to the objects, in all 0.3 as with PRIOR_PROB 0.3" in output
+    assert "pi: in proportion to the objects, with the sum 0.3 of PRIOR_PROB 0.3" in output
     assert f"Not written: {BOX}.CLS_LOSS.NAME is SoftmaxFocalLoss" in caplog.text
     build_model(cfg)
     # Objects and pi, without a panel of alphas.
@@ -109,7 +109,7 @@ def test_no_anchor_is_labelled(base, monkeypatch):
         ),
         (
             ["MODEL.META_ARCHITECTURE", "SemanticSegmentor"],
-            "MODEL.META_ARCHITECTURE is SemanticSegmentor: numbers per class are taken by",
+            "MODEL.META_ARCHITECTURE is SemanticSegmentor: only RetinaNets and the ROI heads",
         ),
         (
             [*SIGMOIDS, ALPHA_KEY, "-1.0"],

@@ -2,7 +2,7 @@
 
 The plain functions of `per_anchor` are the definition. A fast path takes logits and labels of one
 pyramid level, reads each logit once, and writes nothing of the logits' size except the gradient: no
-one-hot tensor, no masked copy. It is one operator for torch.compile and autocast.
+one-hot tensor, no masked copy. torch.compile and autocast see it as a single operator.
 """
 
 import warnings
@@ -19,8 +19,8 @@ from ..transforms import is_transformed
 from . import cpu
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# In float16, the gradient is kept times this factor until backward multiplies it by the incoming
-# gradient: most of the gradient itself is too small for float16.
+# A float16 gradient is stored multiplied by this factor until backward applies the incoming
+# gradient: unscaled, most of its entries are too small for float16.
 _FLOAT16_SCALE = 4096.0
 
 
@@ -36,7 +36,7 @@ def is_supported(logits: Tensor) -> bool:
     return torch.cuda.get_device_capability(logits.device) >= needed and _has_triton()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's gap
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # untyped in torch
 def _has_triton() -> bool:
     """Whether Triton can launch kernels; a constant for torch.compile."""
     return _can_launch()
@@ -82,7 +82,7 @@ def focal_sums(
     gamma: float,
     beta: Optional[float] = None,
 ) -> Tensor:
-    """Focal loss of each image, or FL* if there is a beta.
+    """Focal loss of each image, or FL* if `beta` is given.
 
     Args:
         logits: (N, R, K) float32, float16 or bfloat16; computed in float32.
@@ -110,7 +110,7 @@ def _focal_sums(
     star: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sums (N,), and their derivatives times `_get_scale`, which are empty unless `with_grad`.
+    """Sums (N,), and their derivatives times `_get_scale` (without `with_grad`, an empty tensor).
 
     The derivatives have the shape and dtype of the logits.
     """

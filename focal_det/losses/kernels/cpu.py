@@ -1,9 +1,9 @@
 """Focal loss and FL* on the CPU: plain torch on pieces of the logits that stay in the cache.
 
-Nearly all terms are negatives; a piece of them goes through a dozen operations into buffers of its
-size. Zeros in these buffers leave out the entries of positives and the rows of ignored anchors. (A
-weight of zero would not do: times an infinite logit it is NaN.) Positives are computed apart, so
-nothing is subtracted from a sum, and no large term leaves its rounding error behind.
+Nearly all terms are those of negatives; a piece of them goes through a dozen operations into
+buffers of its size. Zeros in these buffers leave out the entries of positives and the rows of
+ignored anchors. (A zero weight alone would not do: times an infinite loss it is NaN.) Positives are
+computed separately, as subtracting large terms from a sum would leave their rounding errors behind.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 
 from ..per_anchor import focal_slope, focal_term
 
-# Elements of a piece: four float32 buffers of it are 4 MB. A smaller piece fits a nearer cache, but
-# then waking the threads takes longer than the operation; with many threads, each gets at least
-# _PIECE_OF_THREAD.
+# Elements of a piece: four float32 buffers of this size are 4 MB. A smaller piece would fit a
+# nearer cache, but waking the threads would take longer than the operation. With many threads, a
+# piece has _PIECE_OF_THREAD elements for each.
 _PIECE = 2**18
 _PIECE_OF_THREAD = 2**14
 # Above this logit, p is 1 and softplus is the logit itself in float32; below it, exp is finite.
 _LARGE_LOGIT = 80.0
 
-# Puts zeros into buffers of a piece where an anchor is ignored, and at its own class.
+# In buffers of a piece, zeroes the rows of ignored anchors and each positive's entry at its class.
 Skip = Callable[..., None]
 # Takes the logits of a piece, four buffers of its shape, a Skip for three of them, and the
-# destination of the derivatives; returns the () sum.
+# destination of the derivatives; returns the scalar sum.
 Negatives = Callable[[Tensor, list[Tensor], Skip, Optional[Tensor]], Tensor]
 # Takes the logits of P positives, (P,); returns their losses and derivatives.
 Positives = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -106,7 +106,7 @@ def _sigmoid_and_softplus(
     """p = sigmoid(x) and softplus(x) = log(1 + exp(x)) from one exponential.
 
     torch's own softplus takes five times as long as exp and log (measured with AVX512), because of
-    its log1p. Here u = 1 + e is rounded, and the first order of the rounding error is added back:
+    its log1p. With e = exp(x), u = 1 + e is rounded; the first order of this error is added back:
     log(1 + e) = log(u) + (e - (u - 1)) / u. So small terms are as precise as large ones.
 
     Args:
@@ -171,7 +171,7 @@ def _run(
 def _sum_negatives(
     logits: Tensor, labels: Tensor, negatives: Negatives, grad: Optional[Tensor]
 ) -> Tensor:
-    """() sum of the negative terms of an image with (R, K) logits; derivatives go to `grad`."""
+    """Scalar sum of the negative terms of an image with (R, K) logits; derivatives go to `grad`."""
     num_anchors, num_classes = logits.shape
     num_rows = max(1, max(_PIECE, _PIECE_OF_THREAD * torch.get_num_threads()) // num_classes)
     is_float32 = logits.dtype == torch.float32
@@ -221,7 +221,7 @@ def _plan_pieces(labels: Tensor, num_classes: int, num_rows: int) -> Iterator[tu
 
 
 def _zero_out(ignored: Tensor, own: Tensor, classes: Tensor, *buffers: Tensor) -> None:
-    """Put zeros into the rows of ignored anchors and at the own classes of positives."""
+    """Put zeros into the rows of ignored anchors and at the class of each positive."""
     for buffer in buffers:
         buffer[ignored] = 0
         buffer[own, classes] = 0

@@ -1,22 +1,22 @@
 """Triton kernels of the focal loss and of FL*: value and gradient in one pass over the logits.
 
 Importing this module needs Triton (ImportError without it); a kernel is compiled at its first call.
-The plain functions of `per_anchor` are the definition, and the names are theirs: x is a logit,
-z = -x_t the logit of the wrong answer, p = sigmoid(z) and q = sigmoid(-z).
+The plain functions of `per_anchor` are the definition. As there, x is a logit and z the logit of
+the wrong answer (-x for an anchor's own class, else x); here p = sigmoid(z) and q = sigmoid(-z).
 
 Shape of the work: one program takes BLOCK consecutive logits of one image of a pyramid level, so
 that loads and stores are contiguous vectors for any K. It writes one partial sum, and torch adds
-the sums up: without atomics, the result is the same every time. On an H100, a 16-bit logit leaves
-time for about 50 instructions before arithmetic and not memory sets the pace, so instructions are
-counted here: about 38.
+the sums up: without atomics, the result is the same every time. On an H100, arithmetic and not
+memory would set the pace above about 50 instructions per 16-bit logit, so the kernel saves on them:
+it takes about 38.
 
-- Finding the anchor and the class of an element takes a division by K. It is done for groups of V
-  logits (those of one vector load), and K is a constant of the compilation, which turns the
-  division into a multiplication; a model has one K, so this costs no extra compilation. A group
-  meets at most two anchors, as V <= K or V divides K.
-- Exponentials and logarithms are to base 2, which the hardware has. The hardware's logarithm is not
-  precise near 1, so log2(1 + e) is a polynomial; 1 / (1 + e) is a second exponential, as a division
-  costs more.
+- Finding the anchor and the class of an element takes a division by K. It is done once per group of
+  V logits (those of one vector load), and K is a compile-time constant, which turns the division
+  into a multiplication; a model has one K, so this costs no extra compilation. A group meets at
+  most two anchors, as V <= K.
+- Exponentials and logarithms have base 2, for which the hardware has instructions. The hardware's
+  logarithm is not precise near 1, so log2(1 + e), with e = exp(-|z|), is a polynomial; 1 / (1 + e)
+  is a second exponential, as a division costs more.
 """
 
 import math
@@ -32,7 +32,7 @@ _BYTES_PER_LOAD = 16
 _LARGEST_UNIT = 16
 _NUM_WARPS = 4
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_GENERAL = -1  # POWER for a gamma other than 0, 1 and 2, whose powers are products
+_GENERAL = -1  # POWER unless gamma is 0, 1 or 2, where p^gamma is a product
 
 _FAR = tl.constexpr(-1e30)  # a logit z whose loss and slope are 0
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -60,7 +60,7 @@ def focal_sums_and_grad(
 
     Returns:
         (N,) float32 sums in nats; (N, R, K) contiguous derivative of an image's sum with respect to
-        its logits, in their dtype, or None. Where ignored, 0 whatever the logit.
+        its logits, in their dtype, or None. 0 for ignored anchors, whatever their logits.
 
     Raises:
         ValueError: a dtype or a shape that does not fit. The values of labels are not checked.
@@ -172,9 +172,9 @@ def _make_dense(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-# `size` is R times K. It and the stride between images are passed divided by UNIT, so that the
-# compiler knows them to be multiples of it: loads and stores are vectors of up to UNIT logits. UNIT
-# is 16 for K = 80; for any K it is 16 on p3 and 4 on p4.
+# `size`, R times K, and the stride between images are passed divided by UNIT, so that the compiler
+# knows that they are multiples of UNIT: loads and stores are vectors of up to UNIT logits. UNIT is
+# 16 for K = 80; for any K it is 16 on p3 and at least 4 on p4.
 @triton.jit
 def _kernel(
     logits_ptr,
@@ -208,7 +208,7 @@ def _kernel(
     x = tl.load(logits_ptr + (image * logits_stride + start) + offsets, mask=is_inside, other=0.0)
     x = tl.where(ignored, _FAR, tl.reshape(x, (BLOCK // V, V)).to(tl.float32))
     z = tl.where(own, -x, x)
-    # The weight has the sign of dz/dx for the slope; the value loses the sign in the sum.
+    # The weight has the sign of dz/dx, which the slope needs; tl.abs takes it off the value below.
     weight = tl.where(own, -pos_weight, neg_weight)
     value, slope = _get_terms(z, weight, gamma, beta, POWER, STAR)
     if WITH_GRAD:
@@ -236,8 +236,8 @@ def _find_own(labels_ptr, start, num_left, K: tl.constexpr, V: tl.constexpr, BLO
     own = (label - first_class)[:, None] == lane
     ignored = (label < 0)[:, None]
     if K % V != 0:
-        # The next anchor begins at lane `edge` if that is below V. A previous label of background,
-        # K, would be the first lane of the next anchor; `is_next` replaces it.
+        # The next anchor begins at lane `edge` if that is below V. If the anchor before it is
+        # background (label K), `own` is true at that lane so far; `is_next` replaces it.
         edge = K - first_class
         has_next = (edge < V) & (group_start + edge < num_left)
         next_label = tl.load(labels_ptr + anchor + 1, mask=has_next, other=-1).to(tl.int32)
@@ -261,7 +261,7 @@ def _get_terms(z, weight, gamma, beta, POWER: tl.constexpr, STAR: tl.constexpr):
 def _focal(z, weight, gamma, POWER: tl.constexpr):
     """w p^gamma softplus(z) and its derivative w p^gamma (p + gamma q softplus(z)).
 
-    The derivative is a sum of terms of one sign.
+    The derivative is a sum of terms of one sign, so nothing cancels.
     """
     log2_1p, softplus, p, q = _get_logistic(z)
     if POWER == 0:
