@@ -90,6 +90,7 @@ def compute_stage_outputs(
     Raises:
         ValueError: the model lacks those methods; names the key.
     """
+    model.eval()
     if not stage:
         return {"": _compute_dense_outputs(model, batch)}
     parts: dict[str, Any] = {name: getattr(model, part, None) for name, part in _PARTS.items()}
@@ -99,7 +100,6 @@ def compute_stage_outputs(
             f"{_KEYS[stage]} must be a part of focal_det, got {type(parts[stage]).__name__}"
         )
     found: dict[str, dict[str, StageOutputs]] = {name: {} for name in STAGES}
-    model.eval()
     with ExitStack() as stack:
         # Training mode for the model alone, to pass the objects on; its backbone stays in eval.
         stack.enter_context(replaced(model, training=True))

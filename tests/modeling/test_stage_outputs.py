@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from focal_det.losses import FocalLoss
@@ -63,6 +64,18 @@ def test_the_model_stays_as_it_is(stage):
     with EventStorage():
         losses = model.train()(make_batch(*BOXES))
     assert all(x > 0 for x in losses.values())
+
+
+def test_a_retinanet_in_training_mode_is_measured_in_evaluation_mode(make_cfg):
+    """Its batch norm would use the statistics of the batch, and change its own."""
+    torch.manual_seed(0)
+    model = build_model(make_cfg("MODEL.RESNETS.NORM", "BN")).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batch = make_batch(*BOXES)
+    logits = compute_stage_outputs(model, batch)[""].pred_logits
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    for found, expected in zip(logits, compute_stage_outputs(model.eval(), batch)[""].pred_logits):
+        assert torch.equal(found, expected)
 
 
 def test_masks_are_not_needed():
