@@ -25,15 +25,17 @@ about empty training images kept as background (CHK133) and images of a single c
 `--dataset NAME --fix OUT.json` writes a corrected copy of a COCO JSON. It fills in a missing
 iscrowd and a missing or invalid area, converts text to numbers (image ids, category ids, boxes),
 clips boxes to the image, renumbers annotations whose id is missing, repeated or not a whole number
-above 0, and removes repeated and unusable annotations. It writes nothing if more than five
-annotations would go and these are more than a fifth, or if the file has a systematic fault (CHK320
-to CHK323), such as boxes in another format.
+above 0, and removes repeated and unusable annotations. It writes nothing if it would
+remove more than five annotations that are also more than a fifth of all, or if the file has a
+systematic fault (CHK320 to CHK323), such as boxes in another format.
 
 Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
 focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A
-warning means that something is lost, such as objects that are left out. A note is information.
+warning is about something that can make it worse, such as objects that are left out. A note is
+information.
 
-In the tables, `{name}` stands for a value. An id never changes its meaning.
+In the tables, a word in braces, such as `{file}`, stands for a value. An id never changes its
+meaning.
 
 To add a check, write a file with a rule and a function. Number your rules from CHK900 on:
 
@@ -54,7 +56,7 @@ def setup_environment():
     \"\"\"Required by Detectron2; the import of this file has registered the check.\"\"\"
 ```
 
-Point `FOCAL_DET_ENV_MODULE` at the file:
+Point `FOCAL_DET_ENV_MODULE`, the environment variable for a module of your own, at the file:
 
 ```sh
 FOCAL_DET_ENV_MODULE=my_checks.py focal-det check --config-file digits/focal_retinanet_tiny.yaml

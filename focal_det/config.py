@@ -34,7 +34,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     """Add `MODEL.FOCAL_DET` with its defaults, and make focal_det's models known to Detectron2.
 
     In a node such as CLS_LOSS, `NAME` selects a component, and `ARGS.<component>` holds constructor
-    arguments, so that a file or a command line can set them; only the entry of `NAME` is read.
+    arguments, so that a file or a command line can set them; only those of the selected component
+    are read.
     Components registered before this call are included.
     """
     # Importing these modules registers the models; nothing else of them is used here.
@@ -53,15 +54,15 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node.LOW_QUALITY_MATCHES = True
     # What the summed losses are divided by: a name of NORMALIZER_REGISTRY.
     node.NORMALIZER = _make_component_node(cfg, "EMAPosCount", NORMALIZER_REGISTRY)
-    # Iterations between statistics of the classification loss in the metrics, `focal_det/...`; 0
-    # for none.
+    # Every how many iterations statistics of the classification loss are put into the metrics, as
+    # `focal_det/...`; 0 for never.
     node.TELEMETRY_PERIOD = 20
     # The stages of a two-stage detector: RPN for FocalRPN, ROI_BOX_HEAD for Focal*ROIHeads. The
     # defaults are Detectron2's own classification losses: cross entropy on a sample.
     node.RPN = _make_stage_node(cfg, "FocalLoss", "SampleSize")
     node.RPN.PRIOR_PROB = 0.5
     node.ROI_BOX_HEAD = _make_stage_node(cfg, "SoftmaxFocalLoss", "SampleCount")
-    # 0 for a bias of 0, as in Detectron2.
+    # No probability: 0 leaves the bias at 0, as in Detectron2.
     node.ROI_BOX_HEAD.PRIOR_PROB = 0.0
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
@@ -75,7 +76,7 @@ def find_config_file(config_file: Union[str, os.PathLike]) -> str:
         config_file: a path or URL, or a name such as "digits/focal_retinanet_tiny.yaml".
 
     Raises:
-        FileNotFoundError: neither exists; names both folders and the nearest shipped config.
+        FileNotFoundError: neither exists; the message names the nearest shipped config.
         ValueError: a Lazy config.
     """
     if str(config_file).endswith(".py"):
@@ -149,6 +150,7 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
             Detectron2's own configs may do anyway.
 
     Raises:
+        FileNotFoundError: the file, or one that it is based on, does not exist; names both.
         UnknownNameError: a key that does not exist; names the file and the nearest key.
         ValueError: a file that runs code or is not yaml, files that are based on each other, or a
             value of the wrong type; names the file.
@@ -156,13 +158,15 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
     try:
         if not unsafe_yaml:
             _SafeYaml.load_yaml_with_base(config_file)
-        # `allow_unsafe` is safe once that has passed, and Detectron2's own configs need it.
+        # The file is checked by now, or trusted; Detectron2's own configs need `allow_unsafe`.
         cfg.merge_from_file(config_file, allow_unsafe=True)
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not yaml: {error}") from None
     except FileNotFoundError as error:
-        missing = f"{error.filename}, which a _BASE_ names, does not exist"
-        raise FileNotFoundError(f"{config_file}: {missing}") from None
+        reason = "it does not exist"
+        if error.filename != os.fspath(config_file):
+            reason = f"{error.filename}, which a _BASE_ names, does not exist"
+        raise FileNotFoundError(f"{config_file}: {reason}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{config_file} must have KEY: VALUE lines ({error})") from None
     except _UnsafeYamlError:
@@ -187,7 +191,7 @@ def _describe_unknown_key(cfg: CfgNode, key: str) -> str:
     node = cfg
     parts = key.split(".")
     for i, part in enumerate(parts):
-        # A key may go on below a value, as in SOLVER.BASE_LR.x.
+        # The parent of a mistyped key may be a value, as in SOLVER.BASE_LR.x.
         known = node if isinstance(node, CfgNode) else ()
         if part not in known:
             parent = ".".join(parts[:i]) or "the config"
@@ -250,7 +254,7 @@ def _make_stage_node(cfg: CfgNode, cls_loss: str, normalizer: str) -> CfgNode:
     """Settings of a stage, without its prior: the loss, its divisor and the sampling.
 
     Args:
-        cls_loss: name of a loss with alpha and gamma, whose defaults here make it cross entropy.
+        cls_loss: name of a loss with alpha and gamma; -1 and 0 make it cross entropy by default.
     """
     node = type(cfg)()
     node.CLS_LOSS = _make_component_node(cfg, cls_loss, CLS_LOSS_REGISTRY, STAGE_ARGS)
@@ -274,7 +278,7 @@ def _make_component_node(
     Unknown keys are let in: `ComponentRegistry.build` refuses them and names the nearest match.
 
     Args:
-        known_args: arguments that have a key elsewhere in the config.
+        known_args: arguments to leave out, as another key of the config sets them.
     """
     make_node = type(cfg)
     node = make_node()
@@ -287,7 +291,7 @@ def _make_component_node(
 
 
 def _get_defaults(component: type, known_args: Collection[str]) -> dict[str, Any]:
-    """Defaults of the constructor arguments that have no other key."""
+    """Defaults of the constructor arguments, without `known_args`."""
     defaults = {}
     for key, value in get_constructor_args(component).items():
         if key in known_args or value is inspect.Parameter.empty:

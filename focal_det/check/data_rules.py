@@ -284,8 +284,8 @@ BOX_NOT_FINITE = add_rule(
     "CHK310",
     "error",
     "box that is not four finite numbers",
-    "Depending on the value, training stops, or it leaves the box out or clips it and says "
-    "nothing; evaluation may still count the box.",
+    "Depending on the value, training stops, or silently leaves the box out or clips it; "
+    "evaluation may still count the box.",
 )
 BOX_WITHOUT_AREA = add_rule(
     "CHK311",
@@ -309,7 +309,7 @@ BOX_CUT = add_rule(
 INVALID_OUTLINE = add_rule(
     "CHK314",
     "warning",
-    "outline without a polygon of at least three points",
+    "segmentation without a polygon of at least three points",
     "Detectron2 leaves the whole object out.",
 )
 INVALID_SEGMENTATION = add_rule(

@@ -156,7 +156,7 @@ SHORT_WARMUP = add_rule(
 SMALL_PIXEL_MEAN = add_rule(
     "CHK016",
     "warning",
-    "pixel mean for images from 0 to 1",
+    "pixel mean for values from 0 to 1",
     "Detectron2's images range from 0 to 255, in the order of INPUT.FORMAT: multiply "
     "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD by 255.",
 )

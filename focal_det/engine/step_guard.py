@@ -30,11 +30,12 @@ _MAX_NAMES = 5
 # A loss has diverged above this multiple of the first loss. A first loss below 1, such as that of a
 # batch without objects, counts as 1.
 _DIVERGED_RATIO = 1000
-# Iterations in a row that are tolerated. A loss scale of 2**16, halved at each skipped step, is
-# below 1 by then.
+# How many steps in a row may have a diverged loss, or be skipped by the loss scaler, before the run
+# stops. So many skipped steps halve a loss scale of 2**16 to below 1.
 _PATIENCE = 30
-_MAX_OUTPUT = 1e4  # |logit| or |delta| of a model that has diverged; the sigmoid saturates near 20
-# How long to wait for the other processes to keep the step too; this one's error then ends them.
+_MAX_OUTPUT = 1e4  # above it, a |logit| or |delta| has diverged; the sigmoid saturates near 20
+# How long to wait until the other processes have written their file of the step, before the error
+# of this process ends them.
 _WAIT_SECONDS = 30.0
 
 # Prefix of the exit message when StepGuard stops a run; `focal-det sweep` looks for it.
@@ -73,18 +74,17 @@ class StepGuard(HookBase):
     """Stops a run before a non-finite loss or gradient reaches the optimizer.
 
     Uses forward hooks on the model and wraps `optimizer.step`, because Detectron2 0.5 has no hook
-    between backward and step. (torch's own optimizer hooks come too late in Detectron2 main: where
-    it clips gradients, they see the clipped ones.) The guard waits for the device once per step. It
-    also stops
+    between backward and step. (torch's own optimizer hooks would see gradients that Detectron2 main
+    has already clipped.) The guard waits for the device once per step. It also stops
 
     - a mixed-precision run whose loss scaler skips too many steps in a row,
     - a run whose loss is finite, but over a thousand times the first loss, for too many steps.
 
-    It keeps that step in a file, with the state before it: the weights have not been stepped, and
-    the buffers that the forward pass changed are restored.
+    Whenever it stops a run, it keeps the step in a file, with the state before the step: the
+    weights have not been stepped, and the buffers that the forward pass changed are restored.
 
     Args:
-        cfg: of the run; kept with the step.
+        cfg: config of the run, to be kept with such a step.
 
     Attributes:
         progress: what it remembers of earlier steps; a resumed run restores it.
@@ -120,7 +120,7 @@ class StepGuard(HookBase):
         ]
 
     def after_step(self) -> None:
-        # `check` has set it to -1, unless the loss scaler skipped the step.
+        # `check` has set `num_skipped` to -1, unless the loss scaler skipped the step.
         self.progress.num_skipped += 1
         # All processes skip the same steps, because their gradients are the same.
         if self.progress.num_skipped > 0 and agree_on(not self._has_finite_losses()):
@@ -215,12 +215,12 @@ class StepGuard(HookBase):
             DivergedError: always.
         """
         if not self._losses:
-            # Raised by the forward pass, in any process. The others wait for this process in their
-            # backward pass, and end with it.
+            # The forward pass of this process, which may be any, has raised it. The others wait for
+            # this process in their backward pass, and end with it.
             self.stop(f"the forward pass has stopped: {error}")
         # Otherwise this is the first process, which alone checks the losses of all.
         if self._cfg.SOLVER.AMP.ENABLED:
-            # The others skip this step, and their `after_step` waits for this agreement.
+            # In the others, the loss scaler skips this step; `after_step` calls `agree_on`, too.
             agree_on(True)
         self.stop()
 
@@ -297,7 +297,7 @@ class StepGuard(HookBase):
 
 
 def _wait_for(files: Sequence[Path], start_time: float) -> None:
-    """Wait, but not for long, until all files have been written since `start_time`.
+    """Wait, for a limited time, until all files exist and are newer than `start_time`.
 
     The files of a process on another machine may be on a disk that is not seen here.
     """
@@ -317,7 +317,7 @@ def _describe_gradients(names: Sequence[str]) -> list[str]:
 
 
 def _describe_batch(batch: Sequence[dict[str, Any]]) -> list[str]:
-    """A line with the images, and one each for those with non-finite pixels or boxes."""
+    """A line that lists the images, one for non-finite pixels and one for such boxes, if any."""
     names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
     images = []
     boxes = []

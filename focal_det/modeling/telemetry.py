@@ -26,7 +26,7 @@ _MAX_CLASSES = 100
 
 
 def is_telemetry_due(period: int) -> bool:
-    """Whether a trainer runs and this iteration, one in every `period`, is due; never for 0."""
+    """Whether a trainer runs, and its iteration is a multiple of `period`; False for 0."""
     if period <= 0 or not has_event_storage():
         return False
     # Plus one, as Detectron2's writers count: they write after iterations 19, 39, ...
@@ -56,7 +56,7 @@ def put_telemetry(
 
     Args:
         dataset_names: the first data set with class names gives the names of the classes.
-        prefix: of the names in the metrics.
+        prefix: what the names of the metrics start with.
     """
     values = compute_telemetry(
         cls_loss,
@@ -96,15 +96,16 @@ def compute_telemetry(
 
     Args:
         logits: per level (N, Ri, C).
-        divisor: of the normalizer, () or (N,).
+        divisor: what the normalizer divides by, () or (N,).
         prior_bias: (C,) initial bias of `cls_score`; None if it is not known.
         class_names: K names; level_names: L names.
 
     Returns:
         "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): shares of the loss in
-        [0, 1]; only for pointwise losses. "max_abs_logit". "mean_p_t": mean score of the positives
-        for their own class; left out if there are none. "prior_distance": log-odds of the mean
-        score, without ignored anchors, minus those of the prior; close to 0 for a new head.
+        [0, 1]; only for losses of single anchors (`pointwise`). "max_abs_logit". "mean_p_t": mean
+        score of the positives for their own class; left out if there are none. "prior_distance":
+        log-odds of the mean score (of anchors that are not ignored) minus the log-odds of the
+        prior; close to 0 for a new head.
         "normalizer": mean divisor. "num_pos/<level>" and "num_pos/<class>": positives of the batch.
     """
     totals = _Totals.start(logits[0].device)
@@ -204,7 +205,7 @@ class _Totals:
 def _compute_shares(pos_loss_sum: Tensor, neg_losses: Tensor) -> dict[str, float]:
     """Shares of the positives and of the hardest 1 % of the negatives in the loss."""
     total = pos_loss_sum + neg_losses.sum()
-    # Rounded up, so that the share of few negatives is not 0; topk of 0 elements sums to 0.
+    # Rounded up: of fewer than 100 negatives, one is the hardest. topk of 0 elements sums to 0.
     num_hardest = math.ceil(len(neg_losses) / 100)
     hardest = neg_losses.topk(num_hardest).values.sum()
     shares = torch.stack([pos_loss_sum, hardest]) / total.clamp(min=1e-30)

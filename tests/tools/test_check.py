@@ -113,7 +113,7 @@ def test_correct_data_and_config_pass(config, capsys):
         ),
         (
             ["MODEL.PIXEL_MEAN", "[0.5, 0.5, 0.5]"],
-            "pixel mean for images from 0 to 1: MODEL.PIXEL_MEAN [0.5",
+            "pixel mean for values from 0 to 1: MODEL.PIXEL_MEAN [0.5",
             1,
         ),
         (["SOLVER.CLIP_GRADIENTS.NORM_TYPE", "float('inf')"], "no errors, no warnings", 0),
