@@ -47,12 +47,11 @@ def read_training_set(
             )
         records += dataset_dicts
 
-    # What training does not see must not count as background.
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_images_with_only_crowd_annotations(records)
-    if not records:
+    with_objects = filter_images_with_only_crowd_annotations(records)
+    if not with_objects:
         raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has nothing but crowds")
-    return records
+    # What training does not see must not count as background.
+    return with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else records
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:

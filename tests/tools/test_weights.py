@@ -398,6 +398,10 @@ def test_wrong_argument_is_named(args, message, capsys, tmp_path, monkeypatch):
             r"\('crowds',\) has nothing but crowds",
         ),
         (
+            ["DATASETS.TRAIN", "('crowds',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"],
+            r"\('crowds',\) has nothing but crowds",
+        ),
+        (
             ["DATASETS.TRAIN", "('cells', 'no_names')"],
             r"the classes of no_names \['a', 'b'\] are not those of cells",
         ),
