@@ -1,5 +1,6 @@
 """projects/TwoStage: its rows differ in their answer to imbalance alone, and train equally long."""
 
+import importlib.util
 import json
 import re
 
@@ -36,6 +37,15 @@ def configs(request, monkeypatch):
     monkeypatch.chdir(ROOT)
     (rows,) = read_rows(FOLDER / TABLES[request.param]).values()
     return request.param, {row.name: cfg for row, cfg in load_rows(rows, ()).items()}
+
+
+def load_table():
+    """dev/render_two_stage.py as a module."""
+    file = ROOT / "dev" / "render_two_stage.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def read_result(name):
@@ -79,3 +89,22 @@ def test_every_run_of_a_two_stage_detector_has_its_recall(configs):
     two_stage = [x for x, cfg in cfgs.items() if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"]
     assert recalls.keys() == {f"{table}-{x}_seed{i}" for x in two_stage for i in (1, 2, 3)}
     assert all(0 < x["AR@100"] <= x["AR@1000"] <= 100 for x in recalls.values())
+
+
+def test_arrows_are_for_differences_of_more_than_two_errors():
+    # The error of each mean is 1, that of a difference the square root of 2.
+    column = {
+        "faster_rcnn": [39.0, 41.0],
+        "better": [42.0, 44.0],
+        "same": [41.8, 43.8],
+        "worse": [30.0, 32.0],
+        "no_proposals": [],
+    }
+    cells = {name: load_table().render_cell(name, column) for name in column}
+    assert cells == {
+        "faster_rcnn": "40.0 ± 1.0",
+        "better": "43.0 ± 1.0 ▲",
+        "same": "42.8 ± 1.0",
+        "worse": "31.0 ± 1.0 ▼",
+        "no_proposals": "",
+    }
