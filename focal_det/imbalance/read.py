@@ -47,11 +47,13 @@ def read_training_set(
             )
         records += dataset_dicts
 
-    with_objects = filter_images_with_only_crowd_annotations(records)
-    if not with_objects:
-        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has nothing but crowds")
     # What training does not see must not count as background.
-    return with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else records
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+    annotations = [x for record in records for x in record.get("annotations", ())]
+    if all(x.get("iscrowd", 0) for x in annotations):
+        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has nothing but crowds")
+    return records
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:

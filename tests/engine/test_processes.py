@@ -104,6 +104,7 @@ def test_signal_to_one_process_stops_all(run):
     assert read_iterations(run.out)[-1] == get_last_iteration(run.out)
 
 
+@pytest.mark.slow
 def test_signal_to_a_whole_group_leaves_the_data_workers(run):
     """As from Ctrl+C or a cluster: the run needs the workers to complete its step."""
     run.start(DATALOADER__NUM_WORKERS=2)
@@ -114,6 +115,7 @@ def test_signal_to_a_whole_group_leaves_the_data_workers(run):
     assert "data worker" not in run.log.read_text()
 
 
+@pytest.mark.slow
 def test_second_signal_stops_at_once(run):
     # The backward pass takes many seconds, in which Python calls no handler.
     run.start(SOLVER__IMS_PER_BATCH=4, INPUT__MIN_SIZE_TRAIN=[1200], INPUT__MAX_SIZE_TRAIN=9999)
@@ -166,6 +168,7 @@ def test_error_in_an_evaluation_saves_the_steps_before(run):
     assert get_last_iteration(run.out) == read_iterations(run.out)[-1] == 6
 
 
+@pytest.mark.slow
 def test_signal_to_a_worker_of_an_evaluation_is_not_for_the_run(run):
     """It is forked while the run listens, and must not pass the signal on."""
     run.start(**SLOW_EVALUATION, DATALOADER__NUM_WORKERS=1)
@@ -227,6 +230,7 @@ def test_hangup_of_a_closed_terminal_saves(run):
     assert get_last_iteration(run.out) == read_iterations(run.out)[-1]
 
 
+@pytest.mark.slow
 def test_signal_in_the_last_evaluation_keeps_the_last_metrics(run):
     config = run.start(
         DATASETS__TEST=["copy"],
@@ -308,6 +312,7 @@ def test_image_that_fails_saves_the_steps_before(run):
     assert read_iterations(run.out)[-1] == get_last_iteration(run.out)
 
 
+@pytest.mark.slow
 def test_second_run_in_the_same_folder_is_refused(run):
     config = run.start()
     wait_for_checkpoint(run.out, run.process)

@@ -86,9 +86,8 @@ def test_two_machines_go_on_although_one_counts_no_restart(digits, reference, pr
     assert find_differences(read_weights(digits.folder / "out"), reference(2)) == []
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_torchrun(number, digits, processes):
     config = digits.write_config(**{**KEYS, "SOLVER__MAX_ITER": 100_000})
     out = digits.folder / "out"

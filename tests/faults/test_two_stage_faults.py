@@ -108,7 +108,7 @@ def test_pixels_that_stop_the_forward_pass_are_repeated(digits, capsys):
 def test_boxes_between_the_stages_of_a_cascade_are_repeated(digits):
     """Detectron2 asserts that they are finite."""
     message = stop_at_huge_biases(digits, f"{BOX}.0.bbox_pred", **CASCADE)
-    assert "Iteration 1: the forward pass has stopped: a stage of the cascade" in message
+    assert "Iteration 1: the forward pass has stopped: boxes of a stage of the cascade" in message
     assert f"largest |delta| of {BOX}.0, in evaluation mode: 3e+38" in message
     again = reproduce_step(get_step_file(digits))
     assert again["forward_error"].startswith("boxes of a stage of the cascade: ")

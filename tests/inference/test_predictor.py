@@ -167,7 +167,9 @@ def test_missing_weights_are_named():
     cfg = load_config("Base-FocalRetinaNet.yaml", ["MODEL.WEIGHTS", ""])
     with pytest.raises(ValueError, match=r"no MODEL\.WEIGHTS: give a trained checkpoint"):
         load_trained(cfg)
-    with pytest.raises(FileNotFoundError, match=r"--weights none\.pth does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"--weights or MODEL\.WEIGHTS: none\.pth does not exist"
+    ):
         load_trained(cfg, "none.pth")
 
 

@@ -71,7 +71,7 @@ def test_defaults_that_the_page_names(slurm, tmp_path):
     submitit = pytest.importorskip("submitit")
     text = submitit.slurm.slurm._make_sbatch_string("nothing", tmp_path)
     seconds = re.search(r"--signal=USR2@(\d+)", text)[1]
-    assert f"{seconds}\nseconds (`slurm_signal_delay_s`)" in PAGE.read_text()
+    assert f"{seconds} seconds (`slurm_signal_delay_s`)" in PAGE.read_text()
 
 
 def test_sbatch_script_parses():

@@ -27,7 +27,9 @@ def get_error(capsys, *argv):
 SHAPES = {"loss": "2000x80", "labels": "160x128", "step": "160x128", "infer": "160x128"}
 
 
-@pytest.mark.parametrize("what", list(SHAPES))
+@pytest.mark.parametrize(
+    "what", ["loss", "labels", pytest.param("step", marks=pytest.mark.slow), "infer"]
+)
 def test_each_benchmark_compares_ours_with_peers(what, tmp_path, capsys):
     assert main([what, "--quick", "--output", str(tmp_path)]) == 0
     (file,) = tmp_path.glob(f"{what}_quick_{SHAPES[what]}_CPU*_float32_*.json")

@@ -161,7 +161,10 @@ def test_picture_that_cannot_be_written_is_an_error(blank, tmp_path, capsys):
     ("words", "message"),
     [
         (["nowhere.png"], "nowhere.png does not exist"),
-        (["{image}", "--weights", "none.pth"], "--weights none.pth does not exist"),
+        (
+            ["{image}", "--weights", "none.pth"],
+            "--weights or MODEL.WEIGHTS: none.pth does not exist",
+        ),
         (["{image}", "--config-file", "none.yaml"], "the config none.yaml does not exist"),
         (
             ["{image}", "--config-file", "Base-FocalRetinaNet.yaml"],

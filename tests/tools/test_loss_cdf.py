@@ -60,7 +60,10 @@ def test_stages_of_a_two_stage_detector_are_drawn(words, stage, tmp_path, capsys
     [
         (["--config-file", "none.yaml"], "the config none.yaml does not exist"),
         (["--config-file", DIGITS], "no MODEL.WEIGHTS: give a trained checkpoint with --weights"),
-        ([*WORDS[:2], "--weights", "none.pth"], "--weights none.pth does not exist"),
+        (
+            [*WORDS[:2], "--weights", "none.pth"],
+            "--weights or MODEL.WEIGHTS: none.pth does not exist",
+        ),
         (
             [*WORDS, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
             "--stage roi_head: MODEL.ROI_HEADS.NAME must be one of FocalROIHeads, ",
