@@ -58,15 +58,21 @@ def measure_recall(table: str) -> dict[str, Any]:
     """Recall of 100 and of 1000 proposals of each run of a two-stage detector."""
     runs = {}
     files = sorted(RUNS.glob(f"{table}-*/model_final.pth"))
-    for file in tqdm(files, unit="run"):
-        cfg = load_config(file.parent / "config.yaml")
-        if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-            runs[file.parent.name] = evaluate_proposals(cfg, file)
+    # One folder for all: the evaluator keeps a JSON of VOC data there, and names it to the others.
+    with tempfile.TemporaryDirectory() as folder:
+        for file in tqdm(files, unit="run"):
+            cfg = load_config(file.parent / "config.yaml")
+            if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+                runs[file.parent.name] = evaluate_proposals(cfg, file, folder)
     return {"max_proposals": MAX_PROPOSALS, "runs": runs}
 
 
-def evaluate_proposals(cfg: CfgNode, weights: Path) -> dict[str, float]:
-    """Average recall in percent over IoU 0.5 to 0.95 of a run's proposals, on its test set."""
+def evaluate_proposals(cfg: CfgNode, weights: Path, folder: str) -> dict[str, float]:
+    """Average recall in percent over IoU 0.5 to 0.95 of a run's proposals, on its test set.
+
+    Args:
+        folder: for the files of the evaluator.
+    """
     cfg = cfg.clone()
     # Detectron2's architecture that has only the backbone and the RPN of a two-stage detector.
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
@@ -75,10 +81,13 @@ def evaluate_proposals(cfg: CfgNode, weights: Path) -> dict[str, float]:
     model = build_model(cfg)
     HealthyCheckpointer(model).load(str(weights))
     dataset = cfg.DATASETS.TEST[-1]
-    with tempfile.TemporaryDirectory() as folder:
-        evaluator = build_evaluator(dataset, folder)
-        loader = build_detection_test_loader(cfg, dataset)
-        results = inference_on_dataset(model, loader, evaluator)
+    evaluator = build_evaluator(dataset, folder)
+    process = evaluator.process
+    # In lists, as pycocotools takes the letters of an id that is text for ids.
+    evaluator.process = lambda inputs, outputs: process(
+        [{**x, "image_id": [x["image_id"]]} for x in inputs], outputs
+    )
+    results = inference_on_dataset(model, build_detection_test_loader(cfg, dataset), evaluator)
     return {name: results["box_proposals"][name] for name in ("AR@100", "AR@1000")}
 
 
