@@ -44,11 +44,11 @@ demo: env ## train on digits (three minutes), evaluate, write output/demo/report
 # Two processes share the tests, and one takes over what the other has left. A thread each: the
 # models of the tests are too small for more.
 .PHONY: test
-test: env ## the quick tests (about 6 minutes on two CPU cores)
+test: env ## the quick tests (6 to 7 minutes on two CPU cores)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow"
 
 .PHONY: test-slow
-test-slow: env ## the slow tests, which train or compile for minutes (about 20 on two CPU cores)
+test-slow: env ## the slow tests, which train or compile for minutes (about 25 on two CPU cores)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -m slow
 
 .PHONY: lint
