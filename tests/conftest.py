@@ -3,6 +3,7 @@
 Each test starts from seed 0 and with the log handlers that the session started with.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -24,6 +25,16 @@ import torch
 from torch import multiprocessing
 
 ROOT = Path(__file__).parent.parent
+
+
+def load_dev(name: str) -> Any:
+    """A script of dev/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "dev" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    # The dataclass decorator looks its module up here.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_addoption(parser) -> None:

@@ -1,10 +1,9 @@
 """A new check is one new file, in the package or of a user; docs/check.md lists all rules."""
 
-import importlib.util
 import re
 import shutil
 
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, load_dev, run_python
 
 PAGE = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
 (OWN_CHECK,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -21,10 +20,7 @@ print("exit code", main(["--ignore", "CHK900", *words]), "when ignored")
 
 
 def test_page_is_that_of_the_rules():
-    spec = importlib.util.spec_from_file_location("render_check", ROOT / "dev/render_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.render_check() == PAGE, "run `make readme`"
+    assert load_dev("render_check").render_check() == PAGE, "run `make readme`"
 
 
 def check_found_and_ignored(output):

@@ -13,6 +13,8 @@ from pathlib import Path
 import detectron2
 import pytest
 
+from tests.conftest import load_dev
+
 SCRIPT = Path(__file__).parents[2] / "dev" / "build_detectron2.py"
 TRAIN_NET_SHA256 = {  # of tools/train_net.py in each release
     "0.6": "b7733690163a935c0682cd682972a01c84e750c55ebc8d7336e02c68831072d6",
@@ -24,14 +26,7 @@ needs_our_build = pytest.mark.skipif(
 )
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("build_detectron2", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-build = load_script()
+build = load_dev("build_detectron2")
 every_release = pytest.mark.parametrize("release", build.RELEASES.values(), ids=build.RELEASES)
 
 

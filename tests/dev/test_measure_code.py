@@ -1,23 +1,10 @@
 """dev/measure_code.py on small sources that have one of each kind."""
 
-import importlib.util
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_dev
 
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("measure_code", ROOT / "dev/measure_code.py")
-    module = importlib.util.module_from_spec(spec)
-    # The dataclass decorator looks its module up here.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_dev("measure_code")
 
 
 def make_sources(**texts):

@@ -30,23 +30,9 @@ slow = pytest.mark.slow
 
 
 @slow
-@pytest.mark.parametrize(
-    "num_processes, num_workers, number",
-    [
-        (1, 2, signal.SIGTERM),
-        (2, 0, signal.SIGINT),
-        (1, 0, signal.SIGKILL),
-        (1, 0, signal.SIGTERM),
-        (1, 0, signal.SIGINT),
-        (1, 2, signal.SIGKILL),
-        (1, 2, signal.SIGINT),
-        (2, 0, signal.SIGKILL),
-        (2, 0, signal.SIGTERM),
-        (2, 2, signal.SIGKILL),
-        (2, 2, signal.SIGTERM),
-        (2, 2, signal.SIGINT),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_interrupted_run_ends_with_the_same_weights(
     num_processes, num_workers, number, digits, reference
 ):

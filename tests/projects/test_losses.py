@@ -1,6 +1,5 @@
 """projects/Losses: its rows, its results, and the table made of them."""
 
-import importlib.util
 import json
 import math
 import re
@@ -9,22 +8,13 @@ import statistics
 import pytest
 
 from focal_det.experiments.sweep_rows import read_rows, read_starts
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_dev
 
 FOLDER = ROOT / "projects" / "Losses"
 RESULTS = sorted(FOLDER.glob("results/*.json"))
 
 
-def load_table():
-    """dev/render_losses.py as a module."""
-    file = ROOT / "dev" / "render_losses.py"
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-table = load_table()
+table = load_dev("render_losses")
 
 
 def test_every_loss_config_is_a_row_of_both_data_sets():

@@ -1,13 +1,12 @@
 """projects/PaperTables: its results match the rows file, with three seeds each, from a commit."""
 
-import importlib.util
 import json
 import re
 
 import pytest
 
 from focal_det.experiments import sweep_rows
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_dev
 
 FILES = sorted((ROOT / "projects" / "PaperTables" / "results").glob("digits_*.json"))
 
@@ -35,11 +34,7 @@ def test_results_match_the_rows_file(file):
 
 
 def test_speed_against_accuracy_is_drawn(tmp_path):
-    file = ROOT / "dev" / "draw_speed_accuracy.py"
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(tmp_path / "a.png")
+    load_dev("draw_speed_accuracy").main(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 

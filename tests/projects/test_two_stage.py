@@ -1,6 +1,5 @@
 """projects/TwoStage: its rows differ in their answer to imbalance alone, and train equally long."""
 
-import importlib.util
 import json
 import re
 
@@ -8,7 +7,7 @@ import pytest
 
 from focal_det.experiments.sweep_rows import load_rows, read_rows
 from focal_det.modeling.build import flatten_config
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_dev
 
 FOLDER = ROOT / "projects" / "TwoStage"
 TABLES = {"digits": "rows.json", "bccd": "bccd_rows.json"}
@@ -37,15 +36,6 @@ def configs(request, monkeypatch):
     monkeypatch.chdir(ROOT)
     (rows,) = read_rows(FOLDER / TABLES[request.param]).values()
     return request.param, {row.name: cfg for row, cfg in load_rows(rows, ()).items()}
-
-
-def load_table():
-    """dev/render_two_stage.py as a module."""
-    file = ROOT / "dev" / "render_two_stage.py"
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_result(name):
@@ -100,7 +90,8 @@ def test_arrows_are_for_differences_of_more_than_two_errors():
         "worse": [30.0, 32.0],
         "no_proposals": [],
     }
-    cells = {name: load_table().render_cell(name, column) for name in column}
+    table = load_dev("render_two_stage")
+    cells = {name: table.render_cell(name, column) for name in column}
     assert cells == {
         "faster_rcnn": "40.0 ± 1.0",
         "better": "43.0 ± 1.0 ▲",
