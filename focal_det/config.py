@@ -150,7 +150,7 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
             Detectron2's own configs may do anyway.
 
     Raises:
-        FileNotFoundError: the file, or one that it is based on, does not exist; names both.
+        FileNotFoundError: a file that a _BASE_ names does not exist; names both.
         UnknownNameError: a key that does not exist; names the file and the nearest key.
         ValueError: a file that runs code or is not yaml, files that are based on each other, or a
             value of the wrong type; names the file.
@@ -163,10 +163,8 @@ def merge_file(cfg: CfgNode, config_file: str, *, unsafe_yaml: bool = False) -> 
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is not yaml: {error}") from None
     except FileNotFoundError as error:
-        reason = "it does not exist"
-        if error.filename != os.fspath(config_file):
-            reason = f"{error.filename}, which a _BASE_ names, does not exist"
-        raise FileNotFoundError(f"{config_file}: {reason}") from None
+        missing = f"{error.filename}, which a _BASE_ names, does not exist"
+        raise FileNotFoundError(f"{config_file}: {missing}") from None
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{config_file} must have KEY: VALUE lines ({error})") from None
     except _UnsafeYamlError:

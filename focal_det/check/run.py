@@ -51,8 +51,7 @@ def run_checks(
     """Check a config, its data sets, its model and its weights.
 
     Args:
-        images: how many of each data set to decode, at even distances; 0 for all. Anchors are
-            labelled in no more than that, and in LABELLED_IMAGES at most.
+        images: how many of each data set to decode, at even distances; 0 for all.
         dataset: check only the config and this data set.
         suggest: also look for anchors that fit better.
         is_training: whether this machine is about to train.

@@ -157,12 +157,10 @@ def _is_complete(folder: Path, num_images: int) -> bool:
     files = [ANNOTATIONS]
     if DIGITS_SPLITS[folder.name].has_one_class:
         files.append(ONE_CLASS_ANNOTATIONS)
-    lost = [name for name in files if not (folder / name).is_file()]
-    if found != num_images or lost:
+    if found != num_images or not all((folder / name).is_file() for name in files):
         raise FileExistsError(
-            f"{folder} has {found} of {num_images} images"
-            + (f", and lacks {' and '.join(lost)}" if lost else "")
-            + ": delete the folder"
+            f"{folder} lacks {' or '.join(files)} or some of {num_images} images (has {found}): "
+            "delete the folder"
         )
     return True
 

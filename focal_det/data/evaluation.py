@@ -81,6 +81,6 @@ def _remove_stale_cache(name: str, folder: Path) -> None:
     if stale is None:
         return
     logging.getLogger(LOGGER_NAME).warning(
-        f"{stale} has not the present annotations of data set {name}; it is made again"
+        f"{stale} does not have the present annotations of data set {name}; it is made again"
     )
     stale.unlink()

@@ -30,7 +30,7 @@ from focal_det.modeling.build import read_settings
 from focal_det.modeling.matching import match_anchors
 from focal_det.modeling.settings import read_anchors
 
-from .read import get_middle_size
+from .read import get_middle_size, get_objects
 
 _Side = TypeVar("_Side", int, Tensor)
 
@@ -310,11 +310,6 @@ def get_feature_sizes(
     # -(-x // y) is ceil(x / y) without floating point.
     height, width = (-(-x // divisor) * divisor for x in image_size)
     return [(-(-height // stride), -(-width // stride)) for stride in strides]
-
-
-def get_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Annotations of a dataset dict that are trained on: all but crowds."""
-    return [x for x in record["annotations"] if x.get("iscrowd", 0) == 0]
 
 
 def resize_objects(record: Mapping[str, Any], resize: Augmentation) -> Instances:

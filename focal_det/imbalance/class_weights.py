@@ -16,7 +16,8 @@ from focal_det.messages import MAX_NAME, describe_unknown, to_line
 from focal_det.modeling.assigners import check_gt_classes
 from focal_det.modeling.settings import ClassSettings
 
-from .anchors import AnchorFit, get_objects
+from .anchors import AnchorFit
+from .read import get_objects
 
 WEIGHT_METHODS = ("inverse", "sqrt", "effective")
 # Above it, the negatives of a class would weigh next to nothing.

@@ -1,6 +1,6 @@
 """The training set of a config: its images, its classes and the size of its images in training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -50,10 +50,14 @@ def read_training_set(
     # What training does not see must not count as background.
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
-    annotations = [x for record in records for x in record.get("annotations", ())]
-    if all(x.get("iscrowd", 0) for x in annotations):
+    if not any(map(get_objects, records)):
         raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has nothing but crowds")
     return records
+
+
+def get_objects(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Annotations of a dataset dict that are trained on: all but crowds."""
+    return [x for x in record["annotations"] if x.get("iscrowd", 0) == 0]
 
 
 def get_class_names(cfg: CfgNode) -> list[str]:

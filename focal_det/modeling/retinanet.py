@@ -49,8 +49,7 @@ class FocalRetinaNet(RetinaNet):
         assigner: labels the anchors; by default IoUAssigner with the `anchor_matcher`.
         dataset_names: training and test sets, whose classes are compared with the model's at the
             first step.
-        telemetry_period: iterations between statistics of the classification loss in the metrics;
-            0 for none.
+        telemetry_period: iterations between statistics in the metrics; 0 for none.
         retinanet_args: the other arguments of Detectron2's RetinaNet (backbone, head,
             anchor_generator, ...) except `focal_loss_alpha` and `focal_loss_gamma`, which belong to
             `cls_loss`.
@@ -365,8 +364,7 @@ class FocalRetinaNet(RetinaNet):
             image_size: (height, width) in pixels.
 
         Returns:
-            At most `max_detections_per_image` detections with `pred_boxes`, `scores` and
-            `pred_classes`, by falling score.
+            `pred_boxes`, falling `scores`, `pred_classes`; at most `max_detections_per_image`.
         """
         # Lists and plain loops, because TorchScript compiles this, too.
         boxes_per_level: list[Tensor] = []

@@ -44,8 +44,11 @@ def check_stage(
     batch_size_per_image: int,
     num_classes: int,
     num_logits: int,
-) -> None:
+) -> Tensor:
     """Refuse settings of a stage that do not fit together; see `StageLosses` for the arguments.
+
+    Returns:
+        (C,) initial bias of the logits, see `make_bias`.
 
     Raises:
         ValueError: an unknown sampling, a prior out of range, or a combination that cannot work.
@@ -71,8 +74,11 @@ def check_stage(
             f"{type(cls_loss).__name__} gives one loss for all of them"
         )
     if batch_size_per_image < 1:
-        raise ValueError(f"batch_size_per_image must be at least 1, got {batch_size_per_image}")
-    make_bias(cls_loss, prior_prob, num_classes)
+        raise ValueError(
+            "BATCH_SIZE_PER_IMAGE of MODEL.RPN or MODEL.ROI_HEADS must be at least 1, got "
+            f"{batch_size_per_image}"
+        )
+    return make_bias(cls_loss, prior_prob, num_classes)
 
 
 def make_bias(cls_loss: ClsLoss, prior_prob: Prior, num_classes: int) -> Tensor:
@@ -141,7 +147,7 @@ class StageLosses(nn.Module):
         telemetry_period: int = 0,
     ) -> None:
         super().__init__()
-        check_stage(
+        bias = check_stage(
             cls_loss=cls_loss,
             normalizer=normalizer,
             sampling=sampling,
@@ -153,18 +159,21 @@ class StageLosses(nn.Module):
         self.cls_loss = cls_loss
         self.normalizer = normalizer
         self.num_classes = num_classes
-        self.num_outputs = cls_loss.num_outputs(num_classes)
         self.sampling = sampling
         self.batch_size_per_image = batch_size_per_image
         self.box_loss_type = box_loss_type
         self.smooth_l1_beta = smooth_l1_beta
-        bias = make_bias(cls_loss, prior_prob, num_classes)
         # Not saved, so that checkpoints keep Detectron2's names.
         self.register_buffer("prior_bias", bias, persistent=False)
         self._cls_name = cls_name
         self._prefix = prefix
         self._dataset_names = dataset_names
         self._telemetry_period = telemetry_period
+
+    @property
+    def num_outputs(self) -> int:
+        """C, logits per anchor or proposal that the loss takes."""
+        return len(self.prior_bias)
 
     @property
     def draws_sample(self) -> bool:

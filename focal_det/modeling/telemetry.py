@@ -98,15 +98,15 @@ def compute_telemetry(
         logits: per level (N, Ri, C).
         divisor: what the normalizer divides by, () or (N,).
         prior_bias: (C,) initial bias of `cls_score`; None if it is not known.
-        class_names: K names; level_names: L names.
+        class_names, level_names: K and L names.
 
     Returns:
         "share_of_positives", "share_of_hardest_negatives" (the hardest 1 %): shares of the loss in
         [0, 1]; only for losses of single anchors (`pointwise`). "max_abs_logit". "mean_p_t": mean
         score of the positives for their own class; left out if there are none. "prior_distance":
         log-odds of the mean score (of anchors that are not ignored) minus the log-odds of the
-        prior; close to 0 for a new head.
-        "normalizer": mean divisor. "num_pos/<level>" and "num_pos/<class>": positives of the batch.
+        prior; close to 0 for a new head. "normalizer": mean divisor. "num_pos/<level>" and
+        "num_pos/<class>": positives of the batch.
     """
     totals = _Totals.start(logits[0].device)
     values: dict[str, float] = {"normalizer": float(divisor.float().mean())}

@@ -32,8 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--weights", default="", help="checkpoint (default: MODEL.WEIGHTS of the config)")
     what = "a registered data set with annotations (default: the first of DATASETS.TEST)"
     option("--dataset", help=what)
-    what = "gammas of the focal losses to draw (default: 0 0.5 1 2)"
-    option("--gammas", type=float, nargs="+", default=[], help=what)
+    option("--gammas", type=float, nargs="+", default=[], help="gammas drawn (default: 0 0.5 1 2)")
     what = "further losses, NAME or NAME:ARGUMENT=VALUE,... as for `focal-det curves`"
     option("--losses", nargs="+", default=[], metavar="LOSS", help=what)
     what = (
