@@ -15,6 +15,11 @@ script = load_dev("measure_two_stage")
 def test_ids_that_are_text_count(tmp_path):
     """pycocotools takes such an id for a list of its letters, and finds no objects."""
     write_voc(tmp_path)
+    # An id of one letter would be found.
+    for file in [*tmp_path.glob("*/*.jpg"), *tmp_path.glob("*/*.xml")]:
+        file.rename(file.with_stem(f"image_{file.stem}"))
+    split = tmp_path / "ImageSets" / "Main" / "val.txt"
+    split.write_text("".join(f"image_{x}\n" for x in split.read_text().split()))
     block = {"name": "cells_voc", "format": "voc", "root": str(tmp_path), "split": "val"}
     block |= {"classes": ["circle", "square"], "evaluator": "coco"}
     config = write_two_stage_config(tmp_path, test=["cells_voc"])
