@@ -122,6 +122,26 @@ def get_figure(record: Mapping[str, Any], metric: str) -> float:
     return figures[f"bbox/{metric}"]
 
 
+def get_history(metrics: list[dict[str, Any]], dataset: str, num_iters: int) -> dict[str, float]:
+    """AP in percent at each evaluation of a run, by the number of iterations done until then.
+
+    Args:
+        metrics: lines of `read_metrics`.
+        dataset: the one whose AP counts.
+        num_iters: of the run.
+    """
+    history = {}
+    for line in metrics:
+        figures = get_figures([line])
+        if figures:
+            ap = get_figure({"figures": figures, "dataset": dataset}, "AP")
+            # The first iteration is 0, but the line after the last one has the number of all.
+            num_done = min(line["iteration"] + 1, num_iters)
+            # COCO's evaluator says NaN where there are no detections.
+            history[str(num_done)] = 0.0 if math.isnan(ap) else ap
+    return history
+
+
 def drop_missing_figures(figures: dict[str, float]) -> dict[str, float]:
     """Figures without those of sizes and classes that the data set lacks, which are NaN."""
     return {key: value for key, value in figures.items() if not math.isnan(value)}

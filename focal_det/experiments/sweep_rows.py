@@ -108,23 +108,36 @@ def read_sweep(
 ) -> Sweep:
     """The rows of tables of the paper, of a rows file or of a grid.
 
+    Args:
+        tables: of the rows file if there is one, and else of the paper; None for all of the file.
+
     Raises:
         OSError: a file is missing or cannot be read.
         ValueError: something is wrong with the arguments or the file; says what.
     """
     if rows_file is not None:
         name = base or rows_file.resolve().parent.name
-        return Sweep(name, read_rows(rows_file, base), read_starts(rows_file))
+        rows = read_rows(rows_file, base)
+        return Sweep(name, _select_tables(rows, tables or list(rows)), read_starts(rows_file))
+    if tables is None and grid is None:
+        raise ValueError("one of --table, --rows and --grid is required")
     # A rows file may have a config in each row; tables and grids need one base for all.
     base = _require_base(base)
     # A grid may use one of the paper's bases, which need their start weights.
     starts = read_starts(Path(get_config_file(PAPER_ROWS)))
     if grid is not None:
+        if tables is not None:
+            raise ValueError("--grid makes a table of its own; leave out --table")
         return Sweep(base, {"grid": make_grid(grid, get_base_file(base))}, starts)
-    if tables is None:
-        raise ValueError("a sweep needs tables, a rows file or a grid")
-    rows = {table: read_table(table, base) for table in dict.fromkeys(tables)}
+    rows = {table: read_table(table, base) for table in dict.fromkeys(tables or ())}
     return Sweep(base, rows, starts)
+
+
+def _select_tables(rows: dict[str, list[Row]], tables: Sequence[str]) -> dict[str, list[Row]]:
+    for table in tables:
+        if table not in rows:
+            raise ValueError(f"--table: {describe_unknown('table', table, rows)}")
+    return {table: rows[table] for table in dict.fromkeys(tables)}
 
 
 def _require_base(base: Optional[str]) -> str:

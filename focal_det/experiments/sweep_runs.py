@@ -23,6 +23,7 @@ from .records import (
     compute_seconds_per_iter,
     drop_missing_figures,
     get_figure,
+    get_history,
     make_record,
     read_metrics,
 )
@@ -208,8 +209,9 @@ def execute(
 
     Returns:
         "status": "done", "no detections", "diverged" or "crashed"; with "error", a line of its
-        output, for the last two. For the first two also the run's record without the lines of
-        metrics.json and the text of config.yaml, and "seconds_per_iter".
+        output, for the last two. For the first two also "seconds_per_iter", "AP_after" (see
+        `get_history`), and the run's record without the lines of metrics.json and the text of
+        config.yaml.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, **(env or {})}
@@ -257,7 +259,12 @@ def _read_outcome(run: Run, num_threads: Optional[int]) -> dict[str, Any]:
         precisions = [x for x in record["figures"] if x.endswith(_AVERAGE_PRECISIONS)]
         record["figures"] = dict.fromkeys(precisions, 0.0)
     record["figures"] = drop_missing_figures(record["figures"])
-    return {"status": status, "seconds_per_iter": compute_seconds_per_iter(metrics), **record}
+    return {
+        "status": status,
+        "seconds_per_iter": compute_seconds_per_iter(metrics),
+        "AP_after": get_history(metrics, run.dataset, run.num_iters),
+        **record,
+    }
 
 
 def make_results(

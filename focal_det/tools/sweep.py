@@ -31,8 +31,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    choose = parser.add_mutually_exclusive_group(required=True).add_argument
-    choose("--table", nargs="+", metavar="T", help="tables of the paper: 1a to 1e, 2, 3, prior")
+    tables = "tables of the paper (1a to 1e, 2, 3, prior), or of --rows (default: all)"
+    add("--table", nargs="+", metavar="T", help=tables)
+    choose = parser.add_mutually_exclusive_group().add_argument
     choose("--rows", type=Path, metavar="FILE", help="rows, such as projects/Losses/rows.json")
     choose("--grid", nargs="+", metavar="KEY=V,V", help="train every combination of these values")
     add("--base", help="coco, digits, bccd or a config; required with --table and --grid")

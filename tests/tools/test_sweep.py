@@ -170,6 +170,8 @@ def test_grid_reads_whole_numbers_for_float_keys():
         (["--table", "1a", "--base", "digits", "--jobs", "0"], "--jobs must be >= 1, got 0"),
         (["--table", "1a", "--base", "digits", "SOLVER.MAX_ITER"], "options are KEY VALUE pairs"),
         (["--rows", "nowhere.json"], "nowhere.json"),
+        ([], "one of --table, --rows and --grid is required"),
+        (["--grid", "SEED=1,2", "--table", "1a", "--base", "digits"], "leave out --table"),
     ],
 )
 def test_bad_arguments_are_named(words, message, capsys):
@@ -236,6 +238,15 @@ def test_pattern_stands_for_a_row_per_config(tmp_path):
     assert [x.SEED for x in sweep_rows.load_rows(tables["t"], ()).values()] == [7, 7]
 
 
+def test_tables_of_a_rows_file_can_be_chosen(tmp_path, capsys):
+    make_config(tmp_path)
+    rows = [{"table": x, "row": "a", "config": "config.yaml"} for x in ("t", "u", "v")]
+    words = ["--rows", write_rows(tmp_path, rows), "--output", tmp_path / "out", "--configs-only"]
+    assert main([*map(str, words), "--table", "v", "t"]) == 0
+    assert sorted(x.name for x in (tmp_path / "out").iterdir()) == ["t-a.yaml", "v-a.yaml"]
+    assert "--table: Unknown table 'w'" in get_error(capsys, *words, "--table", "w")
+
+
 def test_rows_that_would_share_a_file_are_refused(tmp_path, capsys):
     for name in ("a", "b"):
         make_config(tmp_path).rename(tmp_path / f"{name}.yaml")
@@ -286,6 +297,7 @@ def test_runs_end_with_a_result_or_what_went_wrong(swept):
     (content,) = [json.loads(x.read_text()) for x in (folder / "out").glob("results_*.json")]
     good, bad = (row["runs"][0] for row in content["rows"])
     assert good["figures"]["bbox/AP"] >= 0 and good["seconds_per_iter"] > 0
+    assert good["AP_after"] == {"4": good["figures"]["bbox/AP"]}
     assert good["device"].startswith("CPU, ") and good["threads"] == 1 and good["commit"]
     assert bad["status"] == "diverged"
     assert "| bad |" in output and "1 diverged |" in output

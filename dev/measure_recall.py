@@ -1,11 +1,6 @@
-"""Figures for projects/TwoStage that no training run records, written to its results folder:
+"""Recall of the proposals of each run in output/sweep/TwoStage, for the results of the project:
 
-    python dev/measure_two_stage.py steps digits
-    python dev/measure_two_stage.py recall digits
-
-"steps" measures seconds and memory of a training step of each config of a table, in turn in one
-process. All rows train for the same time, so their iterations follow from these figures. "recall"
-measures the recall of the proposals of each run in output/sweep/TwoStage.
+python dev/measure_recall.py digits
 """
 
 import json
@@ -18,40 +13,18 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 from tqdm import tqdm
 
 from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.data.evaluation import build_evaluator
-from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config
 from focal_det.experiments.records import make_origin
-from focal_det.experiments.timing import time_alternating
 from focal_det.files import write_json
 
 PROJECT = Path(__file__).parent.parent / "projects" / "TwoStage"
 RUNS = Path("output/sweep/TwoStage/runs")
-ROUNDS = 15
 # Of an image, for both recalls; the detectors themselves take 300.
 MAX_PROPOSALS = 1000
-
-
-def measure_steps(table: str) -> dict[str, Any]:
-    """Median seconds and peak bytes of the tensors of a training step, for each row of a table."""
-    trainers = {}
-    with tempfile.TemporaryDirectory() as folder, EventStorage() as storage:
-        for config in sorted((PROJECT / "configs" / table).glob("*.yaml")):
-            trainer = Trainer(load_config(config, ["OUTPUT_DIR", folder]))
-            trainer.storage = storage
-            trainers[config.stem] = trainer
-        steps = {name: trainer.run_step for name, trainer in trainers.items()}
-        timings = time_alternating(steps, rounds=ROUNDS, desc="steps")
-    rows = {}
-    for name, timing in timings.items():
-        if timing.error:
-            raise RuntimeError(f"{name}: {timing.error}")
-        rows[name] = {"seconds": timing.median, "peak_bytes": timing.peak_bytes}
-    return {"rounds": ROUNDS, "rows": rows}
 
 
 def measure_recall(table: str) -> dict[str, Any]:
@@ -91,13 +64,10 @@ def evaluate_proposals(cfg: CfgNode, weights: Path, folder: str) -> dict[str, fl
     return {name: results["box_proposals"][name] for name in ("AR@100", "AR@1000")}
 
 
-MEASURES = {"steps": measure_steps, "recall": measure_recall}
-
-
-def main(what: str, table: str) -> None:
-    origin = make_origin(f"python dev/measure_two_stage.py {what} {table}")
-    content = {**origin, **MEASURES[what](table)}
-    file = PROJECT / "results" / f"{table}_{what}.json"
+def main(table: str) -> None:
+    origin = make_origin(f"python dev/measure_recall.py {table}")
+    content = {**origin, **measure_recall(table)}
+    file = PROJECT / "results" / f"{table}_recall.json"
     file.parent.mkdir(exist_ok=True)
     write_json(file, content)
     print(json.dumps(content, indent=1))

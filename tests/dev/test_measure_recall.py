@@ -1,4 +1,4 @@
-"""dev/measure_two_stage.py: the recall of proposals, whatever the ids of the images."""
+"""dev/measure_recall.py: the recall of proposals, whatever the ids of the images."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from focal_det.env import load_config
 from tests.conftest import load_dev
 from tests.data.make_data import write_two_stage_config, write_voc
 
-script = load_dev("measure_two_stage")
+script = load_dev("measure_recall")
 
 
 @pytest.mark.usefixtures("clean_catalog")
