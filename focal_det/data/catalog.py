@@ -204,10 +204,9 @@ def sample_evenly(records: Sequence[Any], num: int) -> list[Any]:
 
 def register_digits() -> None:
     """Register the generated sets `digits_*`; their images are drawn when first read."""
-    for name, split in DIGITS_SPLITS.items():
-        _add_digits(f"digits_{name}", name, DIGITS_CLASSES, ANNOTATIONS)
-        if split.has_one_class:
-            _add_digits(f"digits_{name}_one_class", name, ONE_CLASS, ONE_CLASS_ANNOTATIONS)
+    for split in DIGITS_SPLITS:
+        _add_digits(f"digits_{split}", split, DIGITS_CLASSES, ANNOTATIONS)
+        _add_digits(f"digits_{split}_one_class", split, ONE_CLASS, ONE_CLASS_ANNOTATIONS)
 
 
 def _add_digits(name: str, split: str, classes: Sequence[str], annotations: str) -> None:

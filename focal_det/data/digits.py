@@ -26,6 +26,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from focal_det.files import write_text
+
 DIGITS_VERSION: int = 1
 DIGITS_CLASSES: list[str] = [str(digit) for digit in range(10)]
 ONE_CLASS: list[str] = ["digit"]
@@ -59,7 +61,6 @@ class DigitsSplit:
         long_side: range of the ink's longer side in pixels; rounding can add 1 at either end.
         max_digits: a canvas that is not empty has 1 to this many.
         empty_fraction: share of canvases without a digit.
-        has_one_class: whether there is a second json, in which all digits are of one class.
     """
 
     num_images: int
@@ -69,7 +70,6 @@ class DigitsSplit:
     long_side: tuple[int, int] = (25, 51)
     max_digits: int = 6
     empty_fraction: float = 0.03
-    has_one_class: bool = False
 
     @property
     def num_tiles(self) -> int:
@@ -83,7 +83,7 @@ def _make_splits() -> dict[str, DigitsSplit]:
         "val": DigitsSplit(400, is_val=True),
         "longtail_train": DigitsSplit(2000, is_longtail=True),
     }
-    sparse = DigitsSplit(1000, max_digits=3, empty_fraction=0.1, has_one_class=True)
+    sparse = DigitsSplit(1000, max_digits=3, empty_fraction=0.1)
     variants = {
         "sparse_256": replace(sparse, side=256),
         "sparse_512": replace(sparse, side=512),
@@ -94,6 +94,9 @@ def _make_splits() -> dict[str, DigitsSplit]:
         splits[f"{name}_train"] = split
         splits[f"{name}_val"] = replace(split, num_images=200, is_val=True)
     splits["sparse_512_longtail_train"] = replace(variants["sparse_512"], is_longtail=True)
+    for name in ("sparse_512", "sparse_768"):
+        for part in ("train", "val"):
+            splits[f"{name}_single_{part}"] = replace(splits[f"{name}_{part}"], max_digits=1)
     return splits
 
 
@@ -135,6 +138,7 @@ def _build(split: str, root: Path, num_images: int) -> tuple[Path, Path]:
     final = root / split
     paths = (final / ANNOTATIONS, final / "images")
     if _is_complete(final, num_images):
+        _write_one_class(final)
         return paths
     root.mkdir(parents=True, exist_ok=True)
     # Beside the final folder: a rename is atomic only within one file system.
@@ -154,12 +158,9 @@ def _is_complete(folder: Path, num_images: int) -> bool:
     if not folder.exists():
         return False
     found = sum(1 for _ in (folder / "images").glob("*.png"))
-    files = [ANNOTATIONS]
-    if DIGITS_SPLITS[folder.name].has_one_class:
-        files.append(ONE_CLASS_ANNOTATIONS)
-    if found != num_images or not all((folder / name).is_file() for name in files):
+    if found != num_images or not (folder / ANNOTATIONS).is_file():
         raise FileExistsError(
-            f"{folder} lacks {' or '.join(files)} or some of {num_images} images (has {found}): "
+            f"{folder} lacks {ANNOTATIONS} or some of {num_images} images (has {found}): "
             "delete the folder"
         )
     return True
@@ -191,10 +192,18 @@ def _write_split(folder: Path, split: str, num_images: int) -> None:
         "categories": _make_categories(DIGITS_CLASSES),
     }
     (folder / ANNOTATIONS).write_text(json.dumps(coco), encoding="utf-8")
-    if DIGITS_SPLITS[split].has_one_class:
-        coco["annotations"] = [{**x, "category_id": 1} for x in annotations]
-        coco["categories"] = _make_categories(ONE_CLASS)
-        (folder / ONE_CLASS_ANNOTATIONS).write_text(json.dumps(coco), encoding="utf-8")
+    _write_one_class(folder)
+
+
+def _write_one_class(folder: Path) -> None:
+    """Write the json in which all digits are of one class, unless it exists."""
+    file = folder / ONE_CLASS_ANNOTATIONS
+    if file.is_file():
+        return
+    coco = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
+    coco["annotations"] = [{**x, "category_id": 1} for x in coco["annotations"]]
+    coco["categories"] = _make_categories(ONE_CLASS)
+    write_text(file, json.dumps(coco))
 
 
 def _make_categories(names: list[str]) -> list[dict[str, Any]]:
