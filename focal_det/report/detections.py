@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -46,12 +46,7 @@ def make_detections_figure(
     """
     records = DatasetCatalog.get(dataset_name)
     detections = _read_results(results_file)
-    # Results of another data set would be drawn beside the wrong images.
-    unknown = set(detections) - {x["image_id"] for x in records}
-    if unknown:
-        raise ValueError(
-            f"{results_file} has image id {min(unknown)!r}, which is not in data set {dataset_name}"
-        )
+    _check_ids(detections, records, results_file, dataset_name)
     records = sample_evenly(records, num_images)
     num_rows = (len(records) + 1) // 2
     height = (3.25 * _get_aspect(records) + 0.25) * num_rows
@@ -67,6 +62,64 @@ def make_detections_figure(
     if absence:
         figure.suptitle(absence)
     return figure
+
+
+def make_comparison_figure(
+    dataset_name: str,
+    results: Mapping[str, Path],
+    *,
+    num_images: int = 4,
+    score_thresh: float = 0.4,
+) -> Figure:
+    """A row per image: ground truth, then the detections of each run.
+
+    Args:
+        dataset_name: a registered data set with annotations.
+        results: `coco_instances_results.json` of each run, by the title of its column.
+        num_images: how many images with objects, evenly spaced in the data set.
+        score_thresh: detections below this score are not drawn.
+
+    Raises:
+        ValueError: as for `make_detections_figure`.
+    """
+    records = DatasetCatalog.get(dataset_name)
+    columns = {title: _read_results(file) for title, file in results.items()}
+    for title, file in results.items():
+        _check_ids(columns[title], records, file, dataset_name)
+    # An image without objects shows only false positives.
+    records = sample_evenly([x for x in records if x["annotations"]], num_images)
+    side = 4.3
+    height = (side * _get_aspect(records) + 0.25) * len(records)
+    size = (side * (1 + len(columns)), height)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    grid = figure.subplots(len(records), 1 + len(columns), squeeze=False)
+    metadata = MetadataCatalog.get(dataset_name)
+    for (left, *others), record in zip(grid, records):
+        image = read_image(record["file_name"], "RGB")
+        left.imshow(_draw_objects(image, record, metadata.thing_classes))
+        left.set_title(f"{_get_name(record)}: ground truth", fontsize=9)
+        for axes, (title, detections) in zip(others, columns.items()):
+            absence = _show_detections(
+                axes, image, detections[record["image_id"]], score_thresh, metadata
+            )
+            axes.set_title(f"{title}: {absence}" if absence else title, fontsize=9)
+    for axes in grid.flat:
+        axes.axis("off")
+    return figure
+
+
+def _check_ids(
+    detections: Mapping[Any, Sequence[Detection]],
+    records: Sequence[Mapping[str, Any]],
+    results_file: Path,
+    dataset_name: str,
+) -> None:
+    """Refuse results of another data set, which would be drawn beside the wrong images."""
+    unknown = set(detections) - {x["image_id"] for x in records}
+    if unknown:
+        raise ValueError(
+            f"{results_file} has image id {min(unknown)!r}, which is not in data set {dataset_name}"
+        )
 
 
 def describe_absence(scores: Sequence[float], score_thresh: float) -> str:
@@ -165,11 +218,22 @@ def _draw_pair(
     """Ground truth and detections of one image."""
     image = read_image(record["file_name"], "RGB")
     left.imshow(_draw_objects(image, record, metadata.thing_classes))
-    drawn = [x for x in detections if x["score"] >= score_thresh]
-    right.imshow(_draw_detections(image, drawn, metadata))
     left.set_title(f"{_get_name(record)}: ground truth", fontsize=9)
-    absence = describe_absence([x["score"] for x in detections], score_thresh)
+    absence = _show_detections(right, image, detections, score_thresh, metadata)
     right.set_title(absence or f"detections, score >= {score_thresh:g}", fontsize=9)
+
+
+def _show_detections(
+    axes: Axes,
+    image: np.ndarray,
+    detections: Sequence[Detection],
+    score_thresh: float,
+    metadata: Metadata,
+) -> str:
+    """The image with its detections; returns why there are none, see `describe_absence`."""
+    drawn = [x for x in detections if x["score"] >= score_thresh]
+    axes.imshow(_draw_detections(image, drawn, metadata))
+    return describe_absence([x["score"] for x in detections], score_thresh)
 
 
 def _draw_record(axes: Axes, record: dict[str, Any], class_names: Sequence[str]) -> None:

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from focal_det.data.catalog import register_datasets
 from focal_det.env import load_config
-from focal_det.experiments.records import get_figures, read_metrics
+from focal_det.experiments.records import get_figure, get_figures, read_metrics
 from focal_det.modeling.build import get_value, read_settings
 from focal_det.modeling.parts import ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS
 from focal_det.modeling.settings import read_stages
 
-from .detections import make_detections_figure
+from .detections import make_comparison_figure, make_detections_figure
 from .page import Page
 from .telemetry import make_telemetry_figure
 from .training_curves import make_training_curves_figure
@@ -88,12 +88,20 @@ def _find_dataset(cfg: CfgNode, config_file: Path) -> str:
 
 
 def make_figures(
-    run: FinishedRun, *, num_images: int = 12, score_thresh: float = 0.4
+    run: FinishedRun,
+    *,
+    num_images: int = 12,
+    score_thresh: float = 0.4,
+    other: Optional[FinishedRun] = None,
 ) -> dict[str, Figure]:
     """The figures of a run by name: "curves", "telemetry" if it has any, and "detections".
 
+    Args:
+        other: a run whose detections are drawn beside those of `run`, in "comparison".
+
     Raises:
-        ValueError: the detections are not those of the data set; see `make_detections_figure`.
+        ValueError: the detections are not those of the data set, see `make_detections_figure`; or
+            the runs were evaluated on different data sets.
     """
     figures = {"curves": make_training_curves_figure(run.metrics)}
     telemetry = make_telemetry_figure(run.metrics)
@@ -102,7 +110,22 @@ def make_figures(
     figures["detections"] = make_detections_figure(
         run.dataset, run.results_file, num_images=num_images, score_thresh=score_thresh
     )
+    if other is not None:
+        if other.dataset != run.dataset:
+            raise ValueError(
+                f"{other.folder} was evaluated on {other.dataset}, {run.folder} on {run.dataset}"
+            )
+        results = {_describe_run(x): x.results_file for x in (run, other)}
+        figures["comparison"] = make_comparison_figure(
+            run.dataset, results, score_thresh=score_thresh
+        )
     return figures
+
+
+def _describe_run(run: FinishedRun) -> str:
+    name = run.folder.resolve().name
+    record = {"figures": get_figures(run.metrics), "dataset": run.dataset}
+    return f"{name}: AP {get_figure(record, 'AP'):.1f}"
 
 
 def make_run_page(
@@ -130,6 +153,9 @@ def make_run_page(
     detections = figures["detections"]
     caption = detections.get_suptitle() or "ground truth on the left, detections on the right"
     page.add_figure(detections, caption)
+    if "comparison" in figures:
+        page.add_heading("Beside another run")
+        page.add_figure(figures["comparison"], "the same images, and the AP of each run in percent")
     return page
 
 

@@ -29,13 +29,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="OUTPUT_DIR of a finished run that was evaluated with COCO metrics; "
         "its pictures are written there as well",
     )
-    add_output_argument(
-        parser, "page to write (default: RUN/report.html)", metavar="FILE.html", required=False
-    )
+    what = "page to write (default: RUN/report.html)"
+    add_output_argument(parser, what, metavar="FILE.html", required=False)
     what = "number of images in the grid; 0 for all (default: %(default)s)"
     parser.add_argument("--images", type=at_least(0), default=12, help=what)
     what = "lowest score to draw (default: %(default)s)"
     parser.add_argument("--score-thresh", type=float, default=0.4, help=what)
+    what = "another finished run on the same data set, whose detections are drawn beside"
+    parser.add_argument("--beside", type=Path, metavar="RUN", help=what)
     parser.add_argument(
         "--record",
         type=Path,
@@ -54,7 +55,9 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError("--command must be the whole command, with its --config-file")
     run = read_run(args.run)
     # Everything is read first, so that nothing is written if the results do not fit the run.
-    figures = make_figures(run, num_images=args.images, score_thresh=args.score_thresh)
+    other = read_run(args.beside) if args.beside else None
+    drawn = {"num_images": args.images, "score_thresh": args.score_thresh}
+    figures = make_figures(run, **drawn, other=other)
     record = None
     if args.command:
         record = make_record(args.run, args.command, run.dataset)

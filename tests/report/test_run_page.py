@@ -3,6 +3,8 @@
 import html
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,10 +14,21 @@ import yaml
 from focal_det.env import load_config
 from focal_det.experiments.records import get_figures, read_metrics
 from focal_det.report.detections import make_detections_figure
+from focal_det.report.run_page import make_figures, read_run
 from focal_det.report.telemetry import make_telemetry_figure
 from focal_det.report.training_curves import make_training_curves_figure
 from focal_det.tools.report import main
 from tests.data.make_data import write_coco
+
+
+def copy_run(run, name):
+    """Another run on the same data, without detections."""
+    other = run.with_name(name)
+    shutil.copytree(run, other)
+    (other / "inference" / "coco_instances_results.json").write_text("[]")
+    line = {"iteration": 39, "bbox/AP": 12.0, "bbox/AP50": 30.0}
+    (other / "metrics.json").write_text(json.dumps(line))
+    return other
 
 
 @pytest.fixture
@@ -307,3 +320,24 @@ def test_record_needs_the_command(run, capsys):
     error = get_error(capsys, run, "--record", "a.json", "--command", "make demo")
     assert "--command must be the whole command, with its --config-file" in error
     assert "--record needs --command" in get_error(capsys, run, "--record", "a.json")
+
+
+def test_another_run_is_drawn_beside(run, capsys):
+    other = copy_run(run, "other")
+    assert main([str(run), "--beside", str(other)]) == 0
+    assert "Beside another run" in (run / "report.html").read_text()
+    picture = cv2.imread(str(run / "comparison.png"))
+    assert picture.shape[1] > 1000
+    runs = [read_run(x) for x in (run, other)]
+    axes = make_figures(runs[0], other=runs[1])["comparison"].axes
+    # Three columns: ground truth, this run, the other.
+    titles = [x.get_title() for x in axes[:3]]
+    assert titles[0].endswith(": ground truth")
+    assert titles[1:] == ["run: AP 41.5", "other: AP 12.0: no detections at any score"]
+
+
+def test_runs_on_different_data_are_not_compared(run, capsys):
+    other = copy_run(run, "other")
+    runs = [read_run(x) for x in (run, other)]
+    with pytest.raises(ValueError, match=r"other was evaluated on elsewhere, .*run on report_set"):
+        make_figures(runs[0], other=replace(runs[1], dataset="elsewhere"))
