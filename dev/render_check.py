@@ -26,8 +26,8 @@ about empty training images kept as background (CHK133) and images of a single c
 iscrowd and a missing or invalid area, converts text to numbers (image ids, category ids, boxes),
 clips boxes to the image, renumbers annotations whose id is missing, repeated or not a whole number
 above 0, and removes repeated and unusable annotations. It writes nothing if it would
-remove more than five annotations that are also more than a fifth of all, or if the file has a
-systematic fault (CHK320 to CHK323), such as boxes in another format.
+remove more than a fifth of the annotations (and more than five), or if the file has a systematic
+fault (CHK320 to CHK323), such as boxes in another format.
 
 Exit codes: 0 no errors or warnings, 1 warnings, 2 errors or an invalid command, 3 a bug in
 focal_det, 130 interrupted. An error stops training or evaluation, or makes the result wrong. A

@@ -142,7 +142,8 @@ def _prepare(
         if earlier and Path(weights).parent == folder:
             _warn_of_another_model(cfg, earlier)
         return RunPlan(cfg, earlier, weights=weights)
-    # On the other machines, the folder may already hold files that the first has just written.
+    # Only on the first machine: the others may find files in the folder that the first has just
+    # written.
     if args.machine_rank == 0:
         lock.enter_context(lock_output_dir(folder, _get_lock_patience(args)))
     plan = RunPlan(cfg)
@@ -205,7 +206,8 @@ def _find_evaluated_weights(cfg: CfgNode, args: argparse.Namespace, earlier: dic
     """The weights that --eval-only evaluates.
 
     They are the last checkpoint of the run in OUTPUT_DIR. Without --resume, they are MODEL.WEIGHTS
-    instead if there is no checkpoint, or if it is set and the run started from other weights.
+    instead if there is no checkpoint, or if MODEL.WEIGHTS is set to other weights than those that
+    the run started from.
 
     Raises:
         ValueError: there are none, and evaluating random weights is pointless; or the command line

@@ -31,7 +31,7 @@ _MAX_NAMES = 5
 # batch without objects, counts as 1.
 _DIVERGED_RATIO = 1000
 # How many steps in a row may have a diverged loss, or be skipped by the loss scaler, before the run
-# stops. So many skipped steps halve a loss scale of 2**16 to below 1.
+# stops. After this many skipped steps, a loss scale of 2**16 has been halved to below 1.
 _PATIENCE = 30
 _MAX_OUTPUT = 1e4  # above it, a |logit| or |delta| has diverged; the sigmoid saturates near 20
 # How long to wait until the other processes have written their file of the step, before the error
@@ -215,12 +215,13 @@ class StepGuard(HookBase):
             DivergedError: always.
         """
         if not self._losses:
-            # The forward pass of this process, which may be any, has raised it. The others wait for
-            # this process in their backward pass, and end with it.
+            # The forward pass raised it, which can happen in any process, not only in the first.
+            # The others wait for this process in their backward pass, and end with it.
             self.stop(f"the forward pass has stopped: {error}")
         # Otherwise this is the first process, which alone checks the losses of all.
         if self._cfg.SOLVER.AMP.ENABLED:
-            # In the others, the loss scaler skips this step; `after_step` calls `agree_on`, too.
+            # In the other processes, the loss scaler skips this step, and `after_step` waits in
+            # `agree_on` until all processes have called it.
             agree_on(True)
         self.stop()
 
@@ -317,7 +318,9 @@ def _describe_gradients(names: Sequence[str]) -> list[str]:
 
 
 def _describe_batch(batch: Sequence[dict[str, Any]]) -> list[str]:
-    """A line that lists the images, one for non-finite pixels and one for such boxes, if any."""
+    """A line that lists the images; then a line for those with non-finite pixels, if there are
+    any, and one for those with non-finite boxes.
+    """
     names = [str(x.get("file_name", x.get("image_id", i))) for i, x in enumerate(batch)]
     images = []
     boxes = []

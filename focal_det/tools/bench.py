@@ -24,7 +24,7 @@ from ._program import run_program
 
 _QUICK_NOTE = """\
 --quick only shows that everything runs: its small inputs favour the peers (fixed costs of a call
-outweigh the work), and one round is not a measurement. For figures, run without --quick."""
+outweigh the work), and one round is not a measurement. To measure, run without --quick."""
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("what", choices=sorted(BENCHMARKS), help="part to measure")
-    add("--rounds", type=int, default=7, help="measured calls of each (default: %(default)s)")
+    add("--rounds", type=int, default=7, help="calls of each contender (default: %(default)s)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
     dtypes = "of the logits; for step and infer, of mixed precision (default: %(default)s)"
     add("--dtype", choices=DTYPES, default="float32", help=dtypes)
