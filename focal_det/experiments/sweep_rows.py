@@ -13,6 +13,7 @@ They come from a grid of keys or from a rows file, a json object with two lists:
 """
 
 import ast
+import glob
 import itertools
 import json
 import re
@@ -214,7 +215,9 @@ def read_rows(file: Path, base: Optional[str] = None) -> dict[str, list[Row]]:
             base_file = get_base_file(_require_base(base))
             rows.append(_make_row(entry, base_file, load_config(base_file)))
             continue
-        configs = sorted(file.parent.glob(entry["config"]))
+        # Not Path.glob, which refuses the full path of a config.
+        found = glob.glob(entry["config"], root_dir=file.parent)
+        configs = sorted(file.parent / x for x in found)
         if not configs:
             raise ValueError(f"{file}: no file in {file.parent} matches {entry['config']!r}")
         for config in configs:

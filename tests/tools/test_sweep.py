@@ -238,6 +238,14 @@ def test_pattern_stands_for_a_row_per_config(tmp_path):
     assert [x.SEED for x in sweep_rows.load_rows(tables["t"], ()).values()] == [7, 7]
 
 
+def test_config_of_a_row_may_have_its_full_path(tmp_path):
+    config = make_config(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    rows = [{"table": "t", "config": str(config)}]
+    file = write_rows(tmp_path / "elsewhere", rows)
+    assert [row.config for row in sweep_rows.read_rows(file)["t"]] == [config]
+
+
 def test_tables_of_a_rows_file_can_be_chosen(tmp_path, capsys):
     make_config(tmp_path)
     rows = [{"table": x, "row": "a", "config": "config.yaml"} for x in ("t", "u", "v")]
