@@ -1,6 +1,8 @@
-"""Recall of the proposals of each run in output/sweep/TwoStage, for the results of the project:
+"""Recall of the proposals of each run in output/sweep/TwoStage:
 
-python dev/measure_recall.py digits
+    python dev/measure_recall.py digits
+
+It is written to the results of projects/TwoStage.
 """
 
 import json

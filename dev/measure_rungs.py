@@ -1,6 +1,8 @@
-"""Negative anchors per positive of each rung of projects/Imbalance, written to its results:
+"""Negative anchors per positive of each rung of projects/Imbalance:
 
-python dev/measure_rungs.py
+    python dev/measure_rungs.py
+
+They are written to the results of the project.
 """
 
 import json
