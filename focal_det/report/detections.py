@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -45,8 +45,7 @@ def make_detections_figure(
         ValueError: the file is not JSON, or has detections of images outside the data set.
     """
     records = DatasetCatalog.get(dataset_name)
-    detections = _read_results(results_file)
-    _check_ids(detections, records, results_file, dataset_name)
+    detections = _read_results(results_file, records, dataset_name)
     records = sample_evenly(records, num_images)
     num_rows = (len(records) + 1) // 2
     height = (3.25 * _get_aspect(records) + 0.25) * num_rows
@@ -66,7 +65,7 @@ def make_detections_figure(
 
 def make_comparison_figure(
     dataset_name: str,
-    results: Mapping[str, Path],
+    results: Sequence[tuple[str, Path]],
     *,
     num_images: int = 4,
     score_thresh: float = 0.4,
@@ -75,7 +74,7 @@ def make_comparison_figure(
 
     Args:
         dataset_name: a registered data set with annotations.
-        results: `coco_instances_results.json` of each run, by the title of its column.
+        results: of each run, the title of its column and its `coco_instances_results.json`.
         num_images: how many images with objects, evenly spaced in the data set.
         score_thresh: detections below this score are not drawn.
 
@@ -83,43 +82,23 @@ def make_comparison_figure(
         ValueError: as for `make_detections_figure`.
     """
     records = DatasetCatalog.get(dataset_name)
-    columns = {title: _read_results(file) for title, file in results.items()}
-    for title, file in results.items():
-        _check_ids(columns[title], records, file, dataset_name)
+    columns = [(title, _read_results(file, records, dataset_name)) for title, file in results]
     # An image without objects shows only false positives.
-    records = sample_evenly([x for x in records if x["annotations"]], num_images)
-    side = 4.3
-    height = (side * _get_aspect(records) + 0.25) * len(records)
-    size = (side * (1 + len(columns)), height)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    grid = figure.subplots(len(records), 1 + len(columns), squeeze=False)
+    records = sample_evenly([x for x in records if x["annotations"]] or records, num_images)
+    height = (4.3 * _get_aspect(records) + 0.25) * len(records)
+    num_columns = 1 + len(columns)
+    figure = Figure(figsize=(4.3 * num_columns, height), dpi=110, layout="constrained")
+    grid = figure.subplots(len(records), num_columns, squeeze=False)
     metadata = MetadataCatalog.get(dataset_name)
-    for (left, *others), record in zip(grid, records):
-        image = read_image(record["file_name"], "RGB")
-        left.imshow(_draw_objects(image, record, metadata.thing_classes))
-        left.set_title(f"{_get_name(record)}: ground truth", fontsize=9)
-        for axes, (title, detections) in zip(others, columns.items()):
-            absence = _show_detections(
-                axes, image, detections[record["image_id"]], score_thresh, metadata
-            )
-            axes.set_title(f"{title}: {absence}" if absence else title, fontsize=9)
+    for panels, record in zip(grid, records):
+        image = _show_objects(panels[0], record, metadata)
+        for axes, (title, detections) in zip(panels[1:], columns):
+            of_image = detections[record["image_id"]]
+            absence = _show_detections(axes, image, of_image, score_thresh, metadata)
+            axes.set_title(": ".join(filter(None, (title, absence))), fontsize=9)
     for axes in grid.flat:
         axes.axis("off")
     return figure
-
-
-def _check_ids(
-    detections: Mapping[Any, Sequence[Detection]],
-    records: Sequence[Mapping[str, Any]],
-    results_file: Path,
-    dataset_name: str,
-) -> None:
-    """Refuse results of another data set, which would be drawn beside the wrong images."""
-    unknown = set(detections) - {x["image_id"] for x in records}
-    if unknown:
-        raise ValueError(
-            f"{results_file} has image id {min(unknown)!r}, which is not in data set {dataset_name}"
-        )
 
 
 def describe_absence(scores: Sequence[float], score_thresh: float) -> str:
@@ -195,8 +174,10 @@ def _get_aspect(records: Sequence[dict[str, Any]]) -> float:
     return max(x["height"] / x["width"] for x in records)
 
 
-def _read_results(results_file: Path) -> dict[Any, list[Detection]]:
-    """Detections by image id."""
+def _read_results(
+    results_file: Path, records: Sequence[dict[str, Any]], dataset_name: str
+) -> dict[Any, list[Detection]]:
+    """Detections by image id, of images in the records of the data set alone."""
     try:
         detections = json.loads(results_file.read_text())
     except json.JSONDecodeError as error:
@@ -204,6 +185,12 @@ def _read_results(results_file: Path) -> dict[Any, list[Detection]]:
     by_image = defaultdict(list)
     for detection in detections:
         by_image[detection["image_id"]].append(detection)
+    # Results of another data set would be drawn beside the wrong images.
+    unknown = set(by_image) - {x["image_id"] for x in records}
+    if unknown:
+        raise ValueError(
+            f"{results_file} has image id {min(unknown)!r}, which is not in data set {dataset_name}"
+        )
     return by_image
 
 
@@ -216,11 +203,17 @@ def _draw_pair(
     metadata: Metadata,
 ) -> None:
     """Ground truth and detections of one image."""
-    image = read_image(record["file_name"], "RGB")
-    left.imshow(_draw_objects(image, record, metadata.thing_classes))
-    left.set_title(f"{_get_name(record)}: ground truth", fontsize=9)
+    image = _show_objects(left, record, metadata)
     absence = _show_detections(right, image, detections, score_thresh, metadata)
     right.set_title(absence or f"detections, score >= {score_thresh:g}", fontsize=9)
+
+
+def _show_objects(axes: Axes, record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    """The image with its ground truth; returns the image, in RGB."""
+    image = read_image(record["file_name"], "RGB")
+    axes.imshow(_draw_objects(image, record, metadata.thing_classes))
+    axes.set_title(f"{_get_name(record)}: ground truth", fontsize=9)
+    return image
 
 
 def _show_detections(

@@ -115,7 +115,7 @@ def make_figures(
             raise ValueError(
                 f"{other.folder} was evaluated on {other.dataset}, {run.folder} on {run.dataset}"
             )
-        results = {_describe_run(x): x.results_file for x in (run, other)}
+        results = [(_describe_run(x), x.results_file) for x in (run, other)]
         figures["comparison"] = make_comparison_figure(
             run.dataset, results, score_thresh=score_thresh
         )

@@ -322,7 +322,7 @@ def test_record_needs_the_command(run, capsys):
     assert "--record needs --command" in get_error(capsys, run, "--record", "a.json")
 
 
-def test_another_run_is_drawn_beside(run, capsys):
+def test_another_run_is_drawn_beside(run):
     other = copy_run(run, "other")
     assert main([str(run), "--beside", str(other)]) == 0
     assert "Beside another run" in (run / "report.html").read_text()
@@ -334,9 +334,11 @@ def test_another_run_is_drawn_beside(run, capsys):
     titles = [x.get_title() for x in axes[:3]]
     assert titles[0].endswith(": ground truth")
     assert titles[1:] == ["run: AP 41.5", "other: AP 12.0: no detections at any score"]
+    # A run beside itself, as two runs of the same name and AP.
+    assert len(make_figures(runs[0], other=runs[0])["comparison"].axes) == len(axes)
 
 
-def test_runs_on_different_data_are_not_compared(run, capsys):
+def test_runs_on_different_data_are_not_compared(run):
     other = copy_run(run, "other")
     runs = [read_run(x) for x in (run, other)]
     with pytest.raises(ValueError, match=r"other was evaluated on elsewhere, .*run on report_set"):
