@@ -83,20 +83,18 @@ def _make_splits() -> dict[str, DigitsSplit]:
         "val": DigitsSplit(400, is_val=True),
         "longtail_train": DigitsSplit(2000, is_longtail=True),
     }
-    sparse = DigitsSplit(1000, max_digits=3, empty_fraction=0.1)
-    variants = {
-        "sparse_256": replace(sparse, side=256),
-        "sparse_512": replace(sparse, side=512),
-        "sparse_768": replace(sparse, side=768),
-        "sparse_512_small": replace(sparse, side=512, long_side=(12, 24)),
-    }
-    for name, split in variants.items():
-        splits[f"{name}_train"] = split
-        splits[f"{name}_val"] = replace(split, num_images=200, is_val=True)
-    splits["sparse_512_longtail_train"] = replace(variants["sparse_512"], is_longtail=True)
-    for name in ("sparse_512", "sparse_768"):
-        for part in ("train", "val"):
-            splits[f"{name}_single_{part}"] = replace(splits[f"{name}_{part}"], max_digits=1)
+
+    def add_sparse(name: str, side: int, **changes: Any) -> None:
+        train = DigitsSplit(1000, side=side, max_digits=3, empty_fraction=0.1)
+        splits[f"sparse_{side}{name}_train"] = replace(train, **changes)
+        splits[f"sparse_{side}{name}_val"] = replace(train, num_images=200, is_val=True, **changes)
+
+    for side in (256, 512, 768):
+        add_sparse("", side)
+    add_sparse("_small", 512, long_side=(12, 24))
+    splits["sparse_512_longtail_train"] = replace(splits["sparse_512_train"], is_longtail=True)
+    add_sparse("_single", 512, max_digits=1)
+    add_sparse("_single", 768, max_digits=1)
     return splits
 
 
@@ -145,6 +143,7 @@ def _build(split: str, root: Path, num_images: int) -> tuple[Path, Path]:
     with tempfile.TemporaryDirectory(prefix=f".{split}-", dir=root) as work:
         made = Path(work) / split
         _write_split(made, split, num_images)
+        _write_one_class(made)
         try:
             made.rename(final)
         except OSError:
@@ -158,12 +157,10 @@ def _is_complete(folder: Path, num_images: int) -> bool:
     if not folder.exists():
         return False
     found = sum(1 for _ in (folder / "images").glob("*.png"))
-    if found != num_images or not (folder / ANNOTATIONS).is_file():
-        raise FileExistsError(
-            f"{folder} lacks {ANNOTATIONS} or some of {num_images} images (has {found}): "
-            "delete the folder"
-        )
-    return True
+    if found == num_images and (folder / ANNOTATIONS).is_file():
+        return True
+    missing = f"{ANNOTATIONS} or some of {num_images} images (has {found})"
+    raise FileExistsError(f"{folder} lacks {missing}: delete the folder")
 
 
 def _write_split(folder: Path, split: str, num_images: int) -> None:
@@ -189,10 +186,9 @@ def _write_split(folder: Path, split: str, num_images: int) -> None:
         "info": _describe_split(split),
         "images": images,
         "annotations": annotations,
-        "categories": _make_categories(DIGITS_CLASSES),
+        "categories": [{"id": i, "name": x} for i, x in enumerate(DIGITS_CLASSES, start=1)],
     }
     (folder / ANNOTATIONS).write_text(json.dumps(coco), encoding="utf-8")
-    _write_one_class(folder)
 
 
 def _write_one_class(folder: Path) -> None:
@@ -202,12 +198,8 @@ def _write_one_class(folder: Path) -> None:
         return
     coco = json.loads((folder / ANNOTATIONS).read_text(encoding="utf-8"))
     coco["annotations"] = [{**x, "category_id": 1} for x in coco["annotations"]]
-    coco["categories"] = _make_categories(ONE_CLASS)
+    coco["categories"] = [{"id": 1, "name": ONE_CLASS[0]}]
     write_text(file, json.dumps(coco))
-
-
-def _make_categories(names: list[str]) -> list[dict[str, Any]]:
-    return [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
 
 
 def _describe_split(split: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import glob
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -117,28 +117,25 @@ def read_sweep(
         ValueError: something is wrong with the arguments or the file; says what.
     """
     if rows_file is not None:
-        name = base or rows_file.resolve().parent.name
         rows = read_rows(rows_file, base)
-        return Sweep(name, _select_tables(rows, tables or list(rows)), read_starts(rows_file))
-    if tables is None and grid is None:
-        raise ValueError("one of --table, --rows and --grid is required")
+        for table in tables or ():
+            _check_table(table, rows)
+        chosen = {x: rows[x] for x in tables or rows}
+        return Sweep(base or rows_file.resolve().parent.name, chosen, read_starts(rows_file))
+    if (tables is None) == (grid is None):
+        raise ValueError("either --table, --rows or --grid is required")
     # A rows file may have a config in each row; tables and grids need one base for all.
     base = _require_base(base)
     # A grid may use one of the paper's bases, which need their start weights.
     starts = read_starts(Path(get_config_file(PAPER_ROWS)))
     if grid is not None:
-        if tables is not None:
-            raise ValueError("--grid makes a table of its own; leave out --table")
         return Sweep(base, {"grid": make_grid(grid, get_base_file(base))}, starts)
-    rows = {table: read_table(table, base) for table in dict.fromkeys(tables or ())}
-    return Sweep(base, rows, starts)
+    return Sweep(base, {x: read_table(x, base) for x in tables or ()}, starts)
 
 
-def _select_tables(rows: dict[str, list[Row]], tables: Sequence[str]) -> dict[str, list[Row]]:
-    for table in tables:
-        if table not in rows:
-            raise ValueError(f"--table: {describe_unknown('table', table, rows)}")
-    return {table: rows[table] for table in dict.fromkeys(tables)}
+def _check_table(table: str, known: Collection[str]) -> None:
+    if table not in known:
+        raise ValueError(f"--table: {describe_unknown('table', table, known)}")
 
 
 def _require_base(base: Optional[str]) -> str:
@@ -181,9 +178,7 @@ def read_table(table: str, base: str) -> list[Row]:
     """
     base_file = get_base_file(base)
     content = _read_rows_file(Path(get_config_file(PAPER_ROWS)))
-    tables = list(dict.fromkeys(x["table"] for x in content["rows"]))
-    if table not in tables:
-        raise ValueError(f"--table: {describe_unknown('table', table, tables)}")
+    _check_table(table, {x["table"] for x in content["rows"]})
     of_table = [x for x in content["rows"] if x["table"] == table]
     rows = [x for x in of_table if base in x.get("bases", [base])]
     if not rows:
@@ -216,8 +211,7 @@ def read_rows(file: Path, base: Optional[str] = None) -> dict[str, list[Row]]:
             rows.append(_make_row(entry, base_file, load_config(base_file)))
             continue
         # Not Path.glob, which refuses the full path of a config.
-        found = glob.glob(entry["config"], root_dir=file.parent)
-        configs = sorted(file.parent / x for x in found)
+        configs = sorted(file.parent / x for x in glob.glob(entry["config"], root_dir=file.parent))
         if not configs:
             raise ValueError(f"{file}: no file in {file.parent} matches {entry['config']!r}")
         for config in configs:

@@ -61,12 +61,10 @@ def check_stage(
             f"CLS_LOSS {type(cls_loss).__name__} needs {num_outputs} logits, but the layer has "
             f"only {num_logits} for each anchor or proposal; choose another loss"
         )
-    name = type(normalizer).__name__
     if normalizer.of_samples and sampling == "none":
         raise ValueError(
-            f"NORMALIZER {name} divides by the size of a sample, but SAMPLING is none: the loss of "
-            "all anchors would be divided by a number unrelated to the objects. Set "
-            "NORMALIZER.NAME to one that counts positives, such as EMAPosCount"
+            f"NORMALIZER {type(normalizer).__name__} divides by the size of a sample, but SAMPLING "
+            "is none. Set NORMALIZER.NAME to one that counts positives, such as EMAPosCount"
         )
     if sampling == "hard" and not cls_loss.pointwise:
         raise ValueError(
@@ -74,10 +72,8 @@ def check_stage(
             f"{type(cls_loss).__name__} gives one loss for all of them"
         )
     if batch_size_per_image < 1:
-        raise ValueError(
-            "BATCH_SIZE_PER_IMAGE of MODEL.RPN or MODEL.ROI_HEADS must be at least 1, got "
-            f"{batch_size_per_image}"
-        )
+        key = "BATCH_SIZE_PER_IMAGE of MODEL.RPN or MODEL.ROI_HEADS"
+        raise ValueError(f"{key} must be at least 1, got {batch_size_per_image}")
     return make_bias(cls_loss, prior_prob, num_classes)
 
 

@@ -115,9 +115,7 @@ def compute_telemetry(
         values[f"num_pos/{name}"] = int(is_pos.sum())
         # Image by image, so that temporary tensors are small beside what the step keeps.
         for i in range(len(x)):
-            image_iou = None
-            if iou is not None:
-                image_iou = iou[i : i + 1]
+            image_iou = None if iou is None else iou[i : i + 1]
             totals.add(cls_loss, x[i : i + 1], labels[i : i + 1], image_iou, is_pos[i])
     values.update(totals.summarize(cls_loss, targets, prior_bias))
     if targets.num_classes <= _MAX_CLASSES:

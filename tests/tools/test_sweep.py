@@ -170,8 +170,11 @@ def test_grid_reads_whole_numbers_for_float_keys():
         (["--table", "1a", "--base", "digits", "--jobs", "0"], "--jobs must be >= 1, got 0"),
         (["--table", "1a", "--base", "digits", "SOLVER.MAX_ITER"], "options are KEY VALUE pairs"),
         (["--rows", "nowhere.json"], "nowhere.json"),
-        ([], "one of --table, --rows and --grid is required"),
-        (["--grid", "SEED=1,2", "--table", "1a", "--base", "digits"], "leave out --table"),
+        ([], "either --table, --rows or --grid is required"),
+        (
+            ["--grid", "SEED=1,2", "--table", "1a", "--base", "digits"],
+            "either --table, --rows or --grid",
+        ),
     ],
 )
 def test_bad_arguments_are_named(words, message, capsys):
