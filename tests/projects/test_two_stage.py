@@ -1,13 +1,13 @@
 """projects/TwoStage: its rows differ in their answer to imbalance alone, and train equally long."""
 
 import json
-import re
 
 import pytest
 
 from focal_det.experiments.sweep_rows import load_rows, read_rows
 from focal_det.modeling.build import flatten_config
 from tests.conftest import ROOT, load_dev
+from tests.projects.results import assert_three_seeds
 
 FOLDER = ROOT / "projects" / "TwoStage"
 TABLES = {"digits": "rows.json", "bccd": "bccd_rows.json"}
@@ -63,14 +63,7 @@ def test_rows_train_for_the_same_time(configs):
 
 def test_every_row_has_three_seeds_from_one_commit(configs):
     table, cfgs = configs
-    rows = {row["row"]: row["runs"] for row in read_result(table)["rows"]}
-    assert rows.keys() == cfgs.keys()
-    runs = [run for of_row in rows.values() for run in of_row]
-    assert all([x["seed"] for x in of_row] == [1, 2, 3] for of_row in rows.values())
-    (commit,) = {run["commit"] for run in runs}
-    assert re.fullmatch(r"[0-9a-f]{40}", commit)
-    for name, of_row in rows.items():
-        assert {x["iterations"] for x in of_row} == {cfgs[name].SOLVER.MAX_ITER}
+    assert_three_seeds(read_result(table), cfgs)
 
 
 def test_every_run_of_a_two_stage_detector_has_its_recall(configs):

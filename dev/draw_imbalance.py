@@ -1,0 +1,91 @@
+"""The pictures of projects/Imbalance: AP against the imbalance, and against the time of training.
+
+python dev/draw_imbalance.py
+"""
+
+import math
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from render_imbalance import PROJECT, get_metrics, read_results
+from render_losses import pool_spread
+
+from focal_det.report.style import COLORS, draw_grid
+
+# In the order of the legend; the same colour in both pictures.
+ANSWERS = ("FL", "CE", "OHEM")
+SECONDS_PER_MINUTE = 60
+
+
+def read_rows(table: str) -> dict[str, dict[str, Any]]:
+    return {row["row"]: row for row in read_results(table)["rows"]}
+
+
+def get_errors(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Standard error of each row's mean AP, with the spread pooled over the rows of a table."""
+    values = {name: get_metrics(row, "AP") for name, row in rows.items()}
+    spread = pool_spread([x for x in values.values() if x])
+    return {name: spread / math.sqrt(len(x)) for name, x in values.items() if x}
+
+
+def make_ladder() -> Figure:
+    """A line per answer: AP on each rung, with standard errors."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    rungs = read_results("rungs")["rungs"]
+    ratios = [x["negatives_per_positive"] for x in rungs.values()]
+    tables = [read_rows(x) for x in rungs]
+    for answer, color in zip(ANSWERS, COLORS):
+        means = [statistics.mean(get_metrics(rows[answer], "AP")) for rows in tables]
+        errors = [get_errors(rows)[answer] for rows in tables]
+        axes.errorbar(ratios, means, errors, fmt="o-", capsize=3, color=color, label=answer)
+    axes.set_xscale("log")
+    axes.set_xticks(ratios, [f"{x:.0f}" for x in ratios])
+    axes.minorticks_off()
+    axes.set_xlabel("negative anchors per positive")
+    _finish(axes, "AP on digits as one class, mean and standard error over seeds")
+    return figure
+
+
+def make_minutes() -> Figure:
+    """A line per answer on the rung of 4,000: AP after each third of the training."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    rows = read_rows("4000")
+    steps = read_results("4000_steps")["rows"]
+    for answer, color in zip(ANSWERS, COLORS):
+        minutes = steps[answer]["seconds"] / SECONDS_PER_MINUTE
+        histories = [x["AP_after"] for x in rows[answer]["runs"] if "AP_after" in x]
+        lengths = [int(x) for x in histories[0]]
+        values = [[history[str(x)] for history in histories] for x in lengths]
+        means = [statistics.mean(x) for x in values]
+        errors = [statistics.stdev(x) / math.sqrt(len(x)) for x in values]
+        x = [minutes * length for length in lengths]
+        axes.errorbar(x, means, errors, fmt="o-", capsize=3, color=color, label=answer)
+    axes.set_xlabel("minutes of training on one CPU thread")
+    axes.set_xlim(left=0)
+    _finish(axes, "AP with about 4,000 negative anchors per positive, mean and standard error")
+    return figure
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_ylabel("AP (%)")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title, fontsize=10)
+    draw_grid(axes)
+    axes.legend(fontsize=8)
+
+
+def main(folder: Path = PROJECT) -> int:
+    make_ladder().savefig(folder / "ladder.png", dpi=120)
+    make_minutes().savefig(folder / "minutes.png", dpi=120)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""projects/Imbalance: its rows differ in their answer alone, and train equally long."""
+
+import json
+
+import pytest
+
+from focal_det.experiments.sweep_rows import load_rows, read_rows
+from focal_det.modeling.build import flatten_config
+from tests.conftest import ROOT, load_dev
+from tests.projects.results import assert_three_seeds
+
+FOLDER = ROOT / "projects" / "Imbalance"
+RUNGS = ("60", "500", "4000")
+# Where rows of a table may differ.
+ANSWERS = (
+    "MODEL.RETINANET.FOCAL_LOSS_",
+    "MODEL.FOCAL_DET.CLS_LOSS.",
+    "SOLVER.BASE_LR",
+)
+
+
+def read_result(name):
+    return json.loads((FOLDER / "results" / f"{name}.json").read_text())
+
+
+@pytest.fixture(params=RUNGS)
+def configs(request, monkeypatch):
+    """A table, and the config of each of its rows."""
+    monkeypatch.chdir(ROOT)
+    rows = read_rows(FOLDER / "rows.json")[request.param]
+    return request.param, {row.name: cfg for row, cfg in load_rows(rows, ()).items()}
+
+
+def test_rows_differ_in_their_answer_and_rate_alone(configs):
+    _, cfgs = configs
+    expected = flatten_config(cfgs["FL"])
+    for name, cfg in cfgs.items():
+        differing = {k for k, v in flatten_config(cfg).items() if v != expected[k]}
+        assert [x for x in differing if not x.startswith(ANSWERS)] == [], name
+
+
+def test_rows_train_for_the_same_time_and_are_evaluated_thrice(configs):
+    table, cfgs = configs
+    steps = read_result(f"{table}_steps")["rows"]
+    for name, cfg in cfgs.items():
+        # All have as many iterations, and these take about as long.
+        assert steps[name]["seconds"] == pytest.approx(steps["FL"]["seconds"], rel=0.1), name
+        assert cfg.SOLVER.MAX_ITER == 3 * cfg.TEST.EVAL_PERIOD
+
+
+def test_every_row_has_three_seeds_from_one_commit(configs):
+    table, cfgs = configs
+    assert_three_seeds(read_result(table), cfgs)
+
+
+def test_the_search_gives_each_answer_several_settings():
+    names = [row["row"] for row in read_result("search")["rows"]]
+    for answer in ("CE", "FL", "OHEM"):
+        assert sum(x.startswith(f"{answer}, ") for x in names) >= 4
+
+
+def test_pictures_are_drawn_from_the_results(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "dev")
+    load_dev("draw_imbalance").main(tmp_path)
+    assert {x.name for x in tmp_path.iterdir()} == {"ladder.png", "minutes.png"}
