@@ -242,6 +242,21 @@ def make_batch(*boxes_per_image, size: int = 128, num_classes: int = 5) -> list:
     return batch
 
 
+def make_step(model, num_classes: int) -> None:
+    """Train a detector for one step; its losses must be finite and have Detectron2's names."""
+    from detectron2.utils.events import EventStorage
+
+    batch = make_batch([[16, 16, 80, 80], [30, 40, 66, 76]], num_classes=num_classes)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.0001)
+    with EventStorage():
+        losses = model(batch)
+    names = {x.removeprefix("loss_").split("_stage")[0] for x in losses}
+    assert names in ({"cls", "box_reg"}, {"cls", "box_reg", "rpn_cls", "rpn_loc"})
+    assert all(x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    optimizer.step()
+
+
 def assert_same_detections(
     got: Any, want: Any, *, score_tol: float = 1e-5, box_tol: float = 1e-2
 ) -> None:

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from detectron2.modeling import build_model
 
 from focal_det.experiments.sweep_rows import load_rows, read_rows
-from focal_det.modeling.build import flatten_config
-from tests.conftest import ROOT, load_dev
+from focal_det.modeling.build import flatten_config, read_settings
+from tests.conftest import ROOT, load_dev, make_step
 from tests.projects.results import assert_three_seeds
 
 FOLDER = ROOT / "projects" / "Imbalance"
@@ -37,6 +38,13 @@ def test_rows_differ_in_their_answer_and_rate_alone(configs):
     for name, cfg in cfgs.items():
         differing = {k for k, v in flatten_config(cfg).items() if v != expected[k]}
         assert [x for x in differing if not x.startswith(ANSWERS)] == [], name
+
+
+def test_each_answer_makes_a_step(configs):
+    _, cfgs = configs
+    for cfg in cfgs.values():
+        cfg.MODEL.DEVICE = "cpu"
+        make_step(build_model(cfg), read_settings(cfg).num_classes)
 
 
 def test_rows_train_for_the_same_time_and_are_evaluated_thrice(configs):

@@ -41,6 +41,7 @@ NOT_RUN = {
     r"projects/BloodCells/configs": "needs a download, and 13 minutes or a GPU",
     r"focal-det report output/blood_cells": "needs the run of the command before it",
     r"--rows projects/Losses": "takes hours; tests/projects has a short one",
+    r"--rows projects/Imbalance": "takes hours; tests/projects makes a step of each answer",
     r"--rows projects/TwoStage": "takes an hour; tests/test_configs.py makes a step of each row",
     r"--table 1a 1b 1d 3 prior": "takes hours",
     r"--base coco --num-gpus 8$": "needs COCO and eight GPUs",
