@@ -16,7 +16,7 @@ _DETECTRON2_SCRIPTS = ("train_net.py", "lazyconfig_train_net.py", "plain_train_n
 
 
 def setup_environment() -> None:
-    """Register focal_det's config node, models and data sets with Detectron2.
+    """Register focal_det's config node, models, data sets and zoo with Detectron2.
 
     Reads two environment variables:
         FOCAL_DET_ENV_MODULE: your own environment module (a module name or a .py file with a
@@ -38,10 +38,12 @@ def setup_environment() -> None:
 
     from focal_det.config import add_focal_det_config
     from focal_det.data.catalog import register_datasets_file, register_digits
+    from focal_det.model_zoo.path_handler import register_zoo
 
     # The node that `get_cfg` copies; Detectron2 has no public way to add a key to it.
     add_focal_det_config(defaults._C)
     register_digits()
+    register_zoo()
     datasets_file = os.environ.get("FOCAL_DET_DATASETS")
     if datasets_file:
         register_datasets_file(datasets_file)

@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2 import model_zoo as stock
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation import verify_results
+from detectron2.utils.file_io import PathManager
+from torch.testing import assert_close
 
 from focal_det import model_zoo
+from focal_det.checkpoint.checkpointer import HealthyCheckpointer
+from focal_det.checkpoint.weights_file import WeightsError
+from focal_det.env import setup_environment
+from focal_det.model_zoo.path_handler import is_download
 from tests.conftest import run_python
 
 DIGITS = "digits/focal_retinanet_tiny.yaml"
+NAME = "focal-det://digits/focal_retinanet_tiny"
 KEYS = {"origin", "file", "url", "sha256", "note"}
 KEYS |= {"command", "commit", "date", "seeds", "trained_on", "device", "versions"}
 KEYS |= {"evaluated_on", "figures", "AP_per_class"}
@@ -113,3 +121,46 @@ def test_a_file_without_a_recorded_hash_is_reported(tmp_path, monkeypatch, caplo
     monkeypatch.setenv("FOCAL_DET_ZOO", str(tmp_path))
     assert model_zoo.get_checkpoint_url(config_path) == str(file)
     assert f"zoo.json has no sha256 of {file}" in caplog.text
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    setup_environment()
+    return tmp_path
+
+
+def test_weights_are_named_as_in_the_zoo(cache):
+    assert PathManager.get_local_path(NAME) == model_zoo.get_checkpoint_url(DIGITS)
+    whole = model_zoo.get(DIGITS, trained=True)
+    model = model_zoo.get(DIGITS)
+    HealthyCheckpointer(model).load(NAME)
+    assert_close(dict(model.state_dict()), dict(whole.state_dict()), rtol=0, atol=0)
+
+
+def test_a_part_of_a_model_starts_another(cache):
+    whole = model_zoo.get(DIGITS, trained=True)
+    model = model_zoo.get(DIGITS)
+    before = {name: value.clone() for name, value in model.head.state_dict().items()}
+    DetectionCheckpointer(model).load(f"{NAME}#backbone")
+    assert_close(model.backbone.state_dict(), whole.backbone.state_dict(), rtol=0, atol=0)
+    assert_close(dict(model.head.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{NAME}#body", "has no module 'body', only backbone, head"),
+        (f"{NAME}x", "no trained model for digits/focal_retinanet_tinyx.yaml. .*Did you mean"),
+    ],
+)
+def test_a_wrong_name_in_the_zoo_is_explained(cache, name, message):
+    with pytest.raises(WeightsError, match=message):
+        HealthyCheckpointer(model_zoo.get(DIGITS)).load(name)
+
+
+def test_what_would_be_downloaded_is_known_by_its_name():
+    names = [x for x in ZOO if ZOO[x]["url"]]
+    assert names and all(is_download(f"focal-det://{x.removesuffix('.yaml')}") for x in names)
+    assert is_download("detectron2://x.pkl") and is_download("https://x.org/x.pth")
+    assert not any(map(is_download, (NAME, f"{NAME}#backbone", "focal-det://x", "x.pth", "")))

@@ -8,6 +8,7 @@ from torch import nn
 from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.messages import describe_error
+from focal_det.model_zoo.path_handler import is_download
 
 from .findings import Findings
 from .plan import Plan, silence
@@ -44,12 +45,12 @@ def check_model(plan: Plan, findings: Findings) -> None:
         return
     weights = plan.cfg.MODEL.WEIGHTS
     # A download may take longer than all other checks.
-    if weights and "://" not in weights:
+    if weights and not is_download(weights):
         _check_weights(weights, model, findings)
 
 
 def _check_weights(file: str, model: nn.Module, findings: Findings) -> None:
-    if not Path(file).is_file():
+    if "://" not in file and not Path(file).is_file():
         findings.add(MISSING_WEIGHTS, file)
         return
     try:

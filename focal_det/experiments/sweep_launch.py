@@ -189,7 +189,6 @@ def execute_sweep(
 
 def _make_start(start: Start, output: Path, launch: Callable[[Sequence[Run]], None]) -> None:
     run = make_start_run(start, output)
-    if run is not None:
-        _report(f"first, the run for {start.file}, which the others start from")
-        launch([run])
+    _report(f"first, the run for {start.file}, which the others start from")
+    launch([run])
     write_start_weights(start, run)

@@ -8,8 +8,8 @@ They come from a grid of keys or from a rows file, a json object with two lists:
         put on the base of the command line. "bases", "anchors", "depth" and "scale" are for the
         paper's tables, see `read_table`.
     "start": objects with "file", weights that rows start from and that are made when they are
-        missing; "keep", see `Start`; and either "model", the name of a shipped config, or "train",
-        a config (relative to the rows file), with "set".
+        missing; "keep", see `Start`; "train", a config (relative to the rows file), and "set". A
+        shipped model needs none: see `ZooPathHandler`.
 """
 
 import ast
@@ -40,7 +40,7 @@ _ANCHORS = [[scales, aspects] for scales in (1, 2, 3, 4) for aspects in _ASPECT_
 _RESNET_50 = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 _SIZE_KEYS = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
 _ROW_KEYS = {"table", "row", "config", "set", "paper", "bases", "anchors", "depth", "scale"}
-_START_KEYS = {"file", "keep", "model", "train", "set"}
+_START_KEYS = {"file", "keep", "train", "set"}
 
 
 # eq=False: rows are keys of dicts, and the dicts they hold cannot be hashed.
@@ -75,14 +75,12 @@ class Start:
     Attributes:
         file: made when it is missing and a row needs it.
         keep: prefix of the parameters that are kept of a model, such as "backbone.".
-        model: name of the shipped model to take them from; None if one is trained.
-        row: the config to train one with; None if a shipped model is taken.
+        row: the config to train the model with.
     """
 
     file: Path
     keep: str
-    model: Optional[str] = None
-    row: Optional[Row] = None
+    row: Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,14 +226,10 @@ def read_starts(file: Path) -> list[Start]:
     """
     starts = []
     for entry in _read_rows_file(file).get("start", []):
-        _check_keys(entry, _START_KEYS, ("file", "keep"), file)
-        if ("model" in entry) == ("train" in entry):
-            raise ValueError(f"{file}: start weights need either 'model' or 'train', got {entry}")
-        row = None
-        if "train" in entry:
-            config = file.parent / entry["train"]
-            row = Row("start", config.stem, config, entry.get("set", {}))
-        starts.append(Start(Path(entry["file"]), entry["keep"], entry.get("model"), row))
+        _check_keys(entry, _START_KEYS, ("file", "keep", "train"), file)
+        config = file.parent / entry["train"]
+        row = Row("start", config.stem, config, entry.get("set", {}))
+        starts.append(Start(Path(entry["file"]), entry["keep"], row))
     return starts
 
 

@@ -16,7 +16,6 @@ from detectron2.config import CfgNode
 
 from focal_det.engine.step_guard import DIVERGED
 from focal_det.files import open_to_replace, write_json
-from focal_det.model_zoo import get_checkpoint_url
 from focal_det.modeling.build import flatten_config
 
 from .records import (
@@ -159,15 +158,13 @@ def _check_same_settings(run: Run, cfg: CfgNode) -> None:
             )
 
 
-def make_start_run(start: Start, output: Path) -> Optional[Run]:
-    """The run that start weights are taken from; None if they are of a shipped model."""
-    if start.row is None:
-        return None
+def make_start_run(start: Start, output: Path) -> Run:
+    """The run that start weights are taken from."""
     runs = make_runs(load_rows([start.row], ()), (), output)
     return runs[start.row][0]
 
 
-def write_start_weights(start: Start, run: Optional[Run]) -> None:
+def write_start_weights(start: Start, run: Run) -> None:
     """Write the parameters of a model that rows start from; all others start anew.
 
     Args:
@@ -176,7 +173,9 @@ def write_start_weights(start: Start, run: Optional[Run]) -> None:
     Raises:
         ValueError: the run failed, or the model has no such parameters.
     """
-    source = _get_start_source(start, run)
+    if "figures" not in run.read_result():
+        raise ValueError(f"no start weights: their run failed, see {run.terminal_file}")
+    source = run.folder / "model_final.pth"
     model = torch.load(source, map_location="cpu", weights_only=True)["model"]
     kept = {name: value for name, value in model.items() if name.startswith(start.keep)}
     if not kept:
@@ -184,16 +183,6 @@ def write_start_weights(start: Start, run: Optional[Run]) -> None:
     start.file.parent.mkdir(parents=True, exist_ok=True)
     with open_to_replace(start.file) as stream:
         torch.save({"model": kept}, stream)
-
-
-def _get_start_source(start: Start, run: Optional[Run]) -> str:
-    if run is not None:
-        if "figures" not in run.read_result():
-            raise ValueError(f"no start weights: their run failed, see {run.terminal_file}")
-        return str(run.folder / "model_final.pth")
-    if start.model is None:
-        raise ValueError(f"no start weights: {start.file} has neither a run nor a shipped model")
-    return get_checkpoint_url(start.model)
 
 
 def execute(

@@ -220,7 +220,7 @@ def test_base_is_refused_for_rows_with_configs(tmp_path, capsys):
     ("start", "message"),
     [
         ({"file": "a.pth"}, "'keep' is missing"),
-        ({"file": "a.pth", "keep": "backbone."}, "need either 'model' or 'train'"),
+        ({"file": "a.pth", "keep": "backbone."}, "'train' is missing"),
     ],
 )
 def test_bad_start_weights_are_named(start, message, tmp_path, capsys):
