@@ -37,9 +37,13 @@ $(VENV)/ready: setup.py dev/build_detectron2.py Makefile
 endif
 
 .PHONY: demo
-demo: env ## train on digits (three minutes), evaluate, write output/demo/report.html
-	$(PYTHON) -m $(TRAIN) --config-file configs/digits/focal_retinanet_tiny.yaml OUTPUT_DIR output/demo
-	$(PYTHON) -m focal_det.tools report output/demo
+demo: env ## train with the focal loss and with cross entropy, write output/demo/report.html
+	$(PYTHON) -m $(TRAIN) --config-file configs/digits/focal_retinanet_sparse.yaml \
+	  OUTPUT_DIR output/demo/focal_loss
+	$(PYTHON) -m $(TRAIN) --config-file configs/digits/focal_retinanet_sparse_ce.yaml \
+	  OUTPUT_DIR output/demo/cross_entropy
+	$(PYTHON) -m focal_det.tools report output/demo/focal_loss \
+	  --beside output/demo/cross_entropy --output output/demo/report.html
 
 # Two processes share the tests, and one takes over what the other has left. A thread each: the
 # models of the tests are too small for more.
