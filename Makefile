@@ -62,6 +62,7 @@ lint: env ## ruff and mypy
 	$(PYTHON) -m mypy focal_det
 
 .PHONY: readme
-readme: env ## render the tables of the README from the records, and docs/check.md
+readme: env ## render the tables of the README, docs/check.md and the evidence for advice
 	$(PYTHON) dev/render_readme.py
 	$(PYTHON) dev/render_check.py
+	$(PYTHON) dev/render_evidence.py

@@ -40,6 +40,7 @@ setup(
     package_data={
         "focal_det": ["py.typed"],
         "focal_det.configs": ["**/*.yaml", "**/*.py", "**/*.json"],
+        "focal_det.imbalance": ["*.json"],
         "focal_det.model_zoo": ["*.json", "*.pth"],
     },
     # Detectron2 is not on the package index under its name: see "Install" in the README.

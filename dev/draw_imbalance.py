@@ -19,6 +19,12 @@ from focal_det.report.style import COLORS, draw_grid
 
 # In the order of the legend; the same colour in both pictures.
 ANSWERS = ("FL", "CE", "OHEM")
+# Rungs that differ in their imbalance alone, and how they are drawn.
+LADDERS = {
+    "ten classes": (("ten_60", "ten_500"), "o-"),
+    "one class": (("60", "500", "4000"), "s:"),
+}
+LONGEST = "ten_500"
 SECONDS_PER_MINUTE = 60
 
 
@@ -34,30 +40,32 @@ def get_errors(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def make_ladder() -> Figure:
-    """A line per answer: AP on each rung, with standard errors."""
+    """A line per answer and number of classes: AP on each rung, with standard errors."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     rungs = read_results("rungs")["rungs"]
-    ratios = [x["negatives_per_positive"] for x in rungs.values()]
-    tables = [read_rows(x) for x in rungs]
-    for answer, color in zip(ANSWERS, COLORS):
-        means = [statistics.mean(get_metrics(rows[answer], "AP")) for rows in tables]
-        errors = [get_errors(rows)[answer] for rows in tables]
-        axes.errorbar(ratios, means, errors, fmt="o-", capsize=3, color=color, label=answer)
+    for ladder, (names, style) in LADDERS.items():
+        ratios = [rungs[x]["negatives_per_positive"] for x in names]
+        tables = [read_rows(x) for x in names]
+        for answer, color in zip(ANSWERS, COLORS):
+            means = [statistics.mean(get_metrics(rows[answer], "AP")) for rows in tables]
+            errors = [get_errors(rows)[answer] for rows in tables]
+            label = f"{answer}, {ladder}"
+            axes.errorbar(ratios, means, errors, fmt=style, capsize=3, color=color, label=label)
     axes.set_xscale("log")
-    axes.set_xticks(ratios, [f"{x:.0f}" for x in ratios])
+    axes.set_xticks(ratios, [f"{x:,.0f}" for x in ratios])
     axes.minorticks_off()
     axes.set_xlabel("negative anchors per positive")
-    _finish(axes, "AP on digits as one class, mean and standard error over seeds")
+    _finish(axes, "AP on digits, mean and standard error over seeds")
     return figure
 
 
 def make_minutes() -> Figure:
-    """A line per answer on the rung of 4,000: AP after each third of the training."""
+    """A line per answer on the last rung: AP after each third of the training."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    rows = read_rows("4000")
-    steps = read_results("4000_steps")["rows"]
+    rows = read_rows(LONGEST)
+    steps = read_results(f"{LONGEST}_steps")["rows"]
     for answer, color in zip(ANSWERS, COLORS):
         minutes = steps[answer]["seconds"] / SECONDS_PER_MINUTE
         histories = [x["AP_after"] for x in rows[answer]["runs"] if "AP_after" in x]
@@ -69,7 +77,8 @@ def make_minutes() -> Figure:
         axes.errorbar(x, means, errors, fmt="o-", capsize=3, color=color, label=answer)
     axes.set_xlabel("minutes of training on one CPU thread")
     axes.set_xlim(left=0)
-    _finish(axes, "AP with about 4,000 negative anchors per positive, mean and standard error")
+    ratio = read_results("rungs")["rungs"][LONGEST]["negatives_per_positive"]
+    _finish(axes, f"AP on ten classes with {ratio:,.0f} negatives per positive, mean and SE")
     return figure
 
 

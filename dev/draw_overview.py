@@ -1,6 +1,6 @@
 """Draw docs/overview.png: detections of the shipped digits model, and its cumulative loss.
 
-The shares of the loss that the README quotes are kept beside the picture, in docs/overview.json.
+The shares of the loss in docs/losses.md are kept beside the picture, in docs/overview.json.
 
     focal-det loss-cdf --config-file configs/digits/focal_retinanet_tiny.yaml \\
         --weights focal_det/model_zoo/digits_focal_retinanet_tiny.pth --output output/loss_cdf.png

@@ -13,17 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from render_losses import pool_spread
 
-from focal_det.env import load_config
+from focal_det.experiments.sweep_rows import load_rows, read_rows
 from focal_det.files import write_json
 from focal_det.imbalance.advice import CLASSES, FREQUENCIES, NEGATIVES
-from focal_det.modeling.build import get_value
+from focal_det.modeling.build import get_value, read_settings
 
 ROOT = Path(__file__).parent.parent
 EVIDENCE = ROOT / "focal_det" / "imbalance" / "evidence.json"
-IMBALANCE = ROOT / "projects" / "Imbalance"
-LONG_TAIL = ROOT / "projects" / "Losses" / "results" / "digits_longtail_train.json"
+PROJECTS = ROOT / "projects"
+LONG_TAIL = PROJECTS / "Losses" / "results" / "digits_longtail_train.json"
 LONG_TAIL_RATIO = 100.0  # of digits_longtail_train
 # What tells answers apart, beside the arguments of their losses.
 LOSS_KEYS = (
@@ -32,7 +33,8 @@ LOSS_KEYS = (
     "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
     "MODEL.RETINANET.PRIOR_PROB",
 )
-ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS."
+USUAL_PRIOR = 0.01
+ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS"
 # Rows of the long tail that differ in their sampling alone.
 SAMPLER = "DATALOADER.SAMPLER_TRAIN"
 SAMPLERS = {
@@ -46,30 +48,34 @@ SAMPLERS = {
 
 def make_evidence() -> dict[str, list[dict[str, Any]]]:
     """Recorded comparisons by topic, see `focal_det.imbalance.advice`."""
-    rungs = read_json(IMBALANCE / "results" / "rungs.json")["rungs"]
-    losses = []
-    for rung, measured in rungs.items():
-        file = IMBALANCE / "results" / f"{rung}.json"
-        sizes = {
-            NEGATIVES: round(measured["negatives_per_positive"], 1),
-            CLASSES: measured["classes"],
-        }
-        losses.append(make_comparison(file, sizes, read_losses(file)))
+    measured = read_json(PROJECTS / "Imbalance" / "results" / "rungs.json")
+    losses = [
+        make_loss_comparison(PROJECTS / project, table, sizes)
+        for project, tables in (("Imbalance", "rungs"), ("TwoStage", "two_stage"))
+        for table, sizes in measured[tables].items()
+    ]
     long_tail = make_comparison(LONG_TAIL, {FREQUENCIES: LONG_TAIL_RATIO}, SAMPLERS)
     return {"loss": losses, "sampling": [long_tail]}
 
 
-def read_losses(file: Path) -> dict[str, dict[str, Any]]:
-    """What selects the answer of each row of a rung; rows of other detectors are left out."""
-    cfg = load_config(IMBALANCE / "configs" / f"{file.stem}.yaml")
-    defaults = {key: get_value(cfg, key) for key in LOSS_KEYS}
-    answers = {}
-    for row in read_json(file)["rows"]:
-        if row["runs"][0]["config_file"].endswith("two_stage.yaml"):
-            continue
-        keys = {k: v for k, v in row["overrides"].items() if k in LOSS_KEYS or k.startswith(ARGS)}
-        answers[row["row"]] = {**defaults, **keys}
-    return answers
+def make_loss_comparison(project: Path, table: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The RetinaNets of a table of a project's rows.
+
+    Args:
+        sizes: of its training set, see dev/measure_rungs.py.
+    """
+    rows = load_rows(read_rows(project / "rows.json")[table], ())
+    answers = {row.name: get_loss(cfg) for row, cfg in rows.items() if read_settings(cfg).is_dense}
+    told = {NEGATIVES: round(sizes["negatives_per_positive"], 1), CLASSES: sizes["classes"]}
+    return make_comparison(project / "results" / f"{table}.json", told, answers)
+
+
+def get_loss(cfg: CfgNode) -> dict[str, Any]:
+    """Keys and values that select the loss of a config."""
+    values = {key: get_value(cfg, key) for key in LOSS_KEYS}
+    name = values[LOSS_KEYS[0]]
+    args = get_value(cfg, ARGS).get(name, {})
+    return {**values, **{f"{ARGS}.{name}.{key}": value for key, value in args.items()}}
 
 
 def make_comparison(
@@ -84,7 +90,7 @@ def make_comparison(
         "record": str(file.relative_to(ROOT)),
         "answers": [
             {
-                "name": describe_answer(name, answers[name]),
+                "name": describe_answer(answers[name]),
                 "values": dict(answers[name]),
                 "mean": round(statistics.mean(of_row), 2),
                 "error": round(spread / math.sqrt(len(of_row)), 2),
@@ -94,15 +100,22 @@ def make_comparison(
     }
 
 
-def describe_answer(name: str, values: Mapping[str, Any]) -> str:
-    """The row's name and its numbers, such as "FL, gamma 2, alpha 0.25"."""
-    is_focal = values.get(LOSS_KEYS[0]) == "FocalLoss"
-    parts = [values.get(SAMPLER, name)]
+def describe_answer(values: Mapping[str, Any]) -> str:
+    """Such as "focal loss, gamma 2, alpha 0.25", or "OHEMLoss, batch 128"."""
+    name_key, gamma_key, alpha_key, prior_key = LOSS_KEYS
+    if name_key not in values:
+        return ", ".join(str(x) for x in values.values())
+    parts = [values[name_key]]
+    if parts == ["FocalLoss"]:
+        parts = [f"focal loss, gamma {values[gamma_key]:g}", f"alpha {values[alpha_key]:g}"]
+        if values[gamma_key] == 0:
+            parts[0] = "cross entropy"
+    if values[prior_key] != USUAL_PRIOR:
+        parts.append(f"prior {values[prior_key]:g}")
     for key, value in values.items():
-        leaf = key.rpartition(".")[-1].lower().removeprefix("focal_loss_")
-        # Gamma and alpha are not those of other losses.
-        if isinstance(value, (int, float)) and (is_focal or key not in LOSS_KEYS):
-            parts.append(f"{leaf} {value:g}")
+        # What is empty or 0 is off.
+        if key.startswith(ARGS) and value:
+            parts.append(f"{key.rpartition('.')[-1]} {value}")
     return ", ".join(parts)
 
 

@@ -15,6 +15,8 @@ from render_losses import compare, pool_spread
 PROJECT = Path(__file__).parent.parent / "projects" / "Imbalance"
 BASELINE = "FL"
 METRICS = ("AP", "AP50", "AP75")
+RUNGS = ("ten_60", "ten_500", "60", "500", "4000")
+SEARCHES = ("ten_search", "search")
 
 
 def read_results(table: str) -> dict[str, Any]:
@@ -46,18 +48,19 @@ def render_answers(table: str) -> str:
 
 def render_rungs() -> str:
     """One row per rung: its config, and how unbalanced its anchors are."""
-    lines = ["| rung | negatives per positive | positives | anchors |", "|---" * 4 + "|"]
+    lines = ["| rung | classes | negatives per positive | positives | anchors |", "|---" * 5 + "|"]
     for name, rung in read_results("rungs")["rungs"].items():
-        cells = [f"[{name}](configs/{name}.yaml)", f"{rung['negatives_per_positive']:,.0f}"]
-        cells += [f"{rung['positives_per_image']:.1f}", f"{rung['anchors_per_image']:,.0f}"]
+        cells = [f"[{name}](configs/{name}.yaml)", str(rung["classes"])]
+        cells += [f"{rung['negatives_per_positive']:,.0f}", f"{rung['positives_per_image']:.1f}"]
+        cells.append(f"{rung['anchors_per_image']:,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def render_search() -> str:
+def render_search(table: str) -> str:
     """One row per setting that was tried, each with a single run."""
     lines = ["| setting | AP | AP50 | AP75 |", "|---" * 4 + "|"]
-    for row in read_results("search")["rows"]:
+    for row in read_results(table)["rows"]:
         figures = [statistics.mean(get_metrics(row, x)) for x in METRICS]
         lines.append(f"| {row['row']} | {' | '.join(f'{x:.1f}' for x in figures)} |")
     return "\n".join(lines)

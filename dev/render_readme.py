@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from render_imbalance import render_answers, render_rungs, render_search
+from render_imbalance import RUNGS, SEARCHES, render_answers, render_rungs, render_search
 from render_losses import render_losses
 from render_speed import render_headlines, render_speed, render_watch
 from render_two_stage import render_two_stage
@@ -163,8 +163,9 @@ def find_tables(page: Path) -> dict[str, Callable[[], str]]:
         "faults": lambda: render_faults(ROOT / "tests" / "faults" / "records"),
     }
     tables["imbalance rungs"] = render_rungs
-    tables["imbalance search"] = render_search
-    for table in ("60", "500", "4000"):
+    for table in SEARCHES:
+        tables[f"imbalance {table}"] = lambda table=table: render_search(table)
+    for table in RUNGS:
         tables[f"imbalance {table}"] = lambda table=table: render_answers(table)
     for table in ("digits", "bccd"):
         tables[f"two stage {table}"] = lambda table=table: render_two_stage(table)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from focal_det.imbalance.advice import RARE_RATIO
 from focal_det.imbalance.describe import describe_gain, describe_lost, to_percent, to_share
 from focal_det.imbalance.measure import TrainingSetReport, measure_training_set
 from focal_det.messages import shorten
@@ -22,7 +23,6 @@ from .stages import Stage, register_check
 
 LABELLED_IMAGES = 200  # in which anchors are labelled; fewer if fewer are decoded
 _LOST_SHARE = 0.1  # of the boxes; if anchors miss more of them, that is a warning
-_RARE = 20  # times fewer objects than the most frequent class
 _BACKGROUND_SHARE = 0.9  # of the first loss; above it, the loss says little about objects
 
 
@@ -56,11 +56,11 @@ def _check_classes(report: TrainingSetReport, findings: Findings) -> None:
     rare = [
         f"{names[i]} ({counts[i]})"
         for i in report.weights.order
-        if 0 < counts[i] * _RARE <= counts.max()
+        if 0 < counts[i] * RARE_RATIO <= counts.max()
     ]
     if rare:
         most = f"the most frequent, {names[counts.argmax()]}, has {counts.max()}"
-        findings.add(RARE_CLASS, f"{shorten(rare)}; {most}", ratio=_RARE)
+        findings.add(RARE_CLASS, f"{shorten(rare)}; {most}", ratio=RARE_RATIO)
 
 
 def _check_anchors(report: TrainingSetReport, findings: Findings) -> None:

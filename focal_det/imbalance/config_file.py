@@ -16,6 +16,7 @@ from focal_det.host import LOGGER_NAME
 from focal_det.modeling.build import read_settings
 from focal_det.modeling.settings import read_anchors, read_class_settings
 
+from .advice import apply_advice
 from .anchors import Anchors
 from .class_weights import get_weight_values
 from .describe import describe
@@ -25,7 +26,7 @@ _SUFFIXES = (".yaml", ".yml")
 # Configs in it ship with focal_det, and stay where they are when other files are moved.
 _ROOT = Path(__file__).resolve().parents[2]
 # How a suggested config begins; a file that begins like this may be overwritten.
-_FIRST_LINE = "Anchors, pi and alpha for"
+_FIRST_LINE = "Loss, anchors, pi and alpha for"
 
 
 def check_suggestion_file(file: Path, config_file: str) -> None:
@@ -36,16 +37,21 @@ def check_suggestion_file(file: Path, config_file: str) -> None:
 def write_suggestion(
     report: TrainingSetReport, cfg: CfgNode, config_file: str, opts: Sequence[str], file: Path
 ) -> None:
-    """Write a config on top of `config_file` with better anchors, and pi and alpha per class.
+    """Write a config on top of `config_file` with what the report suggests.
+
+    That is the advised loss and sampling, better anchors, and pi and alpha per class.
 
     Args:
         opts: KEY VALUE pairs that `cfg` includes; they are written as well.
     """
-    warn_unread(cfg)
+    advised = apply_advice(cfg, report.advice)
+    warn_unread(advised)
     values = get_options(cfg, opts)
+    for item in report.advice:
+        values.update(item.values)
     if report.anchors:
         values.update(_get_anchor_values(report.anchors, cfg))
-    values.update(get_weight_values(report.weights, read_class_settings(cfg)))
+    values.update(get_weight_values(report.weights, read_class_settings(advised)))
     training_sets = " + ".join(cfg.DATASETS.TRAIN)
     header = [f"{_FIRST_LINE} {training_sets}, from focal-det check --write.", *describe(report)]
     write_config(file, Path(config_file), values, header)

@@ -13,7 +13,9 @@ _MAX_CLASSES = 12  # classes listed with their object counts
 
 def describe(report: TrainingSetReport) -> list[str]:
     """Human-readable lines."""
-    lines = [_describe_imbalance(report), *_describe_objects(report)]
+    lines = [_describe_imbalance(report)]
+    lines += [f"  {x.topic}: {line}" for x in report.advice for line in x.lines]
+    lines += _describe_objects(report)
     lines += [*_describe_positives(report), *_describe_boxes(report)]
     lines += describe_stages(report.stages, report.weights.counts, report.loss_after)
     if report.anchors:

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from focal_det.data.catalog import sample_evenly
 from focal_det.modeling.settings import read_class_settings, read_stages
 
+from .advice import Advice, apply_advice, make_advice
 from .anchors import (
     AnchorFit,
     Anchors,
@@ -27,7 +29,7 @@ from .class_weights import (
 )
 from .first_loss import compute_first_loss
 from .read import GetRecords, get_class_names, get_middle_size, read_training_set
-from .stages import StageReport, measure_stages
+from .stages import StageReport, count_balance, measure_stages
 from .stages import to_json as stage_to_json
 from .suggestion import MIN_GAIN, suggest_anchors
 
@@ -55,6 +57,7 @@ class TrainingSetReport:
         fit_after: fit of the suggested anchors.
         loss_after: first loss of the first stage, with suggested anchors, pi and alpha; None if no
             suggestions were asked for, if they do not change it, or if it is not known.
+        advice: on loss and sampling, from recorded comparisons; empty for detectors without them.
     """
 
     class_names: Sequence[str]
@@ -68,6 +71,7 @@ class TrainingSetReport:
     anchors: Optional[Anchors] = None
     fit_after: Optional[AnchorFit] = None
     loss_after: Optional[float] = None
+    advice: Sequence[Advice] = ()
 
     @property
     def initial_loss(self) -> Optional[float]:
@@ -94,15 +98,14 @@ def measure_training_set(
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
 
-    anchors = None
-    fit_after = None
-    if suggest:
-        anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit)
-    weights = _compute_weights(cfg, class_names, records, fit_after or fit)
+    counts = count_objects(records, len(class_names))
     batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
-    loss_after = None
-    if suggest:
-        loss_after = _compute_loss_after(cfg, weights, batch, setup, anchors)
+    advice = make_advice(cfg, count_balance(fit), counts)
+    # Alpha and pi per class belong to the loss that is advised.
+    advised = apply_advice(cfg, advice)
+    anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit) if suggest else (None, None)
+    weights = _compute_weights(advised, class_names, counts, fit_after or fit)
+    loss_after = _compute_loss_after(advised, weights, batch, setup, anchors) if suggest else None
     return TrainingSetReport(
         class_names=class_names,
         level_names=setup.level_names,
@@ -115,6 +118,7 @@ def measure_training_set(
         anchors=anchors,
         fit_after=fit_after,
         loss_after=loss_after,
+        advice=advice,
     )
 
 
@@ -161,9 +165,9 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
 
 
 def _compute_weights(
-    cfg: CfgNode, class_names: Sequence[str], records: Sequence[dict[str, Any]], fit: AnchorFit
+    cfg: CfgNode, class_names: Sequence[str], counts: np.ndarray, fit: AnchorFit
 ) -> ClassWeights:
-    """Alpha and pi of each class, from the scalars of the config."""
+    """Alpha and pi of each class, from the scalars of the config and (K,) objects."""
     settings = read_class_settings(cfg)
     alpha = settings.alpha
     # Alphas per class cannot have a mean outside their own range.
@@ -171,7 +175,7 @@ def _compute_weights(
         alpha = _DEFAULT_ALPHA
     return compute_class_weights(
         class_names,
-        count_objects(records, len(class_names)),
+        counts,
         settings,
         alpha=alpha,
         fit=fit,
@@ -220,6 +224,7 @@ def to_json(report: TrainingSetReport) -> dict[str, Any]:
         "suggested_anchors": suggested_anchors,
         f"initial_{loss_name}_with_suggested": report.loss_after,
         "boxes_reached_by_suggested": boxes_reached_after,
+        "advice": [vars(x) for x in report.advice],
     }
     # One stage adds nothing to the figures above.
     if len(report.stages) > 1:

@@ -71,7 +71,7 @@ def measure_stages(
     anchors, *others = stages
     report = StageReport(
         anchors,
-        balance=Balance(int(fit.positives_per_image.sum()), int(fit.negatives_per_image.sum())),
+        balance=count_balance(fit),
         sampled=_measure_sample(fit, anchors),
         first_loss=compute_first_loss(anchors, batch, setup),
     )
@@ -86,6 +86,11 @@ def _measure_sample(fit: AnchorFit, stage: StageSettings) -> Optional[Balance]:
     # Negatives fill the sample up.
     negatives = np.minimum(fit.negatives_per_image, stage.sample_size - positives)
     return Balance(int(positives.sum()), int(negatives.sum()))
+
+
+def count_balance(fit: AnchorFit) -> Balance:
+    """Positives and negatives of all labelled anchors."""
+    return Balance(int(fit.positives_per_image.sum()), int(fit.negatives_per_image.sum()))
 
 
 def get_range_of_loss(report: StageReport, counts: np.ndarray) -> Optional[tuple[float, float]]:

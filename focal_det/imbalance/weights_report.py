@@ -11,6 +11,7 @@ from focal_det.data.catalog import sample_evenly
 from focal_det.host import LOGGER_NAME
 from focal_det.modeling.settings import ClassSettings, read_class_settings
 
+from .advice import make_advice
 from .anchors import AnchorFit, build_anchor_setup, measure_anchors
 from .class_weights import (
     ClassWeights,
@@ -21,6 +22,7 @@ from .class_weights import (
 )
 from .describe import describe_imbalance, describe_size
 from .read import get_class_names, get_middle_size, read_training_set
+from .stages import count_balance
 
 _MAX_ROWS = 40  # of a shortened table
 
@@ -107,6 +109,14 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
         size=get_middle_size(cfg),
         fit=fit,
     )
+
+
+def describe_advice(cfg: CfgNode, report: WeightsReport) -> list[str]:
+    """What comparisons say of loss and sampling; not written, as alpha fits the config's loss."""
+    if report.fit is None:
+        return []
+    advice = make_advice(cfg, count_balance(report.fit), report.weights.counts)
+    return [f"{x.topic}: {line}" for x in advice for line in x.lines]
 
 
 def _check_options(settings: ClassSettings, options: WeightOptions) -> None:

@@ -14,6 +14,7 @@ from focal_det.imbalance.class_weights import MAX_ALPHA, WEIGHT_METHODS
 from focal_det.imbalance.weights_config import check_weights_file, write_weights
 from focal_det.imbalance.weights_report import (
     WeightOptions,
+    describe_advice,
     describe_method,
     make_table,
     measure_class_weights,
@@ -61,7 +62,8 @@ def _run(args: argparse.Namespace) -> None:
     make_class_weights_figure(report.weights, report.title).savefig(picture)
 
     table = shorten_table(make_table(report.weights))
-    print(report.title, *describe_method(report), "", *table, "", sep="\n")
+    lines = [*describe_method(report), *describe_advice(cfg, report)]
+    print(report.title, *lines, "", *table, "", sep="\n")
     print(f"config:  {args.output}")
     print(f"picture: {picture}")
     output_dir = f"{cfg.OUTPUT_DIR.rstrip('/')}_{args.output.stem}"

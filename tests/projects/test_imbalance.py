@@ -11,7 +11,7 @@ from tests.conftest import ROOT, load_dev, make_step
 from tests.projects.results import assert_three_seeds
 
 FOLDER = ROOT / "projects" / "Imbalance"
-RUNGS = ("60", "500", "4000")
+RUNGS = ("ten_60", "ten_500", "60", "500", "4000")
 # Where rows of a table may differ.
 ANSWERS = (
     "MODEL.RETINANET.FOCAL_LOSS_",
@@ -51,8 +51,8 @@ def test_rows_train_for_the_same_time_and_are_evaluated_thrice(configs):
     table, cfgs = configs
     steps = read_result(f"{table}_steps")["rows"]
     for name, cfg in cfgs.items():
-        # All have as many iterations, and these take about as long.
-        assert steps[name]["seconds"] == pytest.approx(steps["FL"]["seconds"], rel=0.1), name
+        # All have as many iterations; those of mining take up to a quarter longer.
+        assert steps[name]["seconds"] == pytest.approx(steps["FL"]["seconds"], rel=0.3), name
         assert cfg.SOLVER.MAX_ITER == 3 * cfg.TEST.EVAL_PERIOD
 
 
@@ -61,8 +61,9 @@ def test_every_row_has_three_seeds_from_one_commit(configs):
     assert_three_seeds(read_result(table), cfgs)
 
 
-def test_the_search_gives_each_answer_several_settings():
-    names = [row["row"] for row in read_result("search")["rows"]]
+@pytest.mark.parametrize("table", ["search", "ten_search"])
+def test_the_search_gives_each_answer_several_settings(table):
+    names = [row["row"] for row in read_result(table)["rows"]]
     for answer in ("CE", "FL", "OHEM"):
         assert sum(x.startswith(f"{answer}, ") for x in names) >= 4
 

@@ -127,6 +127,6 @@ def test_shares_of_the_loss_are_those_of_the_record():
         for x in content["curves"]
         if x["side"] == "negative"
     }
-    text = " ".join(README.read_text().split())
+    text = " ".join((ROOT / "docs" / "losses.md").read_text().split())
     assert f"carry {easiest['gamma 0']} % of the loss at" in text
     assert f"(cross entropy), {easiest['gamma 2']} % at" in text

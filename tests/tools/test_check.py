@@ -19,6 +19,7 @@ from detectron2.utils.events import EventStorage
 from focal_det.check.run import load_checked_config, run_checks
 from focal_det.engine.trainer import Trainer
 from focal_det.env import load_config, setup_environment
+from focal_det.imbalance import advice
 from focal_det.imbalance.anchors import build_anchor_setup, label_record
 from focal_det.imbalance.describe import describe
 from focal_det.imbalance.first_loss import compute_first_loss
@@ -100,6 +101,16 @@ def test_correct_data_and_config_pass(config, capsys):
         ),
         (["DATASETS.TRAIN", "()"], "CHK004 no training set", 2),
         (["MODEL.WEIGHTS", "none.pth"], "weights that do not exist: none.pth", 2),
+        (
+            ["MODEL.WEIGHTS", "focal-det://digits/focal_retinanet"],
+            "Did you mean 'digits/focal_retinanet_tiny.yaml'",
+            2,
+        ),
+        (
+            ["MODEL.WEIGHTS", "focal-det://digits/focal_retinanet_tiny#backbone"],
+            "weights for a part of the model: focal-det://digits/focal_retinanet_tiny#backbone: ",
+            1,  # the learning rate is high for trained weights
+        ),
         (
             ["MODEL.FOCAL_DET.NORMALIZER.NAME", "EMA"],
             "CHK030 model that cannot be built: MODEL.FOCAL_DET.NORMALIZER: Unknown",
@@ -945,3 +956,27 @@ def test_wrong_argument_is_named(config, words, message, capsys):
     with pytest.raises(SystemExit):
         run(config, *[x.format(json=config.parent / "coco.json") for x in words])
     assert message in capsys.readouterr().err
+
+
+def test_advice_is_given_with_its_record_and_written(config, tmp_path, monkeypatch, capsys):
+    values = {"MODEL.RETINANET.FOCAL_LOSS_GAMMA": 0.0, "MODEL.RETINANET.FOCAL_LOSS_ALPHA": 0.5}
+    better = {"name": "CE", "values": values, "mean": 50.0, "error": 1.0}
+    mine = {"name": "FL", "values": {"MODEL.RETINANET.FOCAL_LOSS_GAMMA": 2.0}, "error": 1.0}
+    answers = [{**mine, "mean": 40.0}, better]
+    sizes = {"negatives_per_positive": 150, "classes": 3}
+    comparison = {"sizes": sizes, "record": "results/60.json", "answers": answers}
+    file = tmp_path / "evidence.json"
+    file.write_text(json.dumps({"loss": [comparison], "sampling": []}))
+    monkeypatch.setattr(advice, "_EVIDENCE", file)
+    out = tmp_path / "better.yaml"
+    assert run(config, "--write", str(out)) == 0
+    text = "  loss: better: CE: AP 50.0 ± 1.0, and 40.0 ± 1.0 with yours, FL (digits, 150 negative "
+    text += "anchors per positive, 3 classes; results/60.json)\n"
+    assert text in capsys.readouterr().out
+    cfg = load_config(out)
+    assert cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA == 0
+    # Alpha per class belongs to the advised loss.
+    assert np.mean(cfg.MODEL.FOCAL_DET.CLS_LOSS.ARGS.FocalLoss.alpha_per_class) == 0.5
+    assert run(config, "--json") == 0
+    (given,) = json.loads(capsys.readouterr().out)["training_set"]["advice"]
+    assert given["values"] == values and given["records"] == [comparison["record"]]
