@@ -56,7 +56,9 @@ def make_ladder() -> Figure:
     axes.set_xticks(ratios, [f"{x:,.0f}" for x in ratios])
     axes.minorticks_off()
     axes.set_xlabel("negative anchors per positive")
-    _finish(axes, "AP on digits, mean and standard error over seeds")
+    lengths = [read_rows(names[0])["FL"]["runs"][0]["iterations"] for names, _ in LADDERS.values()]
+    told = " or ".join(f"{length} ({name})" for length, name in zip(lengths, LADDERS))
+    _finish(axes, f"AP on digits after iterations: {told}, mean and standard error")
     return figure
 
 
@@ -66,14 +68,18 @@ def make_minutes() -> Figure:
     axes = figure.subplots()
     rows = read_rows(LONGEST)
     steps = read_results(f"{LONGEST}_steps")["rows"]
+    histories = {
+        answer: [x["AP_after"] for x in rows[answer]["runs"] if "AP_after" in x]
+        for answer in ANSWERS
+    }
+    lengths = list(histories["FL"][0])
+    spreads = [pool_spread([[x[n] for x in y] for y in histories.values()]) for n in lengths]
     for answer, color in zip(ANSWERS, COLORS):
         minutes = steps[answer]["seconds"] / SECONDS_PER_MINUTE
-        histories = [x["AP_after"] for x in rows[answer]["runs"] if "AP_after" in x]
-        lengths = [int(x) for x in histories[0]]
-        values = [[history[str(x)] for history in histories] for x in lengths]
+        values = [[history[n] for history in histories[answer]] for n in lengths]
         means = [statistics.mean(x) for x in values]
-        errors = [statistics.stdev(x) / math.sqrt(len(x)) for x in values]
-        x = [minutes * length for length in lengths]
+        errors = [spread / math.sqrt(len(x)) for spread, x in zip(spreads, values)]
+        x = [minutes * int(n) for n in lengths]
         axes.errorbar(x, means, errors, fmt="o-", capsize=3, color=color, label=answer)
     axes.set_xlabel("minutes of training on one CPU thread")
     axes.set_xlim(left=0)

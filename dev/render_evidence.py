@@ -16,6 +16,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from render_losses import pool_spread
 
+from focal_det.data.digits import DIGITS_CLASSES
 from focal_det.experiments.sweep_rows import load_rows, read_rows
 from focal_det.files import write_json
 from focal_det.imbalance.advice import CLASSES, FREQUENCIES, NEGATIVES
@@ -32,6 +33,8 @@ LOSS_KEYS = (
     "MODEL.RETINANET.FOCAL_LOSS_GAMMA",
     "MODEL.RETINANET.FOCAL_LOSS_ALPHA",
     "MODEL.RETINANET.PRIOR_PROB",
+    "MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS",
+    "MODEL.FOCAL_DET.NORMALIZER.NAME",
 )
 USUAL_PRIOR = 0.01
 ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS"
@@ -54,7 +57,9 @@ def make_evidence() -> dict[str, list[dict[str, Any]]]:
         for project, tables in (("Imbalance", "rungs"), ("TwoStage", "two_stage"))
         for table, sizes in measured[tables].items()
     ]
-    long_tail = make_comparison(LONG_TAIL, {FREQUENCIES: LONG_TAIL_RATIO}, SAMPLERS)
+    sizes = {FREQUENCIES: LONG_TAIL_RATIO, CLASSES: len(DIGITS_CLASSES)}
+    # Both have the rate of their common base.
+    long_tail = make_comparison(LONG_TAIL, sizes, SAMPLERS, dict.fromkeys(SAMPLERS, 1.0))
     return {"loss": losses, "sampling": [long_tail]}
 
 
@@ -67,7 +72,8 @@ def make_loss_comparison(project: Path, table: str, sizes: Mapping[str, Any]) ->
     rows = load_rows(read_rows(project / "rows.json")[table], ())
     answers = {row.name: get_loss(cfg) for row, cfg in rows.items() if read_settings(cfg).is_dense}
     told = {NEGATIVES: round(sizes["negatives_per_positive"], 1), CLASSES: sizes["classes"]}
-    return make_comparison(project / "results" / f"{table}.json", told, answers)
+    rates = {row.name: cfg.SOLVER.BASE_LR / cfg.SOLVER.IMS_PER_BATCH for row, cfg in rows.items()}
+    return make_comparison(project / "results" / f"{table}.json", told, answers, rates)
 
 
 def get_loss(cfg: CfgNode) -> dict[str, Any]:
@@ -79,7 +85,10 @@ def get_loss(cfg: CfgNode) -> dict[str, Any]:
 
 
 def make_comparison(
-    file: Path, sizes: Mapping[str, float], answers: Mapping[str, Mapping[str, Any]]
+    file: Path,
+    sizes: Mapping[str, float],
+    answers: Mapping[str, Mapping[str, Any]],
+    rates: Mapping[str, float],
 ) -> dict[str, Any]:
     """AP of the rows of a record, with standard errors from the spread of all these rows."""
     rows = {x["row"]: x["runs"] for x in read_json(file)["rows"]}
@@ -92,6 +101,7 @@ def make_comparison(
             {
                 "name": describe_answer(answers[name]),
                 "values": dict(answers[name]),
+                "rate": rates[name],
                 "mean": round(statistics.mean(of_row), 2),
                 "error": round(spread / math.sqrt(len(of_row)), 2),
             }
@@ -102,7 +112,7 @@ def make_comparison(
 
 def describe_answer(values: Mapping[str, Any]) -> str:
     """Such as "focal loss, gamma 2, alpha 0.25", or "OHEMLoss, batch 128"."""
-    name_key, gamma_key, alpha_key, prior_key = LOSS_KEYS
+    name_key, gamma_key, alpha_key, prior_key = LOSS_KEYS[:4]
     if name_key not in values:
         return ", ".join(str(x) for x in values.values())
     parts = [values[name_key]]

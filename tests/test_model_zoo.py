@@ -1,9 +1,11 @@
 """The model zoo: complete entries, the recorded file, and functions that do as Detectron2's do."""
 
 import hashlib
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2 import model_zoo as stock
@@ -152,6 +154,7 @@ def test_a_part_of_a_model_starts_another(cache):
     [
         (f"{NAME}#body", "has no module 'body', only backbone, head"),
         (f"{NAME}x", "no trained model for digits/focal_retinanet_tinyx.yaml. .*Did you mean"),
+        (f"{NAME}x.yaml#backbone", "no trained model for digits/focal_retinanet_tinyx.yaml. "),
     ],
 )
 def test_a_wrong_name_in_the_zoo_is_explained(cache, name, message):
@@ -164,3 +167,33 @@ def test_what_would_be_downloaded_is_known_by_its_name():
     assert names and all(is_download(f"focal-det://{x.removesuffix('.yaml')}") for x in names)
     assert is_download("detectron2://x.pkl") and is_download("https://x.org/x.pth")
     assert not any(map(is_download, (NAME, f"{NAME}#backbone", "focal-det://x", "x.pth", "")))
+
+
+def test_a_part_of_detectron2s_checkpoint_starts_another(cache, tmp_path, monkeypatch):
+    """These are pickles of arrays."""
+    config_path = "COCO-Detection/focal_retinanet_R_50_FPN_1x.yaml"
+    file = tmp_path / "zoo" / ZOO[config_path]["url"].rsplit("/", 1)[-1]
+    file.parent.mkdir()
+    model = {
+        "backbone.fpn_lateral3.bias": np.ones(3, np.float32),
+        "head.bbox_pred.bias": np.ones(4),
+    }
+    file.write_bytes(pickle.dumps({"model": model, "__author__": "Detectron2 Model Zoo"}))
+    monkeypatch.setenv("FOCAL_DET_ZOO", str(file.parent))
+    name = f"focal-det://{config_path.removesuffix('.yaml')}#backbone"
+    part = torch.load(PathManager.get_local_path(name), weights_only=True)["model"]
+    assert list(part) == ["backbone.fpn_lateral3.bias"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "focal_det").write_text("a file in the folder's place")
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match=r"FVCORE_CACHE can name another folder for .*_backbone\.pth"):
+        PathManager.get_local_path(f"{NAME}#backbone")
+
+
+def test_a_model_of_the_zoo_is_not_written_to(cache):
+    with pytest.raises(ValueError, match="mode 'w' must be 'r' or 'rb'"):
+        PathManager.open(NAME, "w")
+    with PathManager.open(NAME, "rb") as stream:
+        assert stream.read(2) == b"PK"

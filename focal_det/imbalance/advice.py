@@ -16,14 +16,15 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from focal_det.modeling.build import get_value, read_settings
+from focal_det.modeling.parts import ARCHITECTURE, get_keys_read, get_part
 
 from .stages import Balance
 
 # The most frequent class has this many times as many objects as a class that is called rare.
 RARE_RATIO = 20
 _EVIDENCE = Path(__file__).with_name("evidence.json")
-# How far beyond the smallest and the largest recorded size advice is given, as a factor.
-_MARGIN = 2.0
+# How unlike the recorded data a training set may be: the ratios of their sizes, multiplied.
+_MAX_RATIO = 5.0
 # Two answers are level within so many standard errors of their difference, and within so much AP:
 # less is not worth a change.
 _NUM_ERRORS = 2.0
@@ -48,12 +49,14 @@ class Answer:
     Attributes:
         name: for people.
         values: config keys and values that select it.
+        rate: its learning rate per image.
         mean: AP in percent over seeds.
         error: its standard error.
     """
 
     name: str
     values: Mapping[str, Any]
+    rate: float
     mean: float
     error: float
 
@@ -87,6 +90,9 @@ class Comparison:
     def get_distance(self, sizes: Mapping[str, float]) -> float:
         """How unlike other data are: logarithms of the ratios of sizes, added."""
         return sum(abs(math.log(size / self.sizes[name])) for name, size in sizes.items())
+
+    def __str__(self) -> str:
+        return f"digits, {_describe_sizes(self.sizes)}; {self.record}"
 
     def choose(self) -> list[Answer]:
         """The best answer and those level with it, in the order of preference."""
@@ -125,29 +131,22 @@ def load_evidence(topic: str) -> list[Comparison]:
 
 
 def make_advice(cfg: CfgNode, balance: Balance, counts: np.ndarray) -> list[Advice]:
-    """Advice for a RetinaNet; the comparisons are not of other detectors.
+    """Advice for a RetinaNet of focal_det; the comparisons are not of other detectors.
 
     Args:
         balance: of its anchors.
         counts: (K,) objects of each class, of at least one class not 0.
     """
-    if not read_settings(cfg).is_dense or balance.positives == 0:
+    reads_loss = "CLS_LOSS" in get_keys_read(get_part(cfg, ARCHITECTURE))
+    if not read_settings(cfg).is_dense or not reads_loss or balance.positives == 0:
         return []
     sizes = {NEGATIVES: balance.negatives_per_positive, CLASSES: len(counts)}
     advice = [advise("loss", sizes, cfg)]
     ratio = float(counts.max() / counts[counts > 0].min())
     # Frequencies that are nearly equal ask for nothing.
     if ratio >= RARE_RATIO:
-        advice.append(advise("sampling", {FREQUENCIES: ratio}, cfg))
+        advice.append(advise("sampling", {FREQUENCIES: ratio, CLASSES: len(counts)}, cfg))
     return advice
-
-
-def apply_advice(cfg: CfgNode, advice: Sequence[Advice]) -> CfgNode:
-    """A copy of a config with the values that are advised."""
-    cfg = cfg.clone()
-    for item in advice:
-        cfg.merge_from_list([x for pair in item.values.items() for x in pair])
-    return cfg
 
 
 def advise(topic: str, sizes: Mapping[str, float], cfg: CfgNode) -> Advice:
@@ -158,13 +157,11 @@ def advise(topic: str, sizes: Mapping[str, float], cfg: CfgNode) -> Advice:
         sizes: of the training set, see `Comparison`.
     """
     comparisons = load_evidence(topic)
-    for name, size in sizes.items():
-        measured = sorted(x.sizes[name] for x in comparisons)
-        if not measured[0] / _MARGIN <= size <= measured[-1] * _MARGIN:
-            ends = " to ".join(dict.fromkeys(map(to_number, (measured[0], measured[-1]))))
-            reason = f"{_describe_size(name, size)}, outside of what was measured ({ends})"
-            return Advice(topic, [f"no advice: {reason}"], {})
     distances = [x.get_distance(sizes) for x in comparisons]
+    if min(distances) > math.log(_MAX_RATIO):
+        nearest_one = comparisons[distances.index(min(distances))]
+        reason = f"{_describe_sizes(sizes)} are unlike all records; the most similar is"
+        return Advice(topic, [f"no advice: {reason} {nearest_one}"], {})
     nearest = [x for x, y in zip(comparisons, distances) if y <= min(distances) + _SAME_DISTANCE]
     verdicts = [_judge(x, cfg) for x in nearest]
     lines = [line for line, _ in verdicts]
@@ -178,23 +175,22 @@ def advise(topic: str, sizes: Mapping[str, float], cfg: CfgNode) -> Advice:
 def _judge(comparison: Comparison, cfg: CfgNode) -> tuple[str, Mapping[str, Any]]:
     """What one comparison says of a config, and the keys to change: none unless it was worse."""
     level = comparison.choose()
-    sizes = [_describe_size(name, size) for name, size in comparison.sizes.items()]
-    where = f"digits, {', '.join(sizes)}; {comparison.record}"
     best = level[0]
     mine = next((x for x in comparison.answers if x.is_in(cfg)), None)
     if mine is None:
-        return f"yours was not compared; best was {best.name}: AP {best} ({where})", {}
+        return f"yours was not compared; best was {best.name}: AP {best} ({comparison})", {}
     if mine in level:
-        return f"keep {mine.name}: AP {mine}, no other was clearly better ({where})", {}
-    line = f"better: {best.name}: AP {best}, and {mine} with yours, {mine.name} ({where})"
+        return f"keep {mine.name}: AP {mine}, no other was clearly better ({comparison})", {}
+    what = best.name
+    if best.rate != mine.rate:
+        what += f", at {best.rate / mine.rate:.3g} times the learning rate"
+    line = f"better: {what}: AP {best}, and {mine} with yours, {mine.name} ({comparison})"
     return line, best.values
 
 
-def _describe_size(name: str, size: float) -> str:
-    unit = _UNITS[name]
-    if name == CLASSES and size == 1:
-        unit = "class"
-    return f"{to_number(size)} {unit}"
+def _describe_sizes(sizes: Mapping[str, float]) -> str:
+    parts = [f"{to_number(size)} {_UNITS[name]}" for name, size in sizes.items()]
+    return ", ".join("1 class" if x == "1 classes" else x for x in parts)
 
 
 def to_number(value: float) -> str:

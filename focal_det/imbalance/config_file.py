@@ -16,7 +16,6 @@ from focal_det.host import LOGGER_NAME
 from focal_det.modeling.build import read_settings
 from focal_det.modeling.settings import read_anchors, read_class_settings
 
-from .advice import apply_advice
 from .anchors import Anchors
 from .class_weights import get_weight_values
 from .describe import describe
@@ -26,7 +25,7 @@ _SUFFIXES = (".yaml", ".yml")
 # Configs in it ship with focal_det, and stay where they are when other files are moved.
 _ROOT = Path(__file__).resolve().parents[2]
 # How a suggested config begins; a file that begins like this may be overwritten.
-_FIRST_LINE = "Loss, anchors, pi and alpha for"
+_FIRST_LINE = "Anchors, pi and alpha for"
 
 
 def check_suggestion_file(file: Path, config_file: str) -> None:
@@ -39,19 +38,21 @@ def write_suggestion(
 ) -> None:
     """Write a config on top of `config_file` with what the report suggests.
 
-    That is the advised loss and sampling, better anchors, and pi and alpha per class.
+    That is better anchors and either the advised loss and sampling or, if they are as advised, pi
+    and alpha per class: with these, an answer would not be the one that was recorded.
 
     Args:
         opts: KEY VALUE pairs that `cfg` includes; they are written as well.
     """
-    advised = apply_advice(cfg, report.advice)
-    warn_unread(advised)
     values = get_options(cfg, opts)
-    for item in report.advice:
-        values.update(item.values)
     if report.anchors:
         values.update(_get_anchor_values(report.anchors, cfg))
-    values.update(get_weight_values(report.weights, read_class_settings(advised)))
+    advised = [item.values for item in report.advice if item.values]
+    for item in advised:
+        values.update(item)
+    if not advised:
+        warn_unread(cfg)
+        values.update(get_weight_values(report.weights, read_class_settings(cfg)))
     training_sets = " + ".join(cfg.DATASETS.TRAIN)
     header = [f"{_FIRST_LINE} {training_sets}, from focal-det check --write.", *describe(report)]
     write_config(file, Path(config_file), values, header)

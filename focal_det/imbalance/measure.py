@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from focal_det.data.catalog import sample_evenly
 from focal_det.modeling.settings import read_class_settings, read_stages
 
-from .advice import Advice, apply_advice, make_advice
+from .advice import Advice, make_advice
 from .anchors import (
     AnchorFit,
     Anchors,
@@ -56,7 +56,8 @@ class TrainingSetReport:
         anchors: suggested anchors, if others than the config's are worth it.
         fit_after: fit of the suggested anchors.
         loss_after: first loss of the first stage, with suggested anchors, pi and alpha; None if no
-            suggestions were asked for, if they do not change it, or if it is not known.
+            suggestions were asked for, they do not change it, another loss is advised, or it is not
+            known.
         advice: on loss and sampling, from recorded comparisons; empty for detectors without them.
     """
 
@@ -98,14 +99,15 @@ def measure_training_set(
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
 
-    counts = count_objects(records, len(class_names))
-    batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
-    advice = make_advice(cfg, count_balance(fit), counts)
-    # Alpha and pi per class belong to the loss that is advised.
-    advised = apply_advice(cfg, advice)
     anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit) if suggest else (None, None)
-    weights = _compute_weights(advised, class_names, counts, fit_after or fit)
-    loss_after = _compute_loss_after(advised, weights, batch, setup, anchors) if suggest else None
+    counts = count_objects(records, len(class_names))
+    advice = make_advice(cfg, count_balance(fit_after or fit), counts)
+    weights = _compute_weights(cfg, class_names, counts, fit_after or fit)
+    batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
+    loss_after = None
+    # It is not compared with that of another loss.
+    if suggest and not any(x.values for x in advice):
+        loss_after = _compute_loss_after(cfg, weights, batch, setup, anchors)
     return TrainingSetReport(
         class_names=class_names,
         level_names=setup.level_names,

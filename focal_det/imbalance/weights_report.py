@@ -112,7 +112,7 @@ def measure_class_weights(cfg: CfgNode, options: WeightOptions, num_images: int)
 
 
 def describe_advice(cfg: CfgNode, report: WeightsReport) -> list[str]:
-    """What comparisons say of loss and sampling; not written, as alpha fits the config's loss."""
+    """What comparisons say of loss and sampling; `focal-det check --write` sets it, not this."""
     if report.fit is None:
         return []
     advice = make_advice(cfg, count_balance(report.fit), report.weights.counts)

@@ -1,5 +1,6 @@
 """`focal-det://digits/focal_retinanet_tiny` in MODEL.WEIGHTS: a model of the zoo, or part of it."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import get_cache_dir
 
+from focal_det.checkpoint.weights_file import read_weights
 from focal_det.files import open_to_replace
 
 from .model_zoo import get_checkpoint_url, read_zoo
@@ -34,7 +36,7 @@ class ZooPathHandler(PathHandler):
         """
         name, _, module = path[len(self.PREFIX) :].partition("#")
         try:
-            url = get_checkpoint_url(f"{name}.yaml")
+            url = get_checkpoint_url(f"{name.removesuffix('.yaml')}.yaml")
         # Detectron2's type for this function; programs that load weights expect an OSError.
         except RuntimeError as error:
             raise FileNotFoundError(str(error)) from None
@@ -43,11 +45,16 @@ class ZooPathHandler(PathHandler):
             file = _write_module(file, module)
         return str(file)
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return Path(self._get_local_path(path, **kwargs)).is_file()
-
     def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
+        if mode not in ("r", "rb"):
+            raise ValueError(f"{path} is a model of the zoo: mode {mode!r} must be 'r' or 'rb'")
         return PathManager.open(self._get_local_path(path), mode, **kwargs)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        try:
+            return Path(self._get_local_path(path, **kwargs)).is_file()
+        except FileNotFoundError:
+            return False
 
 
 def is_download(weights: str) -> bool:
@@ -58,7 +65,7 @@ def is_download(weights: str) -> bool:
     """
     prefix = ZooPathHandler.PREFIX
     if weights.startswith(prefix):
-        name = weights[len(prefix) :].partition("#")[0]
+        name = weights[len(prefix) :].partition("#")[0].removesuffix(".yaml")
         # An unknown name is not one to download; loading it says what is wrong.
         return bool(read_zoo().get(f"{name}.yaml", {}).get("url"))
     return "://" in weights
@@ -75,15 +82,19 @@ def _write_module(file: Path, module: str) -> Path:
     Raises:
         FileNotFoundError: the model has no such module.
     """
-    model = torch.load(file, map_location="cpu", weights_only=True)["model"]
-    kept = {name: value for name, value in model.items() if name.startswith(f"{module}.")}
+    model = read_weights(str(file))["model"]
+    kept = {k: torch.as_tensor(v) for k, v in model.items() if k.startswith(f"{module}.")}
     if not kept:
         modules = ", ".join(dict.fromkeys(x.partition(".")[0] for x in model))
         raise FileNotFoundError(f"{file.name} has no module {module!r}, only {modules}")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     folder = Path(get_cache_dir()) / "focal_det"
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{file.stem}_{module}.pth"
-    # Written each time: the file takes milliseconds, and an older one may be of another model.
-    with open_to_replace(part) as stream:
-        torch.save({"model": kept}, stream)
+    part = folder / f"{file.stem}_{digest}_{module}.pth"
+    if not part.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open_to_replace(part) as stream:
+                torch.save({"model": kept}, stream)
+        except OSError as error:
+            raise OSError(f"{error}. FVCORE_CACHE can name another folder for {part}") from None
     return part

@@ -33,7 +33,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     add_output_argument(parser, "page of findings and figures", required=False, metavar="FILE.html")
-    what = "write the advised loss, better anchors, alpha and pi per class (if there are no errors)"
+    what = "write better anchors, and the advised loss or else alpha and pi (without errors only)"
     option("--write", type=Path, metavar="FILE.yaml", help=what)
     option("--fix", type=Path, metavar="OUT.json", help="correct a COCO JSON; needs --dataset")
     option("--dataset", metavar="NAME", help="check this data set only, in place of the config's")

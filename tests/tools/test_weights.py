@@ -182,6 +182,7 @@ def test_terminal_shows_classes_files_and_next_command(base, capsys, monkeypatch
     file = run(base)
     output = capsys.readouterr().out
     assert all(name in output for name in CLASSES) and str(file.with_suffix(".png")) in output
+    assert "\nloss: " in output
     command = f"focal-det train --config-file {file} OUTPUT_DIR ./output/digits_weights"
     assert output.splitlines()[-1].endswith(f"FOCAL_DET_DATASETS='{datasets_file}' {command}")
     assert cv2.imread(str(file.with_suffix(".png"))).shape[1] == 1320
