@@ -1,4 +1,4 @@
-"""Negative anchors per positive of each rung of projects/Imbalance, and of digits in TwoStage:
+"""How unbalanced the data of comparisons are: each rung of projects/Imbalance, and other digits:
 
     python dev/measure_rungs.py
 
@@ -17,7 +17,11 @@ from focal_det.experiments.records import make_origin
 from focal_det.files import write_json
 from focal_det.imbalance.measure import measure_training_set
 
-TWO_STAGE = PROJECT.parent / "TwoStage" / "configs" / "digits" / "retinanet_focal.yaml"
+# By the record that they are the data of.
+OTHERS = {
+    "TwoStage/digits": "TwoStage/configs/digits/retinanet_focal.yaml",
+    "Losses/digits_longtail_train": "Losses/configs/repeat_factor.yaml",
+}
 NUM_IMAGES = 200  # as many as `focal-det check` measures
 
 
@@ -30,6 +34,7 @@ def measure(config_file: Path) -> dict[str, Any]:
         "positives_per_image": float(report.fit.positives_per_image.mean()),
         "anchors_per_image": report.fit.num_anchors / len(report.sample),
         "classes": len(report.class_names),
+        "most_per_least_frequent": float(report.weights.counts.max() / report.weights.counts.min()),
     }
 
 
@@ -38,7 +43,7 @@ def main() -> None:
         **make_origin("python dev/measure_rungs.py"),
         "images": NUM_IMAGES,
         "rungs": {name: measure(PROJECT / "configs" / f"{name}.yaml") for name in RUNGS},
-        "two_stage": {"digits": measure(TWO_STAGE)},
+        "others": {name: measure(PROJECT.parent / config) for name, config in OTHERS.items()},
     }
     write_json(PROJECT / "results" / "rungs.json", content)
     print(json.dumps(content, indent=1))

@@ -1,22 +1,18 @@
 """Write focal_det/imbalance/evidence.json, from which `focal-det check` gives advice:
 
-    python dev/render_evidence.py
-
-With `--check`, say whether it is up to date, and write nothing.
+python dev/render_evidence.py
 """
 
 import json
 import math
 import statistics
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from render_losses import pool_spread
 
-from focal_det.data.digits import DIGITS_CLASSES
 from focal_det.experiments.sweep_rows import load_rows, read_rows
 from focal_det.files import write_json
 from focal_det.imbalance.advice import CLASSES, FREQUENCIES, NEGATIVES
@@ -25,8 +21,6 @@ from focal_det.modeling.build import get_value, read_settings
 ROOT = Path(__file__).parent.parent
 EVIDENCE = ROOT / "focal_det" / "imbalance" / "evidence.json"
 PROJECTS = ROOT / "projects"
-LONG_TAIL = PROJECTS / "Losses" / "results" / "digits_longtail_train.json"
-LONG_TAIL_RATIO = 100.0  # of digits_longtail_train
 # What tells answers apart, beside the arguments of their losses.
 LOSS_KEYS = (
     "MODEL.FOCAL_DET.CLS_LOSS.NAME",
@@ -38,42 +32,82 @@ LOSS_KEYS = (
 )
 USUAL_PRIOR = 0.01
 ARGS = "MODEL.FOCAL_DET.CLS_LOSS.ARGS"
+SAMPLING_KEYS = ("DATALOADER.SAMPLER_TRAIN", "DATALOADER.REPEAT_THRESHOLD")
 # Rows of the long tail that differ in their sampling alone.
-SAMPLER = "DATALOADER.SAMPLER_TRAIN"
-SAMPLERS = {
-    "focal_loss": {SAMPLER: "TrainingSampler"},
-    "repeat_factor": {
-        SAMPLER: "RepeatFactorTrainingSampler",
-        "DATALOADER.REPEAT_THRESHOLD": 0.3,
-    },
-}
+SAMPLINGS = ("focal_loss", "repeat_factor")
 
 
 def make_evidence() -> dict[str, list[dict[str, Any]]]:
     """Recorded comparisons by topic, see `focal_det.imbalance.advice`."""
     measured = read_json(PROJECTS / "Imbalance" / "results" / "rungs.json")
-    losses = [
-        make_loss_comparison(PROJECTS / project, table, sizes)
-        for project, tables in (("Imbalance", "rungs"), ("TwoStage", "two_stage"))
-        for table, sizes in measured[tables].items()
-    ]
-    sizes = {FREQUENCIES: LONG_TAIL_RATIO, CLASSES: len(DIGITS_CLASSES)}
-    # Both have the rate of their common base.
-    long_tail = make_comparison(LONG_TAIL, sizes, SAMPLERS, dict.fromkeys(SAMPLERS, 1.0))
-    return {"loss": losses, "sampling": [long_tail]}
+    data = {f"Imbalance/{rung}": sizes for rung, sizes in measured["rungs"].items()}
+    long_tail = "Losses/digits_longtail_train"
+    losses = []
+    for record, sizes in {**data, **measured["others"]}.items():
+        if record != long_tail:
+            losses.append(make_comparison(record, sizes, (NEGATIVES, CLASSES), get_loss))
+    sizes = measured["others"][long_tail]
+    sampling = make_comparison(
+        long_tail, sizes, (FREQUENCIES, CLASSES), get_sampling, names=SAMPLINGS
+    )
+    return {"loss": losses, "sampling": [sampling]}
 
 
-def make_loss_comparison(project: Path, table: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The RetinaNets of a table of a project's rows.
+def make_comparison(
+    record: str,
+    sizes: Mapping[str, float],
+    size_names: Sequence[str],
+    get_values: Callable[[CfgNode], dict[str, Any]],
+    *,
+    names: Collection[str] = (),
+) -> dict[str, Any]:
+    """AP of the RetinaNets of a record, with standard errors from the spread of all their runs.
 
     Args:
-        sizes: of its training set, see dev/measure_rungs.py.
+        record: project and table.
+        sizes: of the training set, see dev/measure_rungs.py.
+        get_values: what selects the answer of a config.
+        names: of the rows to take; all by default.
     """
-    rows = load_rows(read_rows(project / "rows.json")[table], ())
-    answers = {row.name: get_loss(cfg) for row, cfg in rows.items() if read_settings(cfg).is_dense}
-    told = {NEGATIVES: round(sizes["negatives_per_positive"], 1), CLASSES: sizes["classes"]}
-    rates = {row.name: cfg.SOLVER.BASE_LR / cfg.SOLVER.IMS_PER_BATCH for row, cfg in rows.items()}
-    return make_comparison(project / "results" / f"{table}.json", told, answers, rates)
+    file = get_result_file(record)
+    runs = {x["row"]: x["runs"] for x in read_json(file)["rows"]}
+    cfgs = {x: cfg for x, cfg in load_configs(record).items() if not names or x in names}
+    values = {x: [run["figures"]["bbox/AP"] for run in runs[x]] for x in cfgs}
+    spread = pool_spread(list(values.values()))
+    answers = []
+    for name, cfg in cfgs.items():
+        keys = get_values(cfg)
+        answers.append(
+            {
+                "name": describe_answer(keys),
+                "values": keys,
+                "rate": cfg.SOLVER.BASE_LR / cfg.SOLVER.IMS_PER_BATCH,
+                "mean": round(statistics.mean(values[name]), 2),
+                "error": round(spread / math.sqrt(len(values[name])), 2),
+            }
+        )
+    return {
+        "sizes": {x: round(sizes[x], 1) for x in size_names},
+        "record": str(file.relative_to(ROOT)),
+        "answers": answers,
+    }
+
+
+def get_result_file(record: str) -> Path:
+    project, table = record.split("/")
+    return PROJECTS / project / "results" / f"{table}.json"
+
+
+def load_configs(record: str) -> dict[str, CfgNode]:
+    """Configs of the RetinaNets of a record, by row."""
+    project, table = record.split("/")
+    rows = load_rows(read_rows(PROJECTS / project / "rows.json")[table], ())
+    return {row.name: cfg for row, cfg in rows.items() if read_settings(cfg).is_dense}
+
+
+def get_sampling(cfg: CfgNode) -> dict[str, Any]:
+    """Keys and values that select the sampling of a config."""
+    return {key: get_value(cfg, key) for key in SAMPLING_KEYS}
 
 
 def get_loss(cfg: CfgNode) -> dict[str, Any]:
@@ -84,37 +118,12 @@ def get_loss(cfg: CfgNode) -> dict[str, Any]:
     return {**values, **{f"{ARGS}.{name}.{key}": value for key, value in args.items()}}
 
 
-def make_comparison(
-    file: Path,
-    sizes: Mapping[str, float],
-    answers: Mapping[str, Mapping[str, Any]],
-    rates: Mapping[str, float],
-) -> dict[str, Any]:
-    """AP of the rows of a record, with standard errors from the spread of all these rows."""
-    rows = {x["row"]: x["runs"] for x in read_json(file)["rows"]}
-    values = {x: [run["figures"]["bbox/AP"] for run in rows[x]] for x in answers}
-    spread = pool_spread(list(values.values()))
-    return {
-        "sizes": dict(sizes),
-        "record": str(file.relative_to(ROOT)),
-        "answers": [
-            {
-                "name": describe_answer(answers[name]),
-                "values": dict(answers[name]),
-                "rate": rates[name],
-                "mean": round(statistics.mean(of_row), 2),
-                "error": round(spread / math.sqrt(len(of_row)), 2),
-            }
-            for name, of_row in values.items()
-        ],
-    }
-
-
 def describe_answer(values: Mapping[str, Any]) -> str:
     """Such as "focal loss, gamma 2, alpha 0.25", or "OHEMLoss, batch 128"."""
     name_key, gamma_key, alpha_key, prior_key = LOSS_KEYS[:4]
     if name_key not in values:
-        return ", ".join(str(x) for x in values.values())
+        sampler, threshold = (values[key] for key in SAMPLING_KEYS)
+        return sampler if threshold == 0 else f"{sampler}, threshold {threshold:g}"
     parts = [values[name_key]]
     if parts == ["FocalLoss"]:
         parts = [f"focal loss, gamma {values[gamma_key]:g}", f"alpha {values[alpha_key]:g}"]
@@ -133,15 +142,5 @@ def read_json(file: Path) -> Any:
     return json.loads(file.read_text())
 
 
-def main(args: Sequence[str]) -> int:
-    evidence = make_evidence()
-    if "--check" not in args:
-        write_json(EVIDENCE, evidence)
-    elif read_json(EVIDENCE) != evidence:
-        print(f"{EVIDENCE.relative_to(ROOT)}: not up to date, run `make readme`")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    write_json(EVIDENCE, make_evidence())

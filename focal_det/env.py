@@ -36,14 +36,14 @@ def setup_environment() -> None:
     if own_module:
         setup_custom_environment(own_module)
 
+    # Its import makes names of the zoo known.
+    import focal_det.model_zoo  # noqa: F401
     from focal_det.config import add_focal_det_config
     from focal_det.data.catalog import register_datasets_file, register_digits
-    from focal_det.model_zoo.path_handler import register_zoo
 
     # The node that `get_cfg` copies; Detectron2 has no public way to add a key to it.
     add_focal_det_config(defaults._C)
     register_digits()
-    register_zoo()
     datasets_file = os.environ.get("FOCAL_DET_DATASETS")
     if datasets_file:
         register_datasets_file(datasets_file)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from focal_det.modeling.build import get_value, read_settings
+from focal_det.modeling.build import get_value
 from focal_det.modeling.parts import ARCHITECTURE, get_keys_read, get_part
 
+from .describe_stages import to_number
 from .stages import Balance
 
 # The most frequent class has this many times as many objects as a class that is called rare.
@@ -31,6 +32,7 @@ _NUM_ERRORS = 2.0
 _MIN_GAIN = 1.0
 # Comparisons whose distances differ by no more are equally like the training set.
 _SAME_DISTANCE = 0.1
+_RATE = "SOLVER.BASE_LR"
 # Sizes of data, and how they are told.
 NEGATIVES = "negatives_per_positive"
 CLASSES = "classes"
@@ -138,7 +140,7 @@ def make_advice(cfg: CfgNode, balance: Balance, counts: np.ndarray) -> list[Advi
         counts: (K,) objects of each class, of at least one class not 0.
     """
     reads_loss = "CLS_LOSS" in get_keys_read(get_part(cfg, ARCHITECTURE))
-    if not read_settings(cfg).is_dense or not reads_loss or balance.positives == 0:
+    if not reads_loss or balance.positives == 0:
         return []
     sizes = {NEGATIVES: balance.negatives_per_positive, CLASSES: len(counts)}
     advice = [advise("loss", sizes, cfg)]
@@ -182,17 +184,15 @@ def _judge(comparison: Comparison, cfg: CfgNode) -> tuple[str, Mapping[str, Any]
     if mine in level:
         return f"keep {mine.name}: AP {mine}, no other was clearly better ({comparison})", {}
     what = best.name
+    values = dict(best.values)
     if best.rate != mine.rate:
-        what += f", at {best.rate / mine.rate:.3g} times the learning rate"
+        ratio = best.rate / mine.rate
+        what += f", at {ratio:.3g} times the learning rate"
+        values[_RATE] = float(f"{cfg.SOLVER.BASE_LR * ratio:.6g}")
     line = f"better: {what}: AP {best}, and {mine} with yours, {mine.name} ({comparison})"
-    return line, best.values
+    return line, values
 
 
 def _describe_sizes(sizes: Mapping[str, float]) -> str:
     parts = [f"{to_number(size)} {_UNITS[name]}" for name, size in sizes.items()]
     return ", ".join("1 class" if x == "1 classes" else x for x in parts)
-
-
-def to_number(value: float) -> str:
-    """Three digits or whole."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -129,9 +129,13 @@ def to_ratio(balance: Balance) -> str:
     """Negatives for each positive, to three digits or whole."""
     if balance.positives == 0:
         return "no positives"
-    ratio = balance.negatives_per_positive
+    return to_number(balance.negatives_per_positive)
+
+
+def to_number(value: float) -> str:
+    """Three digits or whole."""
     # Three digits of large numbers would be in scientific notation.
-    return f"{ratio:.0f}" if ratio >= 1000 else f"{ratio:.3g}"
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def to_part(share: float) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-import numpy as np
 from detectron2.config import CfgNode
 
 from focal_det.data.catalog import sample_evenly
@@ -99,15 +98,14 @@ def measure_training_set(
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
 
-    anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit) if suggest else (None, None)
-    counts = count_objects(records, len(class_names))
-    advice = make_advice(cfg, count_balance(fit_after or fit), counts)
-    weights = _compute_weights(cfg, class_names, counts, fit_after or fit)
+    anchors = None
+    fit_after = None
+    if suggest:
+        anchors, fit_after = _find_better_anchors(cfg, sample, setup, fit)
+    weights = _compute_weights(cfg, class_names, records, fit_after or fit)
+    advice = make_advice(cfg, count_balance(fit_after or fit), weights.counts)
     batch = list(itertools.islice(itertools.cycle(sample), cfg.SOLVER.IMS_PER_BATCH))
-    loss_after = None
-    # It is not compared with that of another loss.
-    if suggest and not any(x.values for x in advice):
-        loss_after = _compute_loss_after(cfg, weights, batch, setup, anchors)
+    loss_after = _find_loss_after(cfg, weights, batch, setup, anchors, advice) if suggest else None
     return TrainingSetReport(
         class_names=class_names,
         level_names=setup.level_names,
@@ -167,9 +165,9 @@ def _suggest(cfg: CfgNode, sample: list[dict[str, Any]], setup: AnchorSetup) -> 
 
 
 def _compute_weights(
-    cfg: CfgNode, class_names: Sequence[str], counts: np.ndarray, fit: AnchorFit
+    cfg: CfgNode, class_names: Sequence[str], records: Sequence[dict[str, Any]], fit: AnchorFit
 ) -> ClassWeights:
-    """Alpha and pi of each class, from the scalars of the config and (K,) objects."""
+    """Alpha and pi of each class, from the scalars of the config."""
     settings = read_class_settings(cfg)
     alpha = settings.alpha
     # Alphas per class cannot have a mean outside their own range.
@@ -177,21 +175,25 @@ def _compute_weights(
         alpha = _DEFAULT_ALPHA
     return compute_class_weights(
         class_names,
-        counts,
+        count_objects(records, len(class_names)),
         settings,
         alpha=alpha,
         fit=fit,
     )
 
 
-def _compute_loss_after(
+def _find_loss_after(
     cfg: CfgNode,
     weights: ClassWeights,
     batch: Sequence[dict[str, Any]],
     setup: AnchorSetup,
     anchors: Optional[Anchors],
+    advice: Sequence[Advice],
 ) -> Optional[float]:
     """First loss of the first stage, with pi and alpha per class, and with `anchors` if given."""
+    # The losses of two answers cannot be compared.
+    if any(x.values for x in advice):
+        return None
     values = get_weight_values(weights, read_class_settings(cfg))
     cfg = cfg.clone()
     cfg.merge_from_list([x for pair in values.items() for x in pair])

@@ -82,19 +82,20 @@ def _write_module(file: Path, module: str) -> Path:
     Raises:
         FileNotFoundError: the model has no such module.
     """
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    folder = Path(get_cache_dir()) / "focal_det"
+    part = folder / f"{file.stem}_{digest}_{module}.pth"
+    if part.is_file():
+        return part
     model = read_weights(str(file))["model"]
     kept = {k: torch.as_tensor(v) for k, v in model.items() if k.startswith(f"{module}.")}
     if not kept:
         modules = ", ".join(dict.fromkeys(x.partition(".")[0] for x in model))
         raise FileNotFoundError(f"{file.name} has no module {module!r}, only {modules}")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    folder = Path(get_cache_dir()) / "focal_det"
-    part = folder / f"{file.stem}_{digest}_{module}.pth"
-    if not part.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with open_to_replace(part) as stream:
-                torch.save({"model": kept}, stream)
-        except OSError as error:
-            raise OSError(f"{error}. FVCORE_CACHE can name another folder for {part}") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_to_replace(part) as stream:
+            torch.save({"model": kept}, stream)
+    except OSError as error:
+        raise OSError(f"{error}. FVCORE_CACHE can name another folder for {part}") from None
     return part

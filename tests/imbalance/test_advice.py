@@ -109,8 +109,8 @@ def test_what_was_not_compared_stays_as_configured():
     ("ratio", "num_classes", "text"),
     [
         (19, 2, "19 negative anchors per positive, 2 classes are unlike all records; "),
-        (50_100, 2, "50,100 negative anchors per positive, 2 classes are unlike all records; "),
-        (10_000, 41, "10,000 negative anchors per positive, 41 classes are unlike all records; "),
+        (50_100, 2, "50100 negative anchors per positive, 2 classes are unlike all records; "),
+        (10_000, 41, "10000 negative anchors per positive, 41 classes are unlike all records; "),
         # Each size is within the records, and both together are not.
         (100, 11, "100 negative anchors per positive, 11 classes are unlike all records; "),
     ],
@@ -122,9 +122,11 @@ def test_what_is_unlike_all_records_gets_no_advice(ratio, num_classes, text):
     assert "the most similar is digits, " in loss.lines[0]
 
 
-def test_another_learning_rate_of_the_better_answer_is_told():
+def test_the_learning_rate_changes_as_in_the_record():
     _, (loss,) = get_advice(150, 2.0)
     assert ", at 0.5 times the learning rate: AP 45.0 " in loss.lines[0]
+    # That of the config is 0.05.
+    assert loss.values["SOLVER.BASE_LR"] == 0.025
     _, (loss,) = get_advice(9_000, 0.0)
     assert ", at 2 times the learning rate: AP 45.0 " in loss.lines[0]
 
@@ -170,6 +172,7 @@ def test_a_change_is_advised_where_records_of_the_same_data_agree(
     monkeypatch.setattr(advice, "_EVIDENCE", file)
     _, (loss,) = get_advice(102)
     assert loss.records == ["100.0.json", "103.0.json"]
+    loss.values.pop("SOLVER.BASE_LR", None)
     assert loss.values == (values[advised] if advised else {})
     assert ("these records differ, so nothing is advised" in loss.lines) == (not advised)
 
