@@ -6,6 +6,7 @@ anything of Detectron2 before the call.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Union
@@ -13,6 +14,8 @@ from typing import Union
 from focal_det.host import require_detectron2
 
 _DETECTRON2_SCRIPTS = ("train_net.py", "lazyconfig_train_net.py", "plain_train_net.py")
+# Longer than a process takes to import what is imported before it refuses to start.
+_MAX_SECONDS_TO_REFUSE = 60
 
 
 def setup_environment() -> None:
@@ -60,6 +63,8 @@ def _refuse_independent_runs() -> None:
     if script not in _DETECTRON2_SCRIPTS or not has_torchrun or num_processes == "1":
         return
     if os.environ.get("RANK") != "0":
+        # torchrun kills all processes as soon as one has failed: let that be the one that says why.
+        time.sleep(_MAX_SECONDS_TO_REFUSE)
         raise SystemExit(2)
     print(
         f"Detectron2's {script} does not support torchrun: its {num_processes} processes would be "

@@ -123,9 +123,15 @@ needs_tools = pytest.mark.skipif(
 @needs_tools
 def test_script_of_detectron2_is_refused(digits, processes):
     config = digits.write_config(**KEYS)
+    # The process that says why is the last to start.
+    delay = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(5)\n"
+    (digits.folder / "sitecustomize.py").write_text(delay)
+    path = os.pathsep.join([str(digits.folder), os.environ.get("PYTHONPATH", "")])
     script = Path(importlib.util.find_spec("tools").submodule_search_locations[0]) / "train_net.py"
     process = start(
-        [*TORCHRUN, *ONE_MACHINE, script, "--config-file", config], digits.folder / "train.log"
+        [*TORCHRUN, *ONE_MACHINE, script, "--config-file", config],
+        digits.folder / "train.log",
+        PYTHONPATH=path,
     )
     processes.append(process)
     assert process.wait(60) == 1
