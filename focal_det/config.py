@@ -39,7 +39,7 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     Components registered before this call are included.
     """
     # Importing these modules registers the models; nothing else of them is used here.
-    for name in ("retinanet", "rpn", "roi_heads"):
+    for name in ("retinanet", "rpn", "roi_heads", "torchvision_backbone"):
         importlib.import_module(f"focal_det.modeling.{name}")
     node = type(cfg)()
     # Classification loss: a name of CLS_LOSS_REGISTRY.
@@ -64,6 +64,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     node.ROI_BOX_HEAD = _make_stage_node(cfg, "SoftmaxFocalLoss", "SampleCount")
     # No probability: 0 leaves the bias at 0, as in Detectron2.
     node.ROI_BOX_HEAD.PRIOR_PROB = 0.0
+    # The classifier of torchvision for build_torchvision_fpn_backbone.
+    node.TORCHVISION_BACKBONE = "mobilenet_v2"
     # Data sets to register when the model is built: a list of blocks, see focal_det.data.catalog.
     node.DATASETS = []
     cfg.MODEL.FOCAL_DET = node

@@ -1,6 +1,7 @@
 """The parts of a detector that a config selects, and which keys of MODEL.FOCAL_DET they read.
 
-A part of focal_det declares these keys in `focal_det_keys`, which its subclasses inherit.
+A part of focal_det, a class or a function, declares these keys in `focal_det_keys`, which its
+subclasses inherit.
 Detectron2's own parts read none.
 """
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
@@ -20,12 +21,13 @@ _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
 }
-ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS = _REGISTRIES
+ARCHITECTURE, PROPOSAL_GENERATOR, ROI_HEADS, BACKBONE = _REGISTRIES
 # Keys that select the parts of a detector, by `DetectorSettings.node_key`.
 _PART_KEYS = {
-    "MODEL.RETINANET": (ARCHITECTURE,),
-    "MODEL.ROI_HEADS": (ROI_HEADS, PROPOSAL_GENERATOR, ARCHITECTURE),
+    "MODEL.RETINANET": (ARCHITECTURE, BACKBONE),
+    "MODEL.ROI_HEADS": (ROI_HEADS, PROPOSAL_GENERATOR, ARCHITECTURE, BACKBONE),
 }
 # Data and metrics, which change no detector.
 _HARMLESS = frozenset({"DATASETS", "TELEMETRY_PERIOD"})
@@ -49,15 +51,18 @@ class UnreadSettings:
 
 
 def get_part(cfg: CfgNode, part_key: str) -> type:
-    """The class that a key selects; `object` if none of that name is registered."""
-    name = get_value(cfg, part_key)
-    registry = _REGISTRIES[part_key]
-    part = registry.get(name) if name in registry else object
-    # Detectron2 also accepts a registered function.
+    """The class that a key selects; `object` if it selects a function or nothing that exists."""
+    part = _get_class_or_function(cfg, part_key)
     return part if isinstance(part, type) else object
 
 
-def get_keys_read(part: type) -> Collection[str]:
+def _get_class_or_function(cfg: CfgNode, part_key: str) -> Any:
+    name = get_value(cfg, part_key)
+    registry = _REGISTRIES[part_key]
+    return registry.get(name) if name in registry else None
+
+
+def get_keys_read(part: Any) -> Collection[str]:
     """The keys below MODEL.FOCAL_DET that a part declares in `focal_det_keys`."""
     keys: Collection[str] = getattr(part, "focal_det_keys", ())
     return keys
@@ -78,7 +83,8 @@ def find_unread(cfg: CfgNode, defaults: CfgNode) -> list[UnreadSettings]:
     # What an unknown architecture reads is not known either.
     if not part_keys:
         return []
-    read = {name for key in part_keys for name in get_keys_read(get_part(cfg, key))}
+    parts = [_get_class_or_function(cfg, key) for key in part_keys]
+    read = {name for part in parts for name in get_keys_read(part)}
     unread = []
     for name in sorted({*defaults.MODEL.FOCAL_DET} - read - _HARMLESS):
         changed = _find_changed(cfg.MODEL.FOCAL_DET, defaults.MODEL.FOCAL_DET, name)

@@ -184,6 +184,12 @@ STOCK_HEADS = ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"]
             "FocalRetinaNet",
             "RetinaNet",
         ),
+        (
+            RETINANET,
+            ["MODEL.FOCAL_DET.TORCHVISION_BACKBONE", "resnet18"],
+            "build_torchvision_fpn_backbone",
+            "build_retinanet_resnet_fpn_backbone",
+        ),
     ],
 )
 def test_setting_that_no_part_reads_is_found(config_file, words, reader, part):
@@ -198,6 +204,13 @@ def test_setting_that_no_part_reads_is_found(config_file, words, reader, part):
         (OURS, [f"{RPN_KEY}.PRIOR_PROB", "0.01", f"{BOX}.SAMPLING", "hard"]),
         (OURS, ["MODEL.FOCAL_DET.TELEMETRY_PERIOD", "0"]),
         (RETINANET, ["MODEL.FOCAL_DET.PRIOR_PROB_PER_CLASS", "[0.1]"]),
+        (
+            RETINANET,
+            [
+                *("MODEL.BACKBONE.NAME", "build_torchvision_fpn_backbone"),
+                *("MODEL.FOCAL_DET.TORCHVISION_BACKBONE", "resnet18"),
+            ],
+        ),
         # What another architecture reads is not known.
         (OURS, ["MODEL.META_ARCHITECTURE", "ProposalNetwork", f"{BOX}.SAMPLING", "hard"]),
     ],
