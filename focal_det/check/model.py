@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -9,6 +10,7 @@ from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.messages import describe_error
 from focal_det.model_zoo.path_handler import is_download
+from focal_det.model_zoo.torchvision_weights import get_pixel_statistics
 
 from .findings import Findings
 from .plan import Plan, silence
@@ -16,6 +18,7 @@ from .rules import (
     FEW_WEIGHTS,
     MISSING_WEIGHTS,
     MODEL_NOT_BUILT,
+    OTHER_PIXELS,
     PARTIAL_WEIGHTS,
     UNLOADABLE_WEIGHTS,
 )
@@ -23,6 +26,8 @@ from .stages import Stage, register_check
 
 # Share of the model's tensors; those of a small ResNet are a third of a RetinaNet's.
 _FEW_WEIGHTS = 0.25
+# Of a mean or a deviation, on the scale from 0 to 255.
+_MAX_DIFFERENCE = 1.0
 
 
 @register_check(Stage.MODEL)
@@ -47,6 +52,29 @@ def check_model(plan: Plan, findings: Findings) -> None:
     # A download may take longer than all other checks.
     if weights and not is_download(weights):
         _check_weights(weights, model, findings)
+
+
+@register_check(Stage.CONFIG)
+def check_pixels(plan: Plan, findings: Findings) -> None:
+    """Compare the order and statistics of pixels with those that MODEL.WEIGHTS was trained with."""
+    cfg = plan.cfg
+    expected = get_pixel_statistics(cfg.MODEL.WEIGHTS)
+    if expected is None:
+        return
+    order = cfg.INPUT.FORMAT
+    mean = list(cfg.MODEL.PIXEL_MEAN)
+    std = list(cfg.MODEL.PIXEL_STD)
+    has_mean = np.allclose(mean, expected.mean, atol=_MAX_DIFFERENCE)
+    has_std = np.allclose(std, expected.std, atol=_MAX_DIFFERENCE)
+    if order == expected.order and has_mean and has_std:
+        return
+    findings.add(
+        OTHER_PIXELS,
+        f"{cfg.MODEL.WEIGHTS}: INPUT.FORMAT {order}, MODEL.PIXEL_MEAN {mean}, PIXEL_STD {std}",
+        order=expected.order,
+        mean=[round(x, 3) for x in expected.mean],
+        std=[round(x, 3) for x in expected.std],
+    )
 
 
 def _check_weights(file: str, model: nn.Module, findings: Findings) -> None:

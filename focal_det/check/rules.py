@@ -190,6 +190,13 @@ FEW_WEIGHTS = add_rule(
 PARTIAL_WEIGHTS = add_rule(
     "CHK034", "note", "weights for a part of the model", "The rest starts at random."
 )
+# Nothing else would tell: the loss falls as usual, and AP stays lower.
+OTHER_PIXELS = add_rule(
+    "CHK035",
+    "warning",
+    "images unlike those that the weights were trained with",
+    "Set INPUT.FORMAT {order}, MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std}.",
+)
 
 # Data sets together, and their evaluation.
 OTHER_CLASSES = add_rule(

