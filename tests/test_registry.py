@@ -70,7 +70,11 @@ def test_every_way_in_finds_the_components(code, expected):
 
 
 def test_assigners_are_found():
-    assert [name for name, _ in ASSIGNER_REGISTRY] == ["IoUAssigner"]
+    assert [name for name, _ in ASSIGNER_REGISTRY] == [
+        "ATSSAssigner",
+        "TaskAlignedAssigner",
+        "IoUAssigner",
+    ]
 
 
 def test_losses_have_no_other_lazy_names():

@@ -225,7 +225,7 @@ def make_label_cases(device: str, dtype: torch.dtype, quick: bool) -> Iterator[B
     for num_boxes in counts:
         gt = _make_instances(num_boxes, size).to(device)
         contenders = {
-            OURS: functools.partial(assigner.assign, anchors, gt),
+            OURS: functools.partial(assigner.assign, [anchors], gt),
             STOCK: functools.partial(RetinaNet.label_anchors, stock, [anchors], [gt]),
         }
         shape = {"anchors": len(anchors), "boxes": num_boxes}

@@ -4,6 +4,7 @@ Shapes: M boxes in an image, R anchors (all levels), K classes.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple, Optional, Union
 
 import torch
@@ -32,20 +33,29 @@ class Assigner(ABC):
     """Base of all assigners. A config selects one by the name of its class.
 
     A constructor argument `matcher` gets Detectron2's matcher with the thresholds of the config,
-    and `num_classes` gets K; all others come from `MODEL.FOCAL_DET.ASSIGNER.ARGS.<class name>`.
+    `num_classes` gets K and `anchors_per_cell` the anchors at each position of a level; all others
+    come from `MODEL.FOCAL_DET.ASSIGNER.ARGS.<class name>`.
+
+    Attributes:
+        needs_predictions: whether `assign` is to be called with predictions.
     """
+
+    needs_predictions = False
 
     @abstractmethod
     def assign(
-        self, anchors: Boxes, gt_instances: Instances, predictions: Optional[Instances] = None
+        self,
+        anchors: Sequence[Boxes],
+        gt_instances: Instances,
+        predictions: Optional[Instances] = None,
     ) -> Assignment:
         """Label the anchors of one image; called without gradients.
 
         Args:
-            anchors: R anchors.
+            anchors: per level; R >= 1 in all.
             gt_instances: M objects with `gt_boxes` and `gt_classes`, on the device of the anchors.
-            predictions: R predictions with `pred_boxes` and `scores` (R, K), for assigners that use
-                them; focal_det's own detectors pass None.
+            predictions: of each anchor, `pred_boxes` and `scores` (R, K) in [0, 1]; None unless
+                `needs_predictions` is set.
         """
 
 
@@ -65,23 +75,37 @@ class IoUAssigner(Assigner):
         self.num_classes = num_classes
 
     def assign(
-        self, anchors: Boxes, gt_instances: Instances, predictions: Optional[Instances] = None
+        self,
+        anchors: Sequence[Boxes],
+        gt_instances: Instances,
+        predictions: Optional[Instances] = None,
     ) -> Assignment:
         gt_boxes = gt_instances.gt_boxes.tensor
         gt_classes = gt_instances.gt_classes
-        # `match_anchors` needs a box; without any, everything is background.
+        all_anchors = Boxes.cat(anchors)
+        # `match_anchors` needs a box.
         if len(gt_boxes) == 0:
-            return Assignment(
-                gt_labels=gt_classes.new_full((len(anchors),), self.num_classes),
-                gt_boxes=torch.zeros_like(anchors.tensor),
-                without_anchor=torch.zeros_like(gt_classes, dtype=torch.bool),
-            )
-        matches = match_anchors(anchors.tensor, gt_boxes)
+            return make_empty_assignment(all_anchors, gt_classes, self.num_classes)
+        matches = match_anchors(all_anchors.tensor, gt_boxes)
         return Assignment(
             gt_labels=compute_gt_labels(matches, gt_classes, self.matcher, self.num_classes),
             gt_boxes=gt_boxes.index_select(0, matches.matched_idxs),
             without_anchor=matches.without_anchor,
         )
+
+
+def make_empty_assignment(anchors: Boxes, gt_classes: Tensor, num_classes: int) -> Assignment:
+    """An image without boxes: all R anchors are background.
+
+    Args:
+        gt_classes: (0,) int64.
+        num_classes: K.
+    """
+    return Assignment(
+        gt_labels=gt_classes.new_full((len(anchors),), num_classes),
+        gt_boxes=torch.zeros_like(anchors.tensor),
+        without_anchor=torch.zeros_like(gt_classes, dtype=torch.bool),
+    )
 
 
 def compute_gt_labels(

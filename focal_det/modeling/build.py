@@ -148,7 +148,13 @@ def build_normalizer(cfg: CfgNode) -> Normalizer:
 
 def build_assigner(cfg: CfgNode) -> Assigner:
     """Build `MODEL.FOCAL_DET.ASSIGNER`; errors as for `build_cls_loss`."""
-    known = {"matcher": build_matcher(cfg), "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES}
+    generator = cfg.MODEL.ANCHOR_GENERATOR
+    known = {
+        "matcher": build_matcher(cfg),
+        "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
+        # All levels have as many, or the head could not share its weights.
+        "anchors_per_cell": len(generator.SIZES[0]) * len(generator.ASPECT_RATIOS[0]),
+    }
     assigner: Assigner = _build(ASSIGNER_REGISTRY, "ASSIGNER", cfg, **known)
     return assigner
 

@@ -153,7 +153,12 @@ class FocalRetinaNet(RetinaNet):
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         without_anchor: list[Tensor] = []
-        gt_labels, gt_boxes = self.label_anchors(anchors, gt_instances, without_anchor)
+        gt_labels, gt_boxes = self.label_anchors(
+            anchors,
+            gt_instances,
+            without_anchor,
+            predictions=self.decode_predictions(anchors, pred_logits, pred_anchor_deltas),
+        )
         losses = self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
         # After the losses, which wait for the device, so that this does not wait again.
         boxes_on_cpu = [x["instances"].gt_boxes.tensor for x in batched_inputs]
@@ -211,6 +216,8 @@ class FocalRetinaNet(RetinaNet):
         anchors: list[Boxes],
         gt_instances: list[Instances],
         without_anchor: Optional[list[Tensor]] = None,
+        *,
+        predictions: Optional[Sequence[Instances]] = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Label the anchors of each image.
 
@@ -220,21 +227,50 @@ class FocalRetinaNet(RetinaNet):
             without_anchor: a list that receives (M,) bool on the CPU for each image: the boxes
                 that overlap no anchor. Copies from a GPU are asynchronous: read them only after
                 something else has waited for the device.
+            predictions: per image, see `decode_predictions`.
 
         Returns:
             Per image, labels (R,) int64 in {-1 ignore, 0..K-1, K background} and matched boxes
             (R, 4).
         """
-        all_anchors = Boxes.cat(anchors)
-        gt_labels, gt_boxes, masks = zip(
-            *(self.assigner.assign(all_anchors, x) for x in gt_instances)
-        )
+        predictions = predictions or [None] * len(gt_instances)
+        assignments = [
+            self.assigner.assign(anchors, x, of_image)
+            for x, of_image in zip(gt_instances, predictions)
+        ]
+        gt_labels, gt_boxes, masks = zip(*assignments)
         if without_anchor is not None:
             # One copy for all images.
             all_masks = torch.cat(masks)
             on_cpu = all_masks.to("cpu", non_blocking=all_masks.is_cuda)
             without_anchor += on_cpu.split([len(x) for x in masks])
         return list(gt_labels), list(gt_boxes)
+
+    @torch.no_grad()
+    def decode_predictions(
+        self, anchors: list[Boxes], pred_logits: list[Tensor], pred_anchor_deltas: list[Tensor]
+    ) -> Optional[list[Instances]]:
+        """What the detector predicts at each anchor, if the assigner needs it, or else None.
+
+        Args:
+            anchors: per level.
+            pred_logits: per level (N, Ri, C).
+            pred_anchor_deltas: per level (N, Ri, 4).
+
+        Returns:
+            Per image, `pred_boxes` of all anchors and their `scores` (R, K).
+        """
+        if not self.assigner.needs_predictions:
+            return None
+        all_anchors = Boxes.cat(anchors).tensor
+        scores = torch.cat([self.cls_loss.scores(x) for x in pred_logits], dim=1)
+        deltas = torch.cat(pred_anchor_deltas, dim=1)
+        predictions = []
+        for scores_of_image, deltas_of_image in zip(scores, deltas):
+            boxes = self.box2box_transform.apply_deltas(deltas_of_image, all_anchors)
+            # No image size: boxes are not clipped.
+            predictions.append(Instances((0, 0), pred_boxes=Boxes(boxes), scores=scores_of_image))
+        return predictions
 
     def losses(
         self,

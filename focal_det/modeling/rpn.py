@@ -133,7 +133,7 @@ class FocalRPN(RPN):
         for instances in gt_instances:
             objects = Instances(instances.image_size, gt_boxes=instances.gt_boxes)
             objects.gt_classes = torch.full_like(instances.gt_classes, _OBJECT)
-            assignment = self.assigner.assign(all_anchors, objects)
+            assignment = self.assigner.assign(anchors, objects)
             labels = _swap(assignment.gt_labels)
             if self.anchor_boundary_thresh >= 0:
                 is_inside = all_anchors.inside_box(

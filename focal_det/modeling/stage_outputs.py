@@ -78,7 +78,7 @@ def compute_stage_outputs(
     All anchors or proposals are labelled, also those that a sample would leave out.
 
     Args:
-        model: a RetinaNet with the methods `predict` and `label_anchors`, like FocalRetinaNet; or
+        model: a RetinaNet with the methods of FocalRetinaNet; or
             a two-stage detector whose part for this stage has the method `measured`, like FocalRPN
             and FocalROIHeads.
         batch: outputs of Detectron2's DatasetMapper, with "instances".
@@ -112,7 +112,7 @@ def compute_stage_outputs(
 
 
 def _compute_dense_outputs(model: nn.Module, batch: list[dict[str, Any]]) -> StageOutputs:
-    if not (hasattr(model, "predict") and hasattr(model, "label_anchors")):
+    if not all(hasattr(model, x) for x in ("predict", "decode_predictions", "label_anchors")):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE must be FocalRetinaNet, got {type(model).__name__}"
         )
@@ -120,7 +120,8 @@ def _compute_dense_outputs(model: nn.Module, batch: list[dict[str, Any]]) -> Sta
     detector = cast(Any, model)
     _, anchors, pred_logits, pred_deltas = detector.predict(batch)
     instances = [x["instances"].to(detector.device) for x in batch]
-    gt_labels, gt_boxes = detector.label_anchors(anchors, instances)
+    predictions = detector.decode_predictions(anchors, pred_logits, pred_deltas)
+    gt_labels, gt_boxes = detector.label_anchors(anchors, instances, predictions=predictions)
     return StageOutputs(
         pred_logits=pred_logits,
         pred_deltas=torch.cat(pred_deltas, dim=1),

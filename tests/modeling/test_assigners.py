@@ -42,7 +42,7 @@ def anchors():
 
 
 def label_anchors(anchors, gt, matcher, num_classes):
-    return IoUAssigner(matcher=matcher, num_classes=num_classes).assign(anchors, gt)
+    return IoUAssigner(matcher=matcher, num_classes=num_classes).assign([anchors], gt)
 
 
 def label_as_detectron2(anchors, gt, matcher):

@@ -16,7 +16,12 @@ from detectron2.modeling import build_model
 from focal_det.data.catalog import register_datasets
 from focal_det.data.digits import build_digits, get_digits_root
 from focal_det.env import load_config
-from focal_det.registry import CLS_LOSS_REGISTRY, NORMALIZER_REGISTRY, get_constructor_args
+from focal_det.registry import (
+    ASSIGNER_REGISTRY,
+    CLS_LOSS_REGISTRY,
+    NORMALIZER_REGISTRY,
+    get_constructor_args,
+)
 from focal_det.tools.__main__ import main
 from tests.conftest import ROOT, run_program, run_python
 
@@ -263,6 +268,16 @@ def test_table_has_the_defaults_of_the_config():
         for part in full.split("."):
             value = value[part]
         assert str(value) == default.strip("`"), key
+
+
+def test_table_of_assigners_has_their_arguments_and_defaults():
+    text = (DOCS / "config.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+Assigner)` \| (.+) \|$", text, re.MULTILINE))
+    args = load_config("Base-FocalRetinaNet.yaml").MODEL.FOCAL_DET.ASSIGNER.ARGS
+    assert rows.keys() == dict(ASSIGNER_REGISTRY).keys() >= args.keys()
+    for name, of_assigner in args.items():
+        for argument, default in of_assigner.items():
+            assert f"`{argument}` ({default}" in rows[name]
 
 
 def test_file_with_an_own_loss_trains(tmp_path):
