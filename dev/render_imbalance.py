@@ -15,8 +15,8 @@ from render_losses import compare, pool_spread
 PROJECT = Path(__file__).parent.parent / "projects" / "Imbalance"
 BASELINE = "FL"
 METRICS = ("AP", "AP50", "AP75")
-RUNGS = ("ten_60", "ten_500", "60", "500", "4000")
-SEARCHES = ("ten_search", "search")
+RUNGS = ("ten_60", "ten_500", "ten_4000", "60", "500", "4000")
+SEARCHES = ("ten_search", "answers_search", "search")
 
 
 def read_results(table: str) -> dict[str, Any]:
@@ -54,6 +54,17 @@ def render_rungs() -> str:
         cells += [f"{rung['negatives_per_positive']:,.0f}", f"{rung['positives_per_image']:.1f}"]
         cells.append(f"{rung['anchors_per_image']:,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def render_hard_negatives() -> str:
+    """One row per rung and trained model: what the hardest negatives carry of two losses."""
+    lines = ["| rung | trained with | of cross entropy | of the focal loss |", "|---" * 4 + "|"]
+    rungs = read_results("hard_negatives")["share_of_hardest_1_percent"]
+    for rung, answers in rungs.items():
+        for answer, shares in answers.items():
+            cells = [f"{100 * share:.0f} %" for share in shares.values()]
+            lines.append(f"| {rung} | {answer} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

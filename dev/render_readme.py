@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from render_imbalance import RUNGS, SEARCHES, render_answers, render_rungs, render_search
+from render_imbalance import (
+    RUNGS,
+    SEARCHES,
+    render_answers,
+    render_hard_negatives,
+    render_rungs,
+    render_search,
+)
 from render_losses import render_losses
 from render_speed import render_headlines, render_speed, render_watch
 from render_two_stage import render_two_stage
@@ -163,6 +170,7 @@ def find_tables(page: Path) -> dict[str, Callable[[], str]]:
         "faults": lambda: render_faults(ROOT / "tests" / "faults" / "records"),
     }
     tables["imbalance rungs"] = render_rungs
+    tables["imbalance hard negatives"] = render_hard_negatives
     for table in SEARCHES:
         tables[f"imbalance {table}"] = lambda table=table: render_search(table)
     for table in RUNGS:
