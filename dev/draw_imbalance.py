@@ -21,7 +21,7 @@ from focal_det.report.style import COLORS, draw_grid
 ANSWERS = ("FL", "CE", "OHEM")
 # Rungs that differ in their imbalance alone, and how they are drawn.
 LADDERS = {
-    "ten classes": (("ten_60", "ten_500"), "o-"),
+    "ten classes": (("ten_60", "ten_500", "ten_4000"), "o-"),
     "one class": (("60", "500", "4000"), "s:"),
 }
 LONGEST = "ten_500"
