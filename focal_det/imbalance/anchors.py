@@ -20,14 +20,14 @@ from detectron2.data.detection_utils import (
 from detectron2.data.transforms import Augmentation, ResizeShortestEdge
 from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from focal_det.modeling.assigners import check_gt_classes, compute_gt_labels
-from focal_det.modeling.build import read_settings
+from focal_det.modeling.assigners import Assigner, IoUAssigner, check_gt_classes
+from focal_det.modeling.build import build_assigner, read_settings
 from focal_det.modeling.matching import match_anchors
+from focal_det.modeling.parts import ARCHITECTURE, get_keys_read, get_part
 from focal_det.modeling.settings import read_anchors
 
 from .read import get_middle_size, get_objects
@@ -58,11 +58,13 @@ class AnchorSetup:
         generator: the model's anchor generator.
         strides: per feature map that has anchors, in pixels.
         level_names: of the model's feature maps that have anchors.
-        matcher: thresholds, labels and low-quality matches.
+        positive_thresh: smallest IoU of a positive anchor of Detectron2, low-quality matches aside.
         resize: how images are resized; its transform is applied to the boxes.
         size_divisibility: the sides of an image are padded to a multiple of it. (Training also pads
             to the largest image of a batch, which adds negatives outside the image.)
         num_classes: K.
+        assigner: labels the anchors.
+        stands_in_for: name of the detector's own assigner, if that needs predictions; else empty.
         reach_thresh: smallest IoU at which an anchor reaches a box.
         boundary_thresh: anchors that extend beyond the image by more pixels than this are ignored;
             none are if it is negative.
@@ -71,12 +73,14 @@ class AnchorSetup:
     generator: nn.Module
     strides: Sequence[int]
     level_names: Sequence[str]
-    matcher: Matcher
+    positive_thresh: float
     resize: Augmentation
     size_divisibility: int
     num_classes: int
+    assigner: Assigner
     reach_thresh: float
     boundary_thresh: int = -1
+    stands_in_for: str = ""
 
     def generate(self, image_size: tuple[int, int]) -> list[Boxes]:
         """Anchors per level of an image of (height, width) pixels."""
@@ -198,14 +202,27 @@ def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
     backbone = build_backbone(cfg)
     size = get_middle_size(cfg)
     shapes = [backbone.output_shape()[name] for name in anchors.level_names]
+    num_classes = read_settings(cfg).num_classes
+    matcher = anchors.build_matcher()
+    assigner: Assigner = IoUAssigner(matcher=matcher, num_classes=num_classes)
+    stands_in_for = ""
+    if "ASSIGNER" in get_keys_read(get_part(cfg, ARCHITECTURE)):
+        own = build_assigner(cfg)
+        if own.needs_predictions:
+            stands_in_for = type(own).__name__
+        else:
+            assigner = own
     return AnchorSetup(
         generator=build_anchor_generator(cfg, shapes),
         strides=[x.stride for x in shapes],
         level_names=anchors.level_names,
-        matcher=anchors.build_matcher(),
+        # The last threshold of Detectron2's matcher is infinity.
+        positive_thresh=matcher.thresholds[-2],
         resize=ResizeShortestEdge((size, size), cfg.INPUT.MAX_SIZE_TRAIN, "choice"),
         size_divisibility=backbone.size_divisibility,
-        num_classes=read_settings(cfg).num_classes,
+        num_classes=num_classes,
+        assigner=assigner,
+        stands_in_for=stands_in_for,
         reach_thresh=anchors.reach_thresh,
         boundary_thresh=anchors.boundary_thresh,
     )
@@ -240,8 +257,7 @@ def measure_anchors(
         sides=torch.cat([x.sides for x in images]).numpy(),
         classes=torch.cat([x.classes for x in images]).numpy(),
         iou_thresh=setup.reach_thresh,
-        # The last threshold of Detectron2's matcher is infinity.
-        positive_thresh=setup.matcher.thresholds[-2],
+        positive_thresh=setup.positive_thresh,
     )
 
 
@@ -285,10 +301,8 @@ def label_record(record: Mapping[str, Any], setup: AnchorSetup) -> LabelledImage
     labels = torch.full_like(matched_idxs, setup.num_classes)
     best_iou = torch.zeros(0)
     if len(objects) > 0:
-        matches = match_anchors(all_anchors.tensor, objects.gt_boxes.tensor)
-        labels = compute_gt_labels(matches, objects.gt_classes, setup.matcher, setup.num_classes)
-        matched_idxs = matches.matched_idxs
-        best_iou = matches.max_iou_of_box
+        best_iou = match_anchors(all_anchors.tensor, objects.gt_boxes.tensor).max_iou_of_box
+        labels, matched_idxs, _ = setup.assigner.assign(anchors, objects)
     if setup.boundary_thresh >= 0:
         labels[~all_anchors.inside_box(objects.image_size, setup.boundary_thresh)] = -1
     return LabelledImage(objects, anchors, labels, matched_idxs, best_iou)

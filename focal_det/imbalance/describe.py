@@ -47,8 +47,12 @@ def _describe_positives(report: TrainingSetReport) -> list[str]:
     low, median, high = np.quantile(fit.positives_per_image, (0.25, 0.5, 0.75))
     means = zip(report.level_names, fit.positives_per_level / num_images)
     levels = ", ".join(f"{name} {mean:.3g}" for name, mean in means)
+    labels = ""
+    if report.stands_in_for:
+        labels = f"; labelled by IoU, as {report.stands_in_for} needs predictions"
     return [
-        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} per image",
+        f"anchors ({num_images} images, {size}): {fit.num_anchors / num_images:.0f} per image"
+        f"{labels}",
         f"  positives per image: median {median:.0f}, middle half {low:.0f} to {high:.0f}; "
         f"mean per level: {levels}",
     ]

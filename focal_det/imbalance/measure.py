@@ -58,6 +58,7 @@ class TrainingSetReport:
             suggestions were asked for, they do not change it, another loss is advised, or it is not
             known.
         advice: on loss and sampling, from recorded comparisons; empty for detectors without them.
+        stands_in_for: see `AnchorSetup`.
     """
 
     class_names: Sequence[str]
@@ -68,6 +69,7 @@ class TrainingSetReport:
     size: int
     fit: AnchorFit
     stages: Sequence[StageReport]
+    stands_in_for: str = ""
     anchors: Optional[Anchors] = None
     fit_after: Optional[AnchorFit] = None
     loss_after: Optional[float] = None
@@ -119,6 +121,7 @@ def measure_training_set(
         fit_after=fit_after,
         loss_after=loss_after,
         advice=advice,
+        stands_in_for=setup.stands_in_for,
     )
 
 

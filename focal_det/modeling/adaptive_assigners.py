@@ -155,7 +155,7 @@ def _assign(
     gt_boxes = gt_instances.gt_boxes.tensor
     gt_classes = gt_instances.gt_classes
     if len(gt_boxes) == 0:
-        return make_empty_assignment(anchors, gt_classes, num_classes)
+        return make_empty_assignment(gt_classes, len(anchors), num_classes)
     max_overlap = gt_boxes.new_full((len(anchors),), _NOT_TAKEN)
     matched_idxs = torch.zeros_like(max_overlap, dtype=torch.int64)
     overlaps_any = []
@@ -169,7 +169,7 @@ def _assign(
     gt_labels = gt_classes.index_select(0, matched_idxs)
     return Assignment(
         gt_labels=gt_labels.masked_fill(max_overlap == _NOT_TAKEN, num_classes),
-        gt_boxes=gt_boxes.index_select(0, matched_idxs),
+        matched_idxs=matched_idxs,
         without_anchor=~torch.cat(overlaps_any),
     )
 

@@ -20,12 +20,12 @@ class Assignment(NamedTuple):
 
     Attributes:
         gt_labels: (R,) int64 in {-1 ignore, 0..K-1, K background}.
-        gt_boxes: (R, 4) XYXY matched boxes; undefined where the label is not a class.
+        matched_idxs: (R,) int64 index of the matched box; undefined where the label is not a class.
         without_anchor: (M,) bool, the boxes that overlap no anchor and are assigned none.
     """
 
     gt_labels: Tensor
-    gt_boxes: Tensor
+    matched_idxs: Tensor
     without_anchor: Tensor
 
 
@@ -85,27 +85,40 @@ class IoUAssigner(Assigner):
         all_anchors = Boxes.cat(anchors)
         # `match_anchors` needs a box.
         if len(gt_boxes) == 0:
-            return make_empty_assignment(all_anchors, gt_classes, self.num_classes)
+            return make_empty_assignment(gt_classes, len(all_anchors), self.num_classes)
         matches = match_anchors(all_anchors.tensor, gt_boxes)
         return Assignment(
             gt_labels=compute_gt_labels(matches, gt_classes, self.matcher, self.num_classes),
-            gt_boxes=gt_boxes.index_select(0, matches.matched_idxs),
+            matched_idxs=matches.matched_idxs,
             without_anchor=matches.without_anchor,
         )
 
 
-def make_empty_assignment(anchors: Boxes, gt_classes: Tensor, num_classes: int) -> Assignment:
-    """An image without boxes: all R anchors are background.
+def make_empty_assignment(gt_classes: Tensor, num_anchors: int, num_classes: int) -> Assignment:
+    """An image without boxes: all anchors are background.
 
     Args:
         gt_classes: (0,) int64.
+        num_anchors: R.
         num_classes: K.
     """
     return Assignment(
-        gt_labels=gt_classes.new_full((len(anchors),), num_classes),
-        gt_boxes=torch.zeros_like(anchors.tensor),
+        gt_labels=gt_classes.new_full((num_anchors,), num_classes),
+        matched_idxs=gt_classes.new_zeros(num_anchors),
         without_anchor=torch.zeros_like(gt_classes, dtype=torch.bool),
     )
+
+
+def gather_boxes(gt_boxes: Tensor, matched_idxs: Tensor) -> Tensor:
+    """(R, 4) matched boxes; zeros in an image without boxes.
+
+    Args:
+        gt_boxes: (M, 4) XYXY.
+        matched_idxs: (R,) int64.
+    """
+    if len(gt_boxes) == 0:
+        return gt_boxes.new_zeros(len(matched_idxs), 4)
+    return gt_boxes.index_select(0, matched_idxs)
 
 
 def compute_gt_labels(

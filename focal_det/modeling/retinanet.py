@@ -22,7 +22,7 @@ from focal_det.losses import ClsLoss
 from focal_det.losses.normalizers import Normalizer
 from focal_det.losses.targets import DenseTargets
 
-from .assigners import Assigner, IoUAssigner
+from .assigners import Assigner, IoUAssigner, gather_boxes
 from .box_loss import check_box_loss_type
 from .build import build_assigner, build_cls_loss, build_normalizer, check_finite, get_prior_prob
 from .candidates import select_candidates
@@ -238,13 +238,16 @@ class FocalRetinaNet(RetinaNet):
             self.assigner.assign(anchors, x, of_image)
             for x, of_image in zip(gt_instances, predictions)
         ]
-        gt_labels, gt_boxes, masks = zip(*assignments)
+        gt_labels, matched_idxs, masks = zip(*assignments)
+        gt_boxes = [
+            gather_boxes(x.gt_boxes.tensor, idxs) for x, idxs in zip(gt_instances, matched_idxs)
+        ]
         if without_anchor is not None:
             # One copy for all images.
             all_masks = torch.cat(masks)
             on_cpu = all_masks.to("cpu", non_blocking=all_masks.is_cuda)
             without_anchor += on_cpu.split([len(x) for x in masks])
-        return list(gt_labels), list(gt_boxes)
+        return list(gt_labels), gt_boxes
 
     @torch.no_grad()
     def decode_predictions(

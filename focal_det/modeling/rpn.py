@@ -21,7 +21,7 @@ from focal_det.host import put_scalar
 from focal_det.losses import ClsLoss
 from focal_det.losses.normalizers import Normalizer
 
-from .assigners import IoUAssigner
+from .assigners import IoUAssigner, gather_boxes
 from .box_loss import check_box_loss_type
 from .build import build_stage, check_finite
 from .ground_truth import report_boxes_without_anchor
@@ -143,7 +143,7 @@ class FocalRPN(RPN):
             if self.stage_losses.draws_sample:
                 labels = self._subsample_labels(labels)
             gt_labels.append(labels)
-            gt_boxes.append(assignment.gt_boxes)
+            gt_boxes.append(gather_boxes(objects.gt_boxes.tensor, assignment.matched_idxs))
             without_anchor.append(assignment.without_anchor)
         names = [f"{i} of the batch" for i in range(len(gt_instances))]
         # One copy from the device for all images.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
+from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 from focal_det.imbalance.anchors import (
@@ -18,6 +19,7 @@ from focal_det.imbalance.anchors import (
 )
 from focal_det.imbalance.best_iou import compute_best_iou, resize_boxes
 from focal_det.imbalance.suggestion import suggest_anchors
+from focal_det.modeling.assigners import IoUAssigner
 from tests.data.make_data import load_records
 
 
@@ -59,8 +61,9 @@ def test_feature_sizes_and_anchors_are_those_of_the_model(make_cfg, size):
     )
 
 
+@pytest.mark.parametrize("assigner", ["IoUAssigner", "ATSSAssigner"])
 @pytest.mark.parametrize("size", [(128, 1333), (200, 150), (0, 1333)])
-def test_positives_are_those_that_the_model_trains_on(make_cfg, tmp_path, size):
+def test_positives_are_those_that_the_model_trains_on(make_cfg, tmp_path, size, assigner):
     records = load_records(tmp_path)
     records[0]["annotations"].append(
         {**records[0]["annotations"][0], "bbox": [60, 0, 30, 30], "iscrowd": 1}
@@ -72,6 +75,8 @@ def test_positives_are_those_that_the_model_trains_on(make_cfg, tmp_path, size):
         size[1],
         "INPUT.RANDOM_FLIP",
         "none",
+        "MODEL.FOCAL_DET.ASSIGNER.NAME",
+        assigner,
     ]
     cfg = make_cfg(*overrides, "MODEL.RETINANET.NUM_CLASSES", 2)
     model, mapper = build_model(cfg).train(), DatasetMapper(cfg, True)
@@ -153,9 +158,8 @@ def test_the_search_labels_no_anchors(setup, monkeypatch):
 
 
 def test_a_box_whose_anchors_others_take_has_no_positive(setup):
-    without = replace(
-        setup, matcher=type(setup.matcher)([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=False)
-    )
+    matcher = Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=False)
+    without = replace(setup, assigner=IoUAssigner(matcher=matcher, num_classes=setup.num_classes))
     fit = measure_anchors([make_record([10, 10, 42, 42], [10, 10, 42, 42])], without)
     assert fit.has_positive.tolist() == [True, False] and fit.is_reached.all()
 

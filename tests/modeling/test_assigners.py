@@ -11,7 +11,12 @@ from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focal_det.modeling.assigners import IoUAssigner, check_gt_classes, compute_gt_labels
+from focal_det.modeling.assigners import (
+    IoUAssigner,
+    check_gt_classes,
+    compute_gt_labels,
+    gather_boxes,
+)
 from focal_det.modeling.matching import _match_all_pairs
 from tests.conftest import make_batch
 
@@ -42,7 +47,9 @@ def anchors():
 
 
 def label_anchors(anchors, gt, matcher, num_classes):
-    return IoUAssigner(matcher=matcher, num_classes=num_classes).assign([anchors], gt)
+    assigner = IoUAssigner(matcher=matcher, num_classes=num_classes)
+    labels, matched_idxs, without_anchor = assigner.assign([anchors], gt)
+    return labels, gather_boxes(gt.gt_boxes.tensor, matched_idxs), without_anchor
 
 
 def label_as_detectron2(anchors, gt, matcher):

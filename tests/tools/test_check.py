@@ -535,6 +535,15 @@ def small_boxes(config):
     return config
 
 
+def test_labels_that_need_predictions_are_not_those_of_training(config):
+    cfg = load_checked_config(
+        config, ["MODEL.FOCAL_DET.ASSIGNER.NAME", "TaskAlignedAssigner"], None
+    )
+    _, report = run_checks(cfg)
+    (line,) = [x for x in describe(report) if x.startswith("anchors (")]
+    assert line.endswith(" per image; labelled by IoU, as TaskAlignedAssigner needs predictions")
+
+
 def test_the_first_line_is_on_the_imbalance(config):
     cfg = load_checked_config(config, [], None)
     _, report = run_checks(cfg)
