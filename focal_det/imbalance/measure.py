@@ -99,7 +99,6 @@ def measure_training_set(
     sample = _choose_sample(records, num_images)
     setup = build_anchor_setup(cfg)
     fit = measure_anchors(sample, setup, progress="anchors" if suggest else "")
-
     anchors = None
     fit_after = None
     if suggest:

@@ -94,6 +94,30 @@ class IoUAssigner(Assigner):
         )
 
 
+def assign_anchors(
+    assigner: Assigner,
+    anchors: Sequence[Boxes],
+    gt_instances: Sequence[Instances],
+    predictions: Optional[Sequence[Instances]] = None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Per image, labels (R,), matched boxes (R, 4) and the (M,) bool boxes without an anchor.
+
+    Args:
+        anchors: per level, those of every image.
+        gt_instances, predictions: per image, see `Assigner.assign`.
+    """
+    gt_labels = []
+    gt_boxes = []
+    without_anchor = []
+    for image, instances in enumerate(gt_instances):
+        of_image = predictions[image] if predictions else None
+        assignment = assigner.assign(anchors, instances, of_image)
+        gt_labels.append(assignment.gt_labels)
+        gt_boxes.append(gather_boxes(instances.gt_boxes.tensor, assignment.matched_idxs))
+        without_anchor.append(assignment.without_anchor)
+    return gt_labels, gt_boxes, without_anchor
+
+
 def make_empty_assignment(gt_classes: Tensor, num_anchors: int, num_classes: int) -> Assignment:
     """An image without boxes: all anchors are background.
 

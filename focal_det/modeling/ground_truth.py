@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
@@ -43,6 +44,19 @@ def check_training_batch(
         check_gt_classes(batch_item["instances"].gt_classes, num_classes, str(name), key)
         names.append(str(name))
     return names
+
+
+def copy_to_cpu(masks: Sequence[Tensor]) -> list[Tensor]:
+    """Masks of images on the CPU, in one copy.
+
+    From a GPU it is asynchronous: read them only after something else has waited for the device.
+
+    Args:
+        masks: per image (M,) bool.
+    """
+    joined = torch.cat(list(masks))
+    on_cpu = joined.to("cpu", non_blocking=joined.is_cuda)
+    return list(on_cpu.split([len(x) for x in masks]))
 
 
 def report_boxes_without_anchor(

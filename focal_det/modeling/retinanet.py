@@ -5,14 +5,13 @@ C = `cls_loss.num_outputs(K)` logits per anchor.
 """
 
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms, cat
 from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, permute_to_N_HWA_K
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -22,13 +21,13 @@ from focal_det.losses import ClsLoss
 from focal_det.losses.normalizers import Normalizer
 from focal_det.losses.targets import DenseTargets
 
-from .assigners import Assigner, IoUAssigner, gather_boxes
+from .assigners import Assigner, IoUAssigner, assign_anchors
 from .box_loss import check_box_loss_type
 from .build import build_assigner, build_cls_loss, build_normalizer, check_finite, get_prior_prob
-from .candidates import select_candidates
+from .candidates import decode_predictions, postprocess, select_candidates
 from .dense_losses import build_targets, compute_dense_losses
 from .first_step import compute_loss_at_prior, get_prior_bias, report_first_loss
-from .ground_truth import check_training_batch, report_boxes_without_anchor
+from .ground_truth import check_training_batch, copy_to_cpu, report_boxes_without_anchor
 from .memory_format import to_fast_layout
 from .retinanet_head import FocalRetinaNetHead, without_head_norm
 from .scripting import make_scriptable
@@ -132,17 +131,11 @@ class FocalRetinaNet(RetinaNet):
         Raises:
             ValueError: in training, an image without "instances" or with a class id outside 0..K-1.
         """
-        # Training has a method of its own, as it shares only the network with inference.
         if self.training:
             return self._compute_step(batched_inputs)
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
         results = self.inference(anchors, pred_logits, pred_anchor_deltas, image_sizes)
-        processed = []
-        for result, batch_item, image_size in zip(results, batched_inputs, image_sizes):
-            height = batch_item.get("height", image_size[0])
-            width = batch_item.get("width", image_size[1])
-            processed.append({"instances": detector_postprocess(result, height, width)})
-        return processed
+        return postprocess(results, batched_inputs)
 
     def _compute_step(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Compute the losses of a training batch, and do the logging of the step."""
@@ -153,11 +146,9 @@ class FocalRetinaNet(RetinaNet):
         image_sizes, anchors, pred_logits, pred_anchor_deltas = self.predict(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         without_anchor: list[Tensor] = []
+        predictions = self.decode_predictions(anchors, pred_logits, pred_anchor_deltas)
         gt_labels, gt_boxes = self.label_anchors(
-            anchors,
-            gt_instances,
-            without_anchor,
-            predictions=self.decode_predictions(anchors, pred_logits, pred_anchor_deltas),
+            anchors, gt_instances, without_anchor, predictions=predictions
         )
         losses = self.losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
         # After the losses, which wait for the device, so that this does not wait again.
@@ -191,8 +182,7 @@ class FocalRetinaNet(RetinaNet):
 
     def get_prediction_head(self) -> nn.Module:
         """The module whose outputs are logits and deltas."""
-        head: nn.Module = self.head
-        return head
+        return cast(nn.Module, self.head)
 
     def extract_features(self, images: Tensor) -> list[Tensor]:
         """Per level (N, channels, Hi, Wi) features of normalized and padded (N, 3, H, W) images."""
@@ -219,61 +209,31 @@ class FocalRetinaNet(RetinaNet):
         *,
         predictions: Optional[Sequence[Instances]] = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Label the anchors of each image.
+        """Labels (R,) and matched boxes (R, 4) of each image, see `assign_anchors`.
 
         Args:
             anchors: per level.
             gt_instances: per image, on the device of the anchors.
-            without_anchor: a list that receives (M,) bool on the CPU for each image: the boxes
-                that overlap no anchor. Copies from a GPU are asynchronous: read them only after
-                something else has waited for the device.
+            without_anchor: a list that receives (M,) bool of each image, see `copy_to_cpu`.
             predictions: per image, see `decode_predictions`.
-
-        Returns:
-            Per image, labels (R,) int64 in {-1 ignore, 0..K-1, K background} and matched boxes
-            (R, 4).
         """
-        predictions = predictions or [None] * len(gt_instances)
-        assignments = [
-            self.assigner.assign(anchors, x, of_image)
-            for x, of_image in zip(gt_instances, predictions)
-        ]
-        gt_labels, matched_idxs, masks = zip(*assignments)
-        gt_boxes = [
-            gather_boxes(x.gt_boxes.tensor, idxs) for x, idxs in zip(gt_instances, matched_idxs)
-        ]
+        gt_labels, gt_boxes, masks = assign_anchors(
+            self.assigner, anchors, gt_instances, predictions
+        )
         if without_anchor is not None:
-            # One copy for all images.
-            all_masks = torch.cat(masks)
-            on_cpu = all_masks.to("cpu", non_blocking=all_masks.is_cuda)
-            without_anchor += on_cpu.split([len(x) for x in masks])
-        return list(gt_labels), gt_boxes
+            without_anchor += copy_to_cpu(masks)
+        return gt_labels, gt_boxes
 
     @torch.no_grad()
     def decode_predictions(
         self, anchors: list[Boxes], pred_logits: list[Tensor], pred_anchor_deltas: list[Tensor]
     ) -> Optional[list[Instances]]:
-        """What the detector predicts at each anchor, if the assigner needs it, or else None.
-
-        Args:
-            anchors: per level.
-            pred_logits: per level (N, Ri, C).
-            pred_anchor_deltas: per level (N, Ri, 4).
-
-        Returns:
-            Per image, `pred_boxes` of all anchors and their `scores` (R, K).
-        """
+        """Per image, what is predicted at each anchor; None if the assigner does not need it."""
         if not self.assigner.needs_predictions:
             return None
-        all_anchors = Boxes.cat(anchors).tensor
-        scores = torch.cat([self.cls_loss.scores(x) for x in pred_logits], dim=1)
-        deltas = torch.cat(pred_anchor_deltas, dim=1)
-        predictions = []
-        for scores_of_image, deltas_of_image in zip(scores, deltas):
-            boxes = self.box2box_transform.apply_deltas(deltas_of_image, all_anchors)
-            # No image size: boxes are not clipped.
-            predictions.append(Instances((0, 0), pred_boxes=Boxes(boxes), scores=scores_of_image))
-        return predictions
+        scores = cat([self.cls_loss.scores(x) for x in pred_logits], dim=1)
+        deltas = cat(pred_anchor_deltas, dim=1)
+        return decode_predictions(scores, deltas, Boxes.cat(anchors), self.box2box_transform)
 
     def losses(
         self,
@@ -318,9 +278,9 @@ class FocalRetinaNet(RetinaNet):
         """Both losses from (N, Ri, C) logits per level, (N, R, 4) deltas and (R, 4) anchors."""
         divisor = self.normalizer.compute_divisor(targets)
         # Before the loss, whose state changes with each step.
-        self._put_figures(pred_logits, targets, divisor)
+        prior_bias = get_prior_bias(self.head, self.cls_loss.num_outputs(self.num_classes))
+        self._put_figures(pred_logits, targets, divisor, prior_bias)
         initial_loss = None
-        prior_bias = self._get_prior_bias()
         if self._is_first_step and prior_bias is not None:
             level_sizes = [x.shape[1] for x in pred_logits]
             initial_loss = compute_loss_at_prior(
@@ -347,11 +307,12 @@ class FocalRetinaNet(RetinaNet):
         self._is_first_step = False
         return loss_cls, loss_box_reg
 
-    def _get_prior_bias(self) -> Optional[Tensor]:
-        return get_prior_bias(self.head, self.cls_loss.num_outputs(self.num_classes))
-
     def _put_figures(
-        self, pred_logits: list[Tensor], targets: DenseTargets, divisor: Tensor
+        self,
+        pred_logits: list[Tensor],
+        targets: DenseTargets,
+        divisor: Tensor,
+        prior_bias: Optional[Tensor],
     ) -> None:
         """Put the figures of this step into the trainer's metrics."""
         # Detectron2's own figure, under Detectron2's name.
@@ -362,7 +323,7 @@ class FocalRetinaNet(RetinaNet):
                 pred_logits,
                 targets,
                 divisor=divisor,
-                prior_bias=self._get_prior_bias(),
+                prior_bias=prior_bias,
                 dataset_names=self.dataset_names,
                 level_names=self.head_in_features,
             )
@@ -405,7 +366,7 @@ class FocalRetinaNet(RetinaNet):
         Returns:
             `pred_boxes`, falling `scores`, `pred_classes`; at most `max_detections_per_image`.
         """
-        # Lists and plain loops, because TorchScript compiles this, too.
+        # Lists and plain loops, as TorchScript compiles this, too.
         boxes_per_level: list[Tensor] = []
         scores_per_level: list[Tensor] = []
         classes_per_level: list[Tensor] = []

@@ -85,26 +85,11 @@ class TorchvisionBackbone(Backbone):
         if not 0 <= freeze_at <= _NUM_STAGES:
             raise ValueError(f"freeze_at must be from 0 to {_NUM_STAGES}, got {freeze_at}")
         classifier = build_classifier(name)
-        try:
-            blocks = find_blocks(classifier)
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be a backbone: {error}") from None
-        # The last block of each feature map.
+        blocks = _find_blocks_up_to(out_features, classifier, name)
+        self.body = _make_body(classifier, blocks, norm, freeze_at)
+        self._blocks = [x.name for x in blocks]
+        # The last block of each stage makes its map.
         last = {x.feature: x for x in blocks}
-        lacking = [x for x in out_features if x not in last]
-        if lacking:
-            has = ", ".join(last) or "none"
-            raise ValueError(f"{name} has no feature map {', '.join(lacking)}; it has {has}")
-        # Later ones are not needed.
-        kept = blocks[: 1 + max(blocks.index(last[x]) for x in out_features)]
-        self.body = nn.Module()
-        for block in kept:
-            module = classifier.get_submodule(block.name)
-            if block.stage <= freeze_at:
-                module.requires_grad_(False)
-                module = _replace_norm(module, "FrozenBN")
-            _add_submodule(self.body, block.name, _replace_norm(module, norm))
-        self._blocks = [x.name for x in kept]
         self._ends = {last[x].name: x for x in out_features}
         self._out_features = list(out_features)
         self._out_feature_channels = {x: last[x].channels for x in out_features}
@@ -174,6 +159,36 @@ def build_classifier(name: str) -> nn.Module:
         raise ValueError(describe_unknown("classifier of torchvision", name, names))
     classifier: nn.Module = torchvision.models.get_model(name, weights=None)
     return classifier
+
+
+def _find_blocks_up_to(
+    out_features: Sequence[str], classifier: nn.Module, name: str
+) -> list[Block]:
+    """The blocks that some feature maps need."""
+    try:
+        blocks = find_blocks(classifier)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be a backbone: {error}") from None
+    last = {x.feature: index for index, x in enumerate(blocks)}
+    lacking = [x for x in out_features if x not in last]
+    if lacking:
+        has = ", ".join(last) or "none"
+        raise ValueError(f"{name} has no feature map {', '.join(lacking)}; it has {has}")
+    return blocks[: 1 + max(last[x] for x in out_features)]
+
+
+def _make_body(
+    classifier: nn.Module, blocks: Sequence[Block], norm: str, freeze_at: int
+) -> nn.Module:
+    """Blocks of a classifier under their names, with their norms."""
+    body = nn.Module()
+    for block in blocks:
+        module = classifier.get_submodule(block.name)
+        if block.stage <= freeze_at:
+            module.requires_grad_(False)
+            module = _replace_norm(module, "FrozenBN")
+        _add_submodule(body, block.name, _replace_norm(module, norm))
+    return body
 
 
 def find_blocks(classifier: nn.Module) -> list[Block]:
