@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import torch
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from focal_det.engine.step_guard import DIVERGED
 from focal_det.files import open_to_replace, write_json
@@ -147,9 +147,11 @@ def _check_same_settings(run: Run, cfg: CfgNode) -> None:
     file = run.folder / "config.yaml"
     if not file.is_file():
         return
-    # Both from yaml, which has no tuples.
+    # All from yaml, which has no tuples.
     expected = flatten_config(yaml.safe_load(cfg.dump()))
-    found = flatten_config(yaml.safe_load(file.read_text()))
+    # A version of focal_det that lacks a key trains as with its default.
+    found = flatten_config(yaml.safe_load(get_cfg().dump()))
+    found |= flatten_config(yaml.safe_load(file.read_text()))
     for key, value in expected.items():
         if key not in ("SEED", "OUTPUT_DIR") and value != found.get(key):
             raise ValueError(

@@ -340,6 +340,23 @@ def test_repeated_sweep_runs_nothing_again(swept, data_env, monkeypatch, capsys)
     assert (folder / "out" / "results_t.md").read_text() == before
 
 
+def test_run_of_a_version_that_lacks_a_key_counts(swept, data_env, monkeypatch, capsys):
+    folder, words, _ = swept
+    monkeypatch.setattr(subprocess, "Popen", None)
+    for key, value in data_env.items():
+        monkeypatch.setenv(key, value)
+    file = folder / "out" / "runs" / "t-good_seed1" / "config.yaml"
+    text = file.read_text()
+    content = yaml.safe_load(text)
+    del content["MODEL"]["FOCAL_DET"]["ASSIGNER"]
+    file.write_text(yaml.safe_dump(content))
+    try:
+        assert main(words) == 0
+    finally:
+        file.write_text(text)
+    assert "2 runs, 2 of them with a result" in capsys.readouterr().err
+
+
 def test_run_with_other_settings_is_refused(swept, capsys):
     _, words, _ = swept
     error = get_error(capsys, *words, "SOLVER.MAX_ITER", "9")
