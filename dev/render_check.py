@@ -53,7 +53,7 @@ def check_length(plan, findings):
 
 
 def setup_environment():
-    \"\"\"Required by Detectron2; the import of this file has registered the check.\"\"\"
+    \"\"\"Required by Detectron2; by then, importing this file has registered the check.\"\"\"
 ```
 
 Point `FOCAL_DET_ENV_MODULE`, the environment variable for a module of your own, at the file:

@@ -92,7 +92,7 @@ def render_watch(file: Path) -> str:
     content = json.loads(file.read_text())
     step = content["step"]
     rounds = f"median of {step['rounds']} rounds of {step['iterations']} iterations on digits"
-    lines = ["| what | relative time |", "|---|---|"]
+    lines = ["| what | cost |", "|---|---|"]
     for name, what in WATCHED.items():
         ratio = step["median_ratios"][name]
         step_with = f"a training step with {what}, against one without ({rounds}, in turn)"
@@ -100,5 +100,5 @@ def render_watch(file: Path) -> str:
     check = content["check"]
     size = f"{check['images']:,} images with {check['annotations']:,} annotations"
     cost = f"{check['seconds']:.0f} s, {check['peak_gb']:.1f} GB"
-    lines.append(f"| `focal-det check` on {size}, but for decoding them | {cost} |")
+    lines.append(f"| `focal-det check` on {size}, without decoding the images | {cost} |")
     return "\n".join(lines)

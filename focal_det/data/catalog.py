@@ -56,7 +56,7 @@ _FILE_KEYS = ("json",)
 _FOLDER_KEYS = ("images", "root")
 # Detectron2's `evaluator_type` for the evaluator of a block.
 _EVALUATORS = {"coco": "coco", "voc": "pascal_voc"}
-# From keys of a block to the metadata of Detectron2 that get their values.
+# Key of a block: key of Detectron2's metadata that gets its value.
 _METADATA = {"root": "dirname", "split": "split", "json": "json_file", "images": "image_root"}
 
 
@@ -296,7 +296,7 @@ def _register_block(block: Any, index: int, source: str, base: Path) -> None:
 
 
 def _register(spec: dict[str, Any], where: str) -> None:
-    """Add a checked block to the catalogs; a second model may bring the same block again."""
+    """Add a checked block to the catalogs; a second model may register the same block again."""
     name = spec["name"]
     if name in DatasetCatalog.list():
         if MetadataCatalog.get(name).get("focal_det_spec") != spec:

@@ -23,7 +23,7 @@ from focal_det.messages import describe_unknown
 from .boxes import is_usable
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-# The common ones in upper case as well, for file systems that tell the cases apart.
+# The common ones in upper case as well, for case-sensitive file systems.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
 
 
@@ -58,7 +58,7 @@ def read_voc(
 
     Args:
         errors: receives a message for each unreadable image, which is left out; with None, the
-            first one raises.
+            first error is raised.
 
     Returns:
         The dicts of `load_voc`, and a description of each box that is left out.
@@ -73,7 +73,7 @@ def read_voc(
                 raise
             errors.append(str(error))
             continue
-        # Before the shift by a pixel, after which a click without a drag would have an area.
+        # Checked before the shift by a pixel, which would give a click without a drag an area.
         kept = [x for x in record["annotations"] if _has_area(x["bbox"])]
         dropped = [x for x in record["annotations"] if not _has_area(x["bbox"])]
         without_area += [f"{image_id} ({classes[x['category_id']]} {x['bbox']})" for x in dropped]

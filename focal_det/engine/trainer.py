@@ -178,7 +178,7 @@ class Trainer(DefaultTrainer):
         Args:
             resume: load the last checkpoint of OUTPUT_DIR if it has one.
             allow_changes: what may have changed since a resumed run started: keys of the config,
-                "classes", "optimizer" (whose state may be missing). If one is in SOLVER, learning
+                "classes", "optimizer" (whose state may be missing). With a key of SOLVER, learning
                 rate, momentum and weight decay come from the config, else from the checkpoint.
 
         Raises:

@@ -49,7 +49,7 @@ def execute_all(runs: Sequence[Run], num_jobs: int) -> None:
         futures = {run: pool.submit(work, run) for run in runs if not run.read_result()}
         try:
             _watch(futures, runs)
-        # KeyboardInterrupt is no Exception.
+        # KeyboardInterrupt is not an Exception.
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in tuple(processes):
@@ -152,7 +152,7 @@ def execute_sweep(
     output: Path,
     launch: Callable[[Sequence[Run]], None],
 ) -> bool:
-    """Execute all runs without a result, after those that their start weights need.
+    """Execute all runs that have no result yet, after those that make their start weights.
 
     Args:
         starts: made if they are missing.

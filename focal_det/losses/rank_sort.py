@@ -38,8 +38,8 @@ class RankSortLoss(ClsLoss):
     second derivative.
 
     All images of this process are ranked together, over all levels and classes. The loss of an
-    image is N times its share of the mean. Neither the balance of classes and background nor that
-    with the box loss (see `scales_box_loss`) needs a parameter.
+    image is N times its share of the mean. No parameter balances classes against background, or
+    this loss against the box loss (see `scales_box_loss`).
 
     Args:
         delta: half the width of the ramp of h, in logits, finite and >= 0; 0 is a step, with
@@ -87,7 +87,7 @@ class _RankSort(torch.autograd.Function):
         ranking = _Ranking.build(pos_logits, iou, counts, offsets, delta)
         per_positive = ranking.weight * (ranking.rank_error + ranking.sort_error)
         values = pos_logits.new_zeros(len(labels)).index_add(0, images, per_positive)
-        # Without positives or with a step, a NaN reaches no error; it must not pass unnoticed.
+        # With delta = 0 or without positives, a NaN would not show in the errors; keep it visible.
         values = len(labels) * values + 0 * (offsets.sum() + pos_logits.sum())
         return values.to(_get_dtype(levels)), counts, offsets
 
@@ -341,7 +341,7 @@ def _find_buckets(x: Tensor, labels: Tensor, edges: Tensor) -> tuple[Tensor, Ten
     Returns:
         (Ri, K) int64 in 0..B and (Ri, K) bool.
     """
-    # Rounded up to the dtype of the logits: these reach exactly the same edges as before rounding.
+    # Rounded up to the logits' dtype, which leaves every logit on the same side of every edge.
     rounded = edges.to(x.dtype)
     above = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
     rounded = torch.where(rounded.double() < edges, above, rounded)

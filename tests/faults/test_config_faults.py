@@ -50,7 +50,7 @@ def test_row_23_missing_weights(digits, capsys, fault):
         23,
         "weights that do not exist",
         stock="stops, and says so",
-        ours="found before",
+        ours="found before training",
         seen="AssertionError",
     )
 

@@ -90,7 +90,7 @@ ROWS = {
         shift_categories,
         "note",
         ["CHK122 category ids other than 1 to K", "8 (0) -> 0"],
-        "maps them, with a warning without the mapping",
+        "maps them, and warns, but does not show the mapping",
         "shows the mapping",
         r"goes on with 29 of 29 boxes",
     ),
@@ -136,7 +136,7 @@ ROWS = {
         "error",
         ["CHK300 duplicate annotation id", "annotation id {ann[id]}, 2 times"],
         "stops, without the id",
-        "lists the ids; `--fix` numbers anew",
+        "lists the ids; `--fix` renumbers",
         r"stops in loading: AssertionError: Annotation ids in .* are not unique",
     ),
     34: (
@@ -380,6 +380,6 @@ def test_row_42_a_stale_cache_of_annotations(tmp_path, clean_catalog, capsys, fa
         42,
         "stale `*_coco_format.json`",
         stock=stock,
-        ours="told; `focal-det train` makes it anew",
+        ours="reported; `focal-det train` regenerates it",
         seen="old ground truth",
     )

@@ -67,8 +67,7 @@ def test_row_44_data_order(num_workers, digits, fault, monkeypatch):
     fault(
         44,
         "run without a seed; resumed run",
-        stock="SILENT: main gives every run the same order of the data, "
-        "and both start over at a resume",
+        stock="SILENT: except in 0.5, every run has the same data order; a resumed run starts over",
         ours="another order each; a resumed run goes on",
         seen=seen,
     )

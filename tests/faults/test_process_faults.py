@@ -151,7 +151,7 @@ def test_row_2_killed_in_a_write(tmp_path, processes, fault):
         2,
         "`kill -9` while a checkpoint is written",
         stock="half a file under the final name; the good one of that name is lost",
-        ours="the file before stays until the new one is complete",
+        ours="the previous file stays until the new one is complete",
         seen=f"{file.stat().st_size / 1e6:.0f} of 96 MB, {type(error.value).__name__} on reading",
     )
 
@@ -185,7 +185,7 @@ def flip(data):
     [
         (3, cut, "last checkpoint cut off", "stops with an error about a zip archive"),
         (4, empty, "last checkpoint of 0 bytes", "stops: EOFError"),
-        (5, flip, "one bit of a weight flipped", "SILENT: trains on with it"),
+        (5, flip, "one bit of a weight flipped", "SILENT: keeps training with it"),
     ],
 )
 def test_rows_3_to_5_damaged_checkpoint(row, damage, what, stock, trained, digits, fault):
@@ -317,7 +317,7 @@ def test_row_19_killed_process_of_several(digits, other, processes, reference, f
         19,
         "SIGKILL of one of several processes",
         stock="all stop",
-        ours="all stop; under torchrun, they start again and go on exactly",
+        ours="all stop; under torchrun, they start again and continue exactly",
         seen=f"exit code {code}",
     )
 

@@ -158,7 +158,7 @@ def test_row_10_full_disk(digits, small_disk, fault):
         10,
         "full disk at a checkpoint",
         stock="stops with tracebacks; half a checkpoint is left",
-        ours="a line with folder and room; the last good checkpoint stays",
+        ours="one line with the folder and the free space; the last good checkpoint stays",
         seen=f"{type(error.value).__name__}, half a file",
     )
 
@@ -229,7 +229,7 @@ def test_row_47_pickle_that_runs_code(is_tagged, digits, capsys, fault):
     assert made.is_dir()
     fault(
         47,
-        "`.pkl` weights, or a `last_checkpoint` that names some",
+        "`.pkl` weights, or a `last_checkpoint` that names one",
         stock="SILENT: runs their code",
         ours="numpy arrays only; anything else is refused by name",
         seen="made a folder",

@@ -77,8 +77,8 @@ def test_row_11_diverged_checkpoint_is_not_the_last(digits, fault):
             )
     with pytest.raises(FloatingPointError):
         resume(DefaultTrainer, digits)
-    stock = "saves and tags it; a resumed run stops at once, for ever"
-    ours = "saved apart; the healthy one before stays the last"
+    stock = "saves and tags it; every resumed run stops at once"
+    ours = "saved separately; resuming uses the healthy one before it"
     fault(
         11,
         "diverged (huge but finite) weights at a checkpoint",

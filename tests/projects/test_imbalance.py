@@ -15,9 +15,12 @@ RUNGS = ("ten_60", "ten_500", "ten_4000", "60", "500", "4000")
 # Where rows of a table may differ.
 ANSWERS = (
     "MODEL.RETINANET.FOCAL_LOSS_",
+    "MODEL.RETINANET.PRIOR_PROB",
     "MODEL.FOCAL_DET.CLS_LOSS.",
     "SOLVER.BASE_LR",
 )
+# Another architecture, whose steps take longer.
+OTHER = "two stages"
 
 
 def read_result(name):
@@ -35,6 +38,7 @@ def configs(request, monkeypatch):
 def test_rows_differ_in_their_answer_and_rate_alone(configs):
     _, cfgs = configs
     expected = flatten_config(cfgs["FL"])
+    cfgs.pop(OTHER, None)
     for name, cfg in cfgs.items():
         differing = {k for k, v in flatten_config(cfg).items() if v != expected[k]}
         assert [x for x in differing if not x.startswith(ANSWERS)] == [], name
@@ -50,13 +54,15 @@ def test_each_answer_makes_a_step(configs):
 def test_rows_train_for_the_same_time_and_are_evaluated_thrice(configs):
     table, cfgs = configs
     steps = read_result(f"{table}_steps")["rows"]
+    seconds = {name: cfg.SOLVER.MAX_ITER * steps[name]["seconds"] for name, cfg in cfgs.items()}
     for name, cfg in cfgs.items():
-        # All have as many iterations; those of mining take up to a quarter longer.
-        assert steps[name]["seconds"] == pytest.approx(steps["FL"]["seconds"], rel=0.3), name
+        # Steps of mining take up to a quarter longer.
+        assert seconds[name] == pytest.approx(seconds["FL"], rel=0.3), name
+        assert name == OTHER or cfg.SOLVER.MAX_ITER == cfgs["FL"].SOLVER.MAX_ITER
         assert cfg.SOLVER.MAX_ITER == 3 * cfg.TEST.EVAL_PERIOD
 
 
-def test_every_row_has_three_seeds_from_one_commit(configs):
+def test_every_row_has_three_seeds(configs):
     table, cfgs = configs
     assert_three_seeds(read_result(table), cfgs)
 
