@@ -23,7 +23,7 @@ from focal_det.inference.predictor import load_trained
 
 RUNS = Path("output/sweep/Imbalance/runs")
 ANSWERS = ("FL", "CE")
-# Of the losses that the trained models are measured with: cross entropy and the focal loss.
+# Gamma of the two losses measured: cross entropy and the focal loss.
 GAMMAS = (0.0, 2.0)
 SEEDS = (1, 2, 3)
 NUM_IMAGES = 40

@@ -63,7 +63,7 @@ def render_hard_negatives() -> str:
     rungs = read_results("hard_negatives")["share_of_hardest_1_percent"]
     for rung, answers in rungs.items():
         for answer, shares in answers.items():
-            cells = [f"{100 * share:.0f} %" for share in shares.values()]
+            cells = [f"{100 * shares[f'gamma {gamma}']:.0f} %" for gamma in (0, 2)]
             lines.append(f"| {rung} | {answer} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

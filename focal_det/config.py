@@ -48,7 +48,8 @@ def add_focal_det_config(cfg: CfgNode) -> None:
     # ROI heads, ROI_BOX_HEAD.PRIOR_PROB below) holds for all classes.
     node.PRIOR_PROB_PER_CLASS = []
     # What decides the label of each anchor: a name of ASSIGNER_REGISTRY.
-    node.ASSIGNER = _make_component_node(cfg, "IoUAssigner", ASSIGNER_REGISTRY)
+    assigner_args = ("num_classes",)
+    node.ASSIGNER = _make_component_node(cfg, "IoUAssigner", ASSIGNER_REGISTRY, assigner_args)
     # Whether a box gets the anchors it overlaps most even below the foreground threshold.
     # Detectron2 does so, the paper does not.
     node.LOW_QUALITY_MATCHES = True

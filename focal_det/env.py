@@ -14,7 +14,7 @@ from typing import Union
 from focal_det.host import require_detectron2
 
 _DETECTRON2_SCRIPTS = ("train_net.py", "lazyconfig_train_net.py", "plain_train_net.py")
-# Longer than a process takes to import what is imported before it refuses to start.
+# Longer than rank 0 takes to start and to print its message.
 _MAX_SECONDS_TO_REFUSE = 60
 
 
@@ -63,7 +63,8 @@ def _refuse_independent_runs() -> None:
     if script not in _DETECTRON2_SCRIPTS or not has_torchrun or num_processes == "1":
         return
     if os.environ.get("RANK") != "0":
-        # torchrun kills all processes as soon as one has failed: let that be the one that says why.
+        # When one process fails, torchrun kills the others: wait, so that rank 0 fails first, with
+        # its message.
         time.sleep(_MAX_SECONDS_TO_REFUSE)
         raise SystemExit(2)
     print(

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ except ModuleNotFoundError:  # Windows, where the half-written files of dead pro
     fcntl = None  # type: ignore[assignment]
 
 _PART = ".part"  # suffix of a file that is being written
+_MAX_TRIES = 10
+_SECONDS_TO_REMOVE = 0.01
 
 
 class DiskFullError(OSError):
@@ -44,10 +47,7 @@ def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
         raise DiskFullError(describe_full_disk(file, num_bytes))
     part = file.with_name(f".{file.name}.{secrets.token_hex(4)}{_PART}")
     try:
-        # "x": never through a link, or into a file that another process writes.
-        with open(part, "xb") as stream:
-            # Held until the file is closed, so that others see that it is still being written.
-            _lock(stream)
+        with _open_part(part) as stream:
             yield stream
             # Without fsync, a power cut after the rename can leave an empty file under this name.
             stream.flush()
@@ -62,6 +62,20 @@ def open_to_replace(file: Path, *, num_bytes: int = 0) -> Iterator[BinaryIO]:
         if is_disk_full(error):
             raise DiskFullError(describe_full_disk(file, num_bytes)) from None
         raise
+
+
+def _open_part(part: Path) -> BinaryIO:
+    """Open a new file that others see to be written until it is closed."""
+    for _ in range(_MAX_TRIES):
+        # "x": never through a link, or into a file that another process writes.
+        stream = open(part, "xb")  # noqa: SIM115, as it is returned
+        if not _lock(stream):
+            # Where there are locks, `remove_parts` of another process has it, and removes it.
+            time.sleep(_SECONDS_TO_REMOVE)
+        if part.exists():
+            return stream
+        stream.close()
+    raise OSError(f"{part}: other processes remove it before it can be locked")
 
 
 def remove_parts(folder: Path, pattern: str = "*") -> None:

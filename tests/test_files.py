@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from focal_det import files
 from focal_det.files import DiskFullError, open_to_replace, remove_parts, write_text
 
 
@@ -22,6 +23,24 @@ def test_file_appears_when_it_is_complete(tmp_path):
         stream.write(b"half")
         raise KeyboardInterrupt
     assert file.read_bytes() == b"after"
+    assert [x.name for x in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_file_that_another_process_takes_for_left_over_is_begun_again(tmp_path, monkeypatch):
+    """Between its creation and its lock, a new file looks like that of a killed process."""
+    lock = files._lock
+    removed = []
+
+    def lock_late(stream):
+        if not removed:
+            removed.append(stream.name)
+            remove_parts(tmp_path)
+        return lock(stream)
+
+    monkeypatch.setattr(files, "_lock", lock_late)
+    with open_to_replace(tmp_path / "model.pth") as stream:
+        stream.write(b"whole")
+    assert removed and (tmp_path / "model.pth").read_bytes() == b"whole"
     assert [x.name for x in tmp_path.iterdir()] == ["model.pth"]
 
 

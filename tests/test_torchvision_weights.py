@@ -1,6 +1,7 @@
 """Weights of torchvision by name, and images that fit them."""
 
 import hashlib
+import os
 import shutil
 
 import pytest
@@ -15,8 +16,10 @@ from focal_det.checkpoint.checkpointer import HealthyCheckpointer
 from focal_det.checkpoint.weights_file import WeightsError
 from focal_det.env import load_config, setup_environment
 from focal_det.model_zoo import torchvision_weights
+from focal_det.model_zoo.cache import keep_in_cache
 from focal_det.model_zoo.path_handler import is_download
 from focal_det.model_zoo.torchvision_weights import find_file, get_pixel_statistics
+from tests.conftest import run_ranks
 
 NAME = "torchvision://MobileNet_V2_Weights.IMAGENET1K_V1"
 FILE = "mobilenet_v2-b0353104.pth"
@@ -49,13 +52,17 @@ def made_up(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("checkpointer", [HealthyCheckpointer, DetectionCheckpointer])
 def test_the_backbone_starts_from_them(made_up, checkpointer):
-    classifier, _ = made_up
+    classifier, file = made_up
     model = build_model(load_config("digits/focal_retinanet_tiny.yaml", KEYS)).eval()
     checkpointer(model).load(NAME)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         got = model.backbone.bottom_up(images)["res5"]
         assert_close(got, classifier.features[:18](images), rtol=1e-5, atol=1e-5)
+    # What has been converted is needed no more.
+    file.unlink()
+    assert not is_download(NAME)
+    checkpointer(model).load(NAME)
 
 
 def test_a_damaged_file_is_refused(made_up):
@@ -88,6 +95,48 @@ def test_a_wrong_name_is_explained():
         HealthyCheckpointer(torch.nn.Linear(1, 1)).load(name)
 
 
+def test_names_of_files_have_a_hash():
+    for weights in torchvision_weights._list_weights().values():
+        digits = torchvision_weights._get_sha256(torchvision_weights._get_file_name(weights))
+        assert len(digits) >= 8 and int(digits, 16) >= 0
+
+
+def test_old_names_of_densenet_are_those_of_its_modules():
+    model = torchvision.models.densenet121(weights=None).state_dict()
+    old = {}
+    for name, value in model.items():
+        for part in ("norm1", "norm2", "conv1", "conv2"):
+            if "denselayer" in name:
+                name = name.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.")
+        old[name] = value
+    assert old.keys() != model.keys()
+    renamed = torchvision_weights._rename(old)
+    left_out = {x for x in model if x.endswith("num_batches_tracked") or "classifier" in x}
+    assert renamed.keys() == model.keys() - left_out
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    name = "torchvision://ResNet18_Weights.IMAGENET1K_V1"
+    with pytest.raises(WeightsError, match=r"resnet18-.*no route to host.*FOCAL_DET_ZOO names"):
+        HealthyCheckpointer(torch.nn.Linear(1, 1)).load(name)
+
+
+def keep_file(rank, folder):
+    os.environ["FVCORE_CACHE"] = folder
+    for i in range(20):
+        file = keep_in_cache(f"{i}.pth", lambda: {"model": {"x": torch.zeros(1000)}})
+        assert torch.load(file, weights_only=True)["model"]["x"].shape == (1000,)
+
+
+def test_processes_that_need_a_file_at_once_all_get_it(tmp_path):
+    run_ranks(keep_file, str(tmp_path), num_processes=4)
+    assert len(list((tmp_path / "focal_det").iterdir())) == 20
+
+
 def test_weights_are_not_written_to(made_up):
     with pytest.raises(ValueError, match="mode 'w' must be 'r' or 'rb'"):
         PathManager.open(NAME, "w")
@@ -103,7 +152,8 @@ def test_the_packaged_file_is_that_of_torchvision(monkeypatch):
     classifier = torchvision.models.mobilenet_v2(weights=None)
     found = classifier.load_state_dict(content, strict=False)
     assert not found.unexpected_keys
-    assert all(x.endswith("num_batches_tracked") for x in found.missing_keys)
+    left_out = ("num_batches_tracked", "classifier.1.weight", "classifier.1.bias")
+    assert all(x.endswith(left_out) for x in found.missing_keys)
 
 
 def test_images_must_be_those_of_the_weights():

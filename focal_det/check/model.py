@@ -58,15 +58,15 @@ def check_model(plan: Plan, findings: Findings) -> None:
 def check_pixels(plan: Plan, findings: Findings) -> None:
     """Compare the order and statistics of pixels with those that MODEL.WEIGHTS was trained with."""
     cfg = plan.cfg
-    expected = get_pixel_statistics(cfg.MODEL.WEIGHTS)
+    # A yaml file may say null.
+    expected = get_pixel_statistics(cfg.MODEL.WEIGHTS or "")
     if expected is None:
         return
     order = cfg.INPUT.FORMAT
     mean = list(cfg.MODEL.PIXEL_MEAN)
     std = list(cfg.MODEL.PIXEL_STD)
-    has_mean = np.allclose(mean, expected.mean, atol=_MAX_DIFFERENCE)
-    has_std = np.allclose(std, expected.std, atol=_MAX_DIFFERENCE)
-    if order == expected.order and has_mean and has_std:
+    is_same = order == expected.order and len(mean) == len(std) == len(expected.mean)
+    if is_same and np.allclose([mean, std], [expected.mean, expected.std], atol=_MAX_DIFFERENCE):
         return
     findings.add(
         OTHER_PIXELS,

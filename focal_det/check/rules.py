@@ -190,7 +190,7 @@ FEW_WEIGHTS = add_rule(
 PARTIAL_WEIGHTS = add_rule(
     "CHK034", "note", "weights for a part of the model", "The rest starts at random."
 )
-# Nothing else would tell: the loss falls as usual, and AP stays lower.
+# Nothing else reveals it: the loss falls as usual, only AP stays lower.
 OTHER_PIXELS = add_rule(
     "CHK035",
     "warning",

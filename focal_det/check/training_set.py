@@ -65,7 +65,7 @@ def _check_classes(report: TrainingSetReport, findings: Findings) -> None:
 
 def _check_anchors(report: TrainingSetReport, findings: Findings) -> None:
     fit = report.fit
-    if fit.score < 1 - _LOST_SHARE:
+    if fit.has_iou_thresh and fit.score < 1 - _LOST_SHARE:
         share = to_share(int((~fit.is_reached).sum()), len(fit.best_iou))
         place = f"{share}: {describe_lost(report)}"
         findings.add(UNREACHED_BOXES, place, iou_thresh=f"{fit.iou_thresh:g}")

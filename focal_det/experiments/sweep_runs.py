@@ -149,7 +149,7 @@ def _check_same_settings(run: Run, cfg: CfgNode) -> None:
         return
     # All from yaml, which has no tuples.
     expected = flatten_config(yaml.safe_load(cfg.dump()))
-    # A version of focal_det that lacks a key trains as with its default.
+    # A run of an older version lacks newer keys; it counts as trained with their defaults.
     found = flatten_config(yaml.safe_load(get_cfg().dump()))
     found |= flatten_config(yaml.safe_load(file.read_text()))
     for key, value in expected.items():

@@ -58,13 +58,15 @@ class AnchorSetup:
         generator: the model's anchor generator.
         strides: per feature map that has anchors, in pixels.
         level_names: of the model's feature maps that have anchors.
-        positive_thresh: smallest IoU of a positive anchor of Detectron2, low-quality matches aside.
+        positive_thresh: IoU from which Detectron2's matcher labels an anchor positive, apart from
+            low-quality matches.
         resize: how images are resized; its transform is applied to the boxes.
         size_divisibility: the sides of an image are padded to a multiple of it. (Training also pads
             to the largest image of a batch, which adds negatives outside the image.)
         num_classes: K.
         assigner: labels the anchors.
         stands_in_for: name of the detector's own assigner, if that needs predictions; else empty.
+        has_iou_thresh: whether the detector's own assigner has a threshold of IoU.
         reach_thresh: smallest IoU at which an anchor reaches a box.
         boundary_thresh: anchors that extend beyond the image by more pixels than this are ignored;
             none are if it is negative.
@@ -81,6 +83,7 @@ class AnchorSetup:
     reach_thresh: float
     boundary_thresh: int = -1
     stands_in_for: str = ""
+    has_iou_thresh: bool = True
 
     def generate(self, image_size: tuple[int, int]) -> list[Boxes]:
         """Anchors per level of an image of (height, width) pixels."""
@@ -115,6 +118,7 @@ class AnchorFit:
         classes: (M,) int64 class ids.
         iou_thresh: smallest IoU at which an anchor reaches a box.
         positive_thresh: smallest IoU of a positive anchor, except for low-quality matches.
+        has_iou_thresh: whether the assigner has such thresholds.
     """
 
     positives: np.ndarray
@@ -128,6 +132,7 @@ class AnchorFit:
     classes: np.ndarray
     iou_thresh: float
     positive_thresh: float
+    has_iou_thresh: bool
 
     @property
     def is_reached(self) -> np.ndarray:
@@ -157,12 +162,6 @@ class LabelledImage:
     labels: Tensor
     matched_idxs: Tensor
     best_iou: Tensor
-
-    def get_gt_boxes(self) -> Tensor:
-        """(R, 4) matched boxes; zeros in an image without boxes."""
-        if len(self.objects) == 0:
-            return torch.zeros(len(self.labels), 4)
-        return self.objects.gt_boxes.tensor[self.matched_idxs]
 
 
 @dataclass(frozen=True)
@@ -204,14 +203,10 @@ def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
     shapes = [backbone.output_shape()[name] for name in anchors.level_names]
     num_classes = read_settings(cfg).num_classes
     matcher = anchors.build_matcher()
-    assigner: Assigner = IoUAssigner(matcher=matcher, num_classes=num_classes)
-    stands_in_for = ""
+    by_iou = IoUAssigner(matcher=matcher, num_classes=num_classes)
+    own: Assigner = by_iou
     if "ASSIGNER" in get_keys_read(get_part(cfg, ARCHITECTURE)):
         own = build_assigner(cfg)
-        if own.needs_predictions:
-            stands_in_for = type(own).__name__
-        else:
-            assigner = own
     return AnchorSetup(
         generator=build_anchor_generator(cfg, shapes),
         strides=[x.stride for x in shapes],
@@ -221,8 +216,9 @@ def build_anchor_setup(cfg: CfgNode) -> AnchorSetup:
         resize=ResizeShortestEdge((size, size), cfg.INPUT.MAX_SIZE_TRAIN, "choice"),
         size_divisibility=backbone.size_divisibility,
         num_classes=num_classes,
-        assigner=assigner,
-        stands_in_for=stands_in_for,
+        assigner=by_iou if own.needs_predictions else own,
+        stands_in_for=type(own).__name__ if own.needs_predictions else "",
+        has_iou_thresh=own.has_iou_thresh,
         reach_thresh=anchors.reach_thresh,
         boundary_thresh=anchors.boundary_thresh,
     )
@@ -258,6 +254,7 @@ def measure_anchors(
         classes=torch.cat([x.classes for x in images]).numpy(),
         iou_thresh=setup.reach_thresh,
         positive_thresh=setup.positive_thresh,
+        has_iou_thresh=setup.has_iou_thresh,
     )
 
 

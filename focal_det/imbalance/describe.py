@@ -66,7 +66,7 @@ def _describe_boxes(report: TrainingSetReport) -> list[str]:
         f"{to_share(int(fit.is_reached.sum()), num_boxes)}; "
         f"boxes not reached: {describe_lost(report)}",
     ]
-    if fit.positive_thresh > fit.iou_thresh:
+    if fit.has_iou_thresh and fit.positive_thresh > fit.iou_thresh:
         num_above = int((fit.best_iou >= fit.positive_thresh).sum())
         lines.append(
             f"  boxes with a positive anchor of IoU >= {fit.positive_thresh:g}: "

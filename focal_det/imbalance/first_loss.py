@@ -17,6 +17,7 @@ from torch import Tensor
 
 from focal_det.losses.initial import compute_initial_loss
 from focal_det.losses.targets import DenseTargets
+from focal_det.modeling.assigners import gather_boxes
 from focal_det.modeling.dense_losses import normalize_cls_sums
 from focal_det.modeling.settings import LossSettings, StageSettings
 
@@ -95,7 +96,7 @@ def _compute_sums(
         labels = torch.where(labels < 0, labels, (labels == setup.num_classes).long())
     if stage.sampling == "random":
         labels = _sample(labels, stage)
-    boxes = labelled.get_gt_boxes()
+    boxes = gather_boxes(labelled.objects.gt_boxes.tensor, labelled.matched_idxs)
     targets = _build_targets(labels[None], boxes[None], anchors, stage.num_classes, loss)
     sums = compute_initial_loss(loss.cls_loss, loss.bias, targets, level_sizes)
     of_background = torch.full_like(sums, torch.nan)

@@ -10,7 +10,7 @@ from focal_det.checkpoint.weights_file import read_weights
 
 from .cache import compute_sha256, keep_in_cache
 from .model_zoo import get_checkpoint_url, read_zoo
-from .torchvision_weights import TorchvisionPathHandler, find_file, is_known
+from .torchvision_weights import TorchvisionPathHandler, is_known, is_on_machine
 
 
 class ZooPathHandler(PathHandler):
@@ -68,7 +68,7 @@ def is_download(weights: str) -> bool:
         # An unknown name is not one to download; loading it says what is wrong.
         return bool(read_zoo().get(f"{name}.yaml", {}).get("url"))
     if weights.startswith(TorchvisionPathHandler.PREFIX):
-        return is_known(weights) and find_file(weights) is None
+        return is_known(weights) and not is_on_machine(weights)
     return "://" in weights
 
 

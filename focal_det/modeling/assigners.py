@@ -38,9 +38,11 @@ class Assigner(ABC):
 
     Attributes:
         needs_predictions: whether `assign` is to be called with predictions.
+        has_iou_thresh: whether the thresholds of the matcher decide.
     """
 
     needs_predictions = False
+    has_iou_thresh = False
 
     @abstractmethod
     def assign(
@@ -53,7 +55,8 @@ class Assigner(ABC):
 
         Args:
             anchors: per level; R >= 1 in all.
-            gt_instances: M objects with `gt_boxes` and `gt_classes`, on the device of the anchors.
+            gt_instances: M objects, or none, with `gt_boxes` and `gt_classes`, on the device of the
+                anchors.
             predictions: of each anchor, `pred_boxes` and `scores` (R, K) in [0, 1]; None unless
                 `needs_predictions` is set.
         """
@@ -69,6 +72,8 @@ class IoUAssigner(Assigner):
         matcher: supplies thresholds, their labels, and whether to allow low-quality matches.
         num_classes: K.
     """
+
+    has_iou_thresh = True
 
     def __init__(self, *, matcher: Matcher, num_classes: int) -> None:
         self.matcher = matcher

@@ -12,7 +12,13 @@ from operator import getitem
 from typing import Any, Union
 
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    GeneralizedRCNN,
+    RetinaNet,
+    build_anchor_generator,
+)
 from detectron2.modeling.matcher import Matcher
 
 from focal_det.losses import ClsLoss
@@ -148,12 +154,12 @@ def build_normalizer(cfg: CfgNode) -> Normalizer:
 
 def build_assigner(cfg: CfgNode) -> Assigner:
     """Build `MODEL.FOCAL_DET.ASSIGNER`; errors as for `build_cls_loss`."""
-    generator = cfg.MODEL.ANCHOR_GENERATOR
+    shapes = [ShapeSpec(stride=1) for _ in cfg.MODEL.RETINANET.IN_FEATURES]
     known = {
         "matcher": build_matcher(cfg),
         "num_classes": cfg.MODEL.RETINANET.NUM_CLASSES,
         # All levels have as many, or the head could not share its weights.
-        "anchors_per_cell": len(generator.SIZES[0]) * len(generator.ASPECT_RATIOS[0]),
+        "anchors_per_cell": build_anchor_generator(cfg, shapes).num_anchors[0],
     }
     assigner: Assigner = _build(ASSIGNER_REGISTRY, "ASSIGNER", cfg, **known)
     return assigner

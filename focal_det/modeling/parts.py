@@ -1,8 +1,7 @@
 """The parts of a detector that a config selects, and which keys of MODEL.FOCAL_DET they read.
 
 A part of focal_det, a class or a function, declares these keys in `focal_det_keys`, which its
-subclasses inherit.
-Detectron2's own parts read none.
+subclasses inherit. Detectron2's own parts read none.
 """
 
 from collections.abc import Collection, Mapping, Sequence

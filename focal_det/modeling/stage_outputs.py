@@ -78,9 +78,8 @@ def compute_stage_outputs(
     All anchors or proposals are labelled, also those that a sample would leave out.
 
     Args:
-        model: a RetinaNet with the methods of FocalRetinaNet; or
-            a two-stage detector whose part for this stage has the method `measured`, like FocalRPN
-            and FocalROIHeads.
+        model: a RetinaNet with the methods of FocalRetinaNet; or a two-stage detector whose part
+            for this stage has the method `measured`, like FocalRPN and FocalROIHeads.
         batch: outputs of Detectron2's DatasetMapper, with "instances".
         stage: one of STAGES; empty for a RetinaNet.
 

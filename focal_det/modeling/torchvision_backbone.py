@@ -6,10 +6,10 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -22,10 +22,12 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from focal_det.messages import describe_unknown
 
+_Build = TypeVar("_Build", bound=Callable[..., Backbone])
+
 NORMS = ("FrozenBN", "BN", "SyncBN", "GN")
 _NUM_STAGES = 5
 _MAX_GROUPS = 32
-# Pixels of the image that strides are measured with.
+# Side, in pixels, of the image that measures strides.
 _PROBE_SIDE = 2 ** (_NUM_STAGES + 1)
 
 
@@ -54,7 +56,8 @@ class TorchvisionBackbone(Backbone):
 
     They have the names of Detectron2's ResNet, from "res1" (stride 2) to "res5" (stride 32). Each
     is the output of the last block at its stride, except for a 1x1 convolution that widens the last
-    map for the classifier. Names of parameters are those of torchvision, after "body.".
+    map for the classifier. Names of parameters are those of torchvision, after "body.". It cannot
+    be scripted.
     """
 
     @configurable  # type: ignore[untyped-decorator]  # Detectron2 has no annotations
@@ -69,7 +72,7 @@ class TorchvisionBackbone(Backbone):
         """
         Args:
             name: of a classifier, as for `torchvision.models.get_model`.
-            norm: what becomes of BatchNorm: "FrozenBN" keeps the statistics of the weights, "BN"
+            norm: replaces BatchNorm. "FrozenBN" keeps the statistics of the weights, "BN"
                 trains, "SyncBN" trains with the statistics of all processes, and "GN" is
                 GroupNorm, for training from scratch.
             freeze_at: stages that are not trained, from 0 to 5; the first one ends at stride 2.
@@ -81,9 +84,14 @@ class TorchvisionBackbone(Backbone):
         """
         super().__init__()
         if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+            raise ValueError(
+                f"norm (MODEL.RESNETS.NORM) must be one of {', '.join(NORMS)}, got {norm!r}"
+            )
         if not 0 <= freeze_at <= _NUM_STAGES:
-            raise ValueError(f"freeze_at must be from 0 to {_NUM_STAGES}, got {freeze_at}")
+            raise ValueError(
+                f"freeze_at (MODEL.BACKBONE.FREEZE_AT) must be from 0 to {_NUM_STAGES}, got "
+                f"{freeze_at}"
+            )
         classifier = build_classifier(name)
         blocks = _find_blocks_up_to(out_features, classifier, name)
         self.body = _make_body(classifier, blocks, norm, freeze_at)
@@ -121,12 +129,21 @@ class TorchvisionBackbone(Backbone):
         return maps
 
 
+def _register(build: _Build) -> _Build:
+    """Let configs select a function that reads TORCHVISION_BACKBONE, see `modeling.parts`."""
+    vars(build)["focal_det_keys"] = ("TORCHVISION_BACKBONE",)
+    BACKBONE_REGISTRY.register(build)
+    return build
+
+
+@_register
 def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBackbone:
     """The last feature map of a classifier."""
     backbone: TorchvisionBackbone = TorchvisionBackbone(cfg, out_features=["res5"])
     return backbone
 
 
+@_register
 def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """A pyramid on the maps MODEL.FPN.IN_FEATURES; the last one also makes p6 and p7."""
     names = list(cfg.MODEL.FPN.IN_FEATURES)
@@ -142,12 +159,6 @@ def build_torchvision_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     )
 
 
-for _build in (build_torchvision_backbone, build_torchvision_fpn_backbone):
-    # See `focal_det.modeling.parts`.
-    vars(_build)["focal_det_keys"] = ("TORCHVISION_BACKBONE",)
-    BACKBONE_REGISTRY.register(_build)
-
-
 def build_classifier(name: str) -> nn.Module:
     """A classifier of torchvision with random weights.
 
@@ -155,6 +166,8 @@ def build_classifier(name: str) -> nn.Module:
         ValueError: torchvision has none of this name; names the nearest one.
     """
     names = torchvision.models.list_models(module=torchvision.models)
+    # Its weights are for pixels that it changes itself, outside its blocks.
+    names.remove("googlenet")
     if name not in names:
         raise ValueError(describe_unknown("classifier of torchvision", name, names))
     classifier: nn.Module = torchvision.models.get_model(name, weights=None)
@@ -184,7 +197,8 @@ def _make_body(
     body = nn.Module()
     for block in blocks:
         module = classifier.get_submodule(block.name)
-        if block.stage <= freeze_at:
+        # The first blocks of a VGG have stride 1, and belong to the first stage.
+        if freeze_at and block.stage <= freeze_at:
             module.requires_grad_(False)
             module = _replace_norm(module, "FrozenBN")
         _add_submodule(body, block.name, _replace_norm(module, norm))
@@ -197,7 +211,8 @@ def find_blocks(classifier: nn.Module) -> list[Block]:
     They are its children, and the children of those that are sequences.
 
     Raises:
-        ValueError: a feature map has another input than the one before it, or there is none.
+        ValueError: the blocks do not form a chain, or the classifier refuses the small image that
+            measures them.
     """
     blocks: list[Block] = []
     maps = [torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE)]
@@ -217,7 +232,7 @@ def find_blocks(classifier: nn.Module) -> list[Block]:
     try:
         with torch.no_grad():
             classifier.eval()(maps[0])
-    # What classifiers raise that take images of one size only.
+    # Raised by classifiers that accept only one image size.
     except (AssertionError, RuntimeError) as error:
         raise ValueError(str(error)) from None
     finally:

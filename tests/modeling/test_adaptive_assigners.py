@@ -19,6 +19,8 @@ from focal_det.modeling.adaptive_assigners import (
 from tests.conftest import make_batch, make_step
 
 NUM_CLASSES = 3
+NAME = ["MODEL.FOCAL_DET.ASSIGNER.NAME"]
+ARGS = "MODEL.FOCAL_DET.ASSIGNER.ARGS"
 DEGENERATE = [
     [20.0, 20.0, 20.0, 40.0],
     [30.0, 30.0, 20.0, 20.0],
@@ -207,6 +209,25 @@ def test_off_the_cpu_labels_need_no_value(assigner):
     assert [tuple(x.shape) for x in got] == [(num_anchors,), (num_anchors,), (2,)]
 
 
+def test_candidates_of_the_same_iou_are_positive():
+    """Their mean may be rounded up, above all of them."""
+    assigner = ATSSAssigner(num_classes=NUM_CLASSES, anchors_per_cell=1)
+    for side in torch.arange(24, 28, 0.25).tolist():
+        anchors = [make_level(8, [8])]
+        got = assigner.assign(anchors, make_instances([[16.0, 16.0, 16.0 + side, 16.0 + side]]))
+        # The cells that the box contains.
+        assert int((got.gt_labels == 0).sum()) == 9
+
+
+def test_a_box_without_a_predicted_one_is_not_reported():
+    """It overlaps anchors, so its annotation is right."""
+    predictions = make_predictions()
+    predictions.pred_boxes = Boxes(torch.full_like(predictions.pred_boxes.tensor, math.nan))
+    assigner = TaskAlignedAssigner(num_classes=NUM_CLASSES)
+    got = assigner.assign(ANCHORS, make_instances([[10.0, 10.0, 42.0, 42.0]]), predictions)
+    assert (got.gt_labels == NUM_CLASSES).all() and not got.without_anchor.any()
+
+
 def test_of_equal_values_the_first_are_taken():
     values = torch.tensor([[1.0, 3, 3, 2, 3], [0, 0, 0, 0, 0]])
     assert take_largest(values, 2).tolist() == [
@@ -241,11 +262,21 @@ def test_labels_follow_what_the_detector_predicts():
     assert after[first] == 10 and (after == target).any()
 
 
-def test_anchors_of_a_cell_are_read_from_the_config():
-    words = ["MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner"]
-    words += ["MODEL.FOCAL_DET.ASSIGNER.ARGS.ATSSAssigner.topk", "5"]
+@pytest.mark.parametrize("sizes", ["[[16], [32], [64], [128], [256]]", "[[16, 24]]", "[16, 24]"])
+def test_anchors_of_a_cell_are_read_from_the_config(sizes):
+    words = ["MODEL.ANCHOR_GENERATOR.SIZES", sizes, *NAME, "ATSSAssigner"]
+    words += [f"{ARGS}.ATSSAssigner.topk", "5"]
     assigner = build_model(load_config("digits/focal_retinanet_tiny.yaml", words)).assigner
-    assert assigner.anchors_per_cell == 9 and assigner.topk == 5
+    assert assigner.topk == 5
+    assert assigner.anchors_per_cell == (3 if sizes.startswith("[[16],") else 6)
+
+
+def test_every_argument_is_a_key():
+    words = [*NAME, "TaskAlignedAssigner"]
+    for name, value in (("topk", "7"), ("alpha", "0.5"), ("beta", "2.0")):
+        words += [f"{ARGS}.TaskAlignedAssigner.{name}", value]
+    assigner = build_model(load_config("digits/focal_retinanet_tiny.yaml", words)).assigner
+    assert (assigner.topk, assigner.alpha, assigner.beta) == (7, 0.5, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ NODES = {
     "regnet_y_400mf": ("trunk_output.block2", "trunk_output.block3", "trunk_output.block4"),
     "convnext_tiny": ("features.3", "features.5", "features.7"),
     "shufflenet_v2_x0_5": ("stage2", "stage3", "conv5"),
+    "densenet121": ("features.denseblock2", "features.denseblock3", "features.norm5"),
+    "vgg11_bn": ("features.20", "features.27", "features.28"),
 }
 FEATURES = ("res3", "res4", "res5")
 KEYS = (
@@ -104,6 +106,13 @@ def test_the_first_stages_are_frozen_and_the_others_have_their_norm(norm):
         assert len(norms) == 5 and all(isinstance(x, kind) for x in norms)
 
 
+def test_nothing_is_frozen_unless_asked_for():
+    """The first blocks of a VGG have stride 1."""
+    assert all(x.requires_grad for x in TorchvisionBackbone("vgg11_bn").parameters())
+    frozen = TorchvisionBackbone("vgg11_bn", freeze_at=1)
+    assert not any(x.requires_grad for x in frozen.body.get_submodule("features.0").parameters())
+
+
 def test_group_norm_takes_any_number_of_channels():
     backbone = TorchvisionBackbone("mobilenet_v2", norm="GN")
     maps = backbone(torch.randn(1, 3, 64, 64))
@@ -149,8 +158,17 @@ def test_a_lazy_config_builds_it():
             {"out_features": ["res1", "res3"]},
             "no feature map res1; it has res2, r",
         ),
-        ("resnet18", {"norm": "LN"}, "norm must be one of FrozenBN, BN, SyncBN, GN, got 'LN'"),
-        ("resnet18", {"freeze_at": 6}, "freeze_at must be from 0 to 5, got 6"),
+        ("googlenet", {}, "Unknown classifier of torchvision 'googlenet'"),
+        (
+            "resnet18",
+            {"norm": "LN"},
+            r"norm \(MODEL.RESNETS.NORM\) must be one of FrozenBN, BN, SyncBN, GN, got 'LN'",
+        ),
+        (
+            "resnet18",
+            {"freeze_at": 6},
+            r"freeze_at \(MODEL.BACKBONE.FREEZE_AT\) must be from 0 to 5, got 6",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_explained(name, changes, message):

@@ -544,6 +544,17 @@ def test_labels_that_need_predictions_are_not_those_of_training(config):
     assert line.endswith(" per image; labelled by IoU, as TaskAlignedAssigner needs predictions")
 
 
+def test_thresholds_are_not_those_of_an_assigner_without_any(small_boxes):
+    words = ["MODEL.RETINANET.IOU_THRESHOLDS", "[0.4, 0.6]", "MODEL.FOCAL_DET.ASSIGNER.NAME"]
+    texts = {}
+    for name in ("IoUAssigner", "ATSSAssigner"):
+        findings, report = run_checks(load_checked_config(small_boxes, [*words, name], None))
+        texts[name] = "\n".join([*(x.title for x in findings), *describe(report)])
+    title = "boxes that no anchor overlaps enough"
+    assert title in texts["IoUAssigner"] and title not in texts["ATSSAssigner"]
+    assert "boxes matched to a positive anchor" in texts["ATSSAssigner"]
+
+
 def test_the_first_line_is_on_the_imbalance(config):
     cfg = load_checked_config(config, [], None)
     _, report = run_checks(cfg)

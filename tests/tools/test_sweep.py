@@ -355,6 +355,13 @@ def test_run_of_a_version_that_lacks_a_key_counts(swept, data_env, monkeypatch, 
     finally:
         file.write_text(text)
     assert "2 runs, 2 of them with a result" in capsys.readouterr().err
+    # A row that sets a newer key is another row.
+    file.write_text(yaml.safe_dump(content))
+    try:
+        error = get_error(capsys, *words, "MODEL.FOCAL_DET.ASSIGNER.NAME", "ATSSAssigner")
+    finally:
+        file.write_text(text)
+    assert "holds a run with MODEL.FOCAL_DET.ASSIGNER.NAME 'IoUAssigner', but" in error
 
 
 def test_run_with_other_settings_is_refused(swept, capsys):
