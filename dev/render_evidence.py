@@ -86,10 +86,16 @@ def make_comparison(
                 "error": round(spread / math.sqrt(len(values[name])), 2),
             }
         )
+    best = {}
+    for answer in answers:
+        key = json.dumps(answer["values"])
+        # An answer with several learning rates counts with its best.
+        if key not in best or answer["mean"] > best[key]["mean"]:
+            best[key] = answer
     return {
         "sizes": {x: round(sizes[x], 1) for x in size_names},
         "record": str(file.relative_to(ROOT)),
-        "answers": answers,
+        "answers": list(best.values()),
     }
 
 

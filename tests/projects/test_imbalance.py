@@ -67,6 +67,16 @@ def test_every_row_has_three_seeds(configs):
     assert_three_seeds(read_result(table), cfgs)
 
 
+def test_each_other_answer_was_searched_before_it_was_compared():
+    rows = read_rows(FOLDER / "rows.json")
+    names = [row["row"] for row in read_result("answers_search")["rows"]]
+    assert names == [row.name for row in rows["answers_search"]]
+    for row in rows["ten_500"]:
+        rate = row.overrides["SOLVER.BASE_LR"]
+        found = [name for name in names if name.startswith(f"{row.name}, rate")]
+        assert not found or f"{row.name}, rate {rate}" in found
+
+
 @pytest.mark.parametrize("table", ["search", "ten_search"])
 def test_the_search_gives_each_answer_several_settings(table):
     names = [row["row"] for row in read_result(table)["rows"]]
